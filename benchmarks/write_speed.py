@@ -1,0 +1,91 @@
+"""How fast a block of plans becomes rows of Parquet: rows per second on one core, and bytes per row.
+
+    python benchmarks/write_speed.py [MILLION_ROWS]
+
+Two kinds of rows. ``grid``: plans in the order of a space, outputs that repeat as those of neighbouring plans do.
+``noise``: the same plans with outputs of which no two are equal, the worst that a compressor can meet.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pyarrow as pa
+
+from dlcalc.results.schema import CONSTANT_COLUMNS, KNOB_COLUMNS, OUTPUT_COLUMNS, WORDS
+from dlcalc.results.writer import Block, ShardHeader, ShardWriter
+
+BLOCK_ROWS = 2**16
+AXES = {"tp": 4, "pp": 5, "dp": 9, "vpp": 5, "micro_batch": 4, "recompute_layers": 9, "zero_stage": 3, "overlap_tp": 2}
+FIT_FRACTION = 0.3
+
+
+def blocks(n_rows: int, *, noise: bool) -> list[Block]:
+    """Plans that fit, at random 30 % of a grid, in the grid's order."""
+    rng = np.random.default_rng(7)
+    made, start = [], 0
+    for first in range(0, n_rows, BLOCK_ROWS):
+        rows = min(BLOCK_ROWS, n_rows - first)
+        candidates = np.arange(start, start + int(1.2 * rows / FIT_FRACTION))
+        index = candidates[rng.random(len(candidates)) < FIT_FRACTION][:rows]
+        start = int(index[-1]) + 1
+        made.append(_block(index, rng, noise=noise))
+    return made
+
+
+def _block(index: np.ndarray, rng: np.random.Generator, *, noise: bool) -> Block:
+    places = dict(zip(AXES, np.unravel_index(index % np.prod(list(AXES.values())), tuple(AXES.values())), strict=True))
+    block = {"plan_index": index}
+    for column in KNOB_COLUMNS:
+        place = places.get(column.name)
+        block[column.name] = (np.ones(len(index)) if place is None else place.astype(np.float64)).astype(column.dtype)
+    for word in WORDS:
+        block[word] = (places["pp"] % 3).astype(np.int8)
+    step = 10.0 + places["tp"] * 0.31 + places["micro_batch"] * 0.017 + places["overlap_tp"] * 0.005
+    step = step + (rng.random(len(index)) if noise else places["recompute_layers"] * 0.003)
+    memory = 4e10 * (1 + places["pp"] * 0.1 + (rng.random(len(index)) if noise else 0.0))
+    values = (step, 5 / step, 5.5 / step, 3e4 / step, memory, 8.5e10 - memory)
+    return block | {column.name: value for column, value in zip(OUTPUT_COLUMNS, values, strict=True)}
+
+
+def measure(made: list[Block]) -> tuple[float, float, float]:
+    """Rows per second of one core's time and of the clock, and bytes per row; the file's hash is included."""
+    header = ShardHeader(
+        scenario=0,
+        constants={column.name: 256 if column.kind == "constant" else "some-name" for column in CONSTANT_COLUMNS},
+        names=dict.fromkeys(WORDS, ("one", "two", "three")),
+        metadata={},
+    )
+    n_rows = sum(len(block["plan_index"]) for block in made)
+    with tempfile.TemporaryDirectory() as directory:
+        core_s, clock_s = time.process_time(), time.perf_counter()
+        with ShardWriter(Path(directory), header, 0) as shard:
+            for block in made:
+                shard.write(block)
+        record = shard.record(start=0, stop=n_rows, n_plans=n_rows, n_fit=n_rows, refused={})
+        core_s, clock_s = time.process_time() - core_s, time.perf_counter() - clock_s
+    return n_rows / core_s, n_rows / clock_s, record.n_bytes / n_rows
+
+
+def main() -> None:
+    """Print both kinds of rows, best of three."""
+    pa.set_cpu_count(1)
+    n_rows = int(float(sys.argv[1]) * 1e6) if len(sys.argv) > 1 else 2_000_000
+    for kind in ("grid", "noise"):
+        made = blocks(n_rows, noise=kind == "noise")
+        per_core_s, per_s, row_bytes = max(measure(made) for _ in range(3))
+        print(
+            f"{kind:5}  {per_core_s / 1e6:.2f} M rows per second of one core, "
+            f"{per_s / 1e6:.2f} M by the clock (disk included), {row_bytes:.1f} bytes per row"
+        )
+
+
+if __name__ == "__main__":
+    main()

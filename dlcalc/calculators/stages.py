@@ -1,0 +1,121 @@
+"""Which layers sit on which pipeline stage.
+
+A pipeline of ``pp`` stages with ``vpp`` chunks each cuts the layers into ``pp * vpp`` consecutive chunks. Chunk ``c`` sits on
+stage ``c mod pp`` (interleaved), except under V-shaped schedules, where stage ``s`` holds chunks ``s`` and ``2 pp - 1 - s``.
+How much time or memory a layer takes is not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlcalc.calculators.schedule import DUALPIPE, ZB_V
+from dlcalc.specs.model import ModelSpec
+
+Array = NDArray[np.float64]
+
+SPLITS = ("even", "embedding_and_loss", "custom")
+"""even: equally many layers per chunk; embedding_and_loss: each of the two counts as one layer; custom: given outright."""
+EVEN, EMBEDDING_AND_LOSS, CUSTOM = range(3)
+
+
+@dataclass(frozen=True)
+class StageLayers:
+    """Layers of each kind on three stages that bound all others: the first, the fullest between, the last.
+
+    Arrays have a leading axis of 3. With one stage all three are that stage. ``total_*`` are over the pipeline.
+    """
+
+    stage: Array
+    """Index of the stage, which decides its micro-batches in flight."""
+    windowed: Array
+    """Layers whose attention is a sliding window."""
+    full: Array
+    """Layers with full attention."""
+    dense: Array
+    moe: Array
+    embeddings: Array
+    """1 where the stage holds the token embedding."""
+    heads: Array
+    """1 where the stage holds the LM head and the loss."""
+    most_layers: Array
+    """Layers on the fullest stage, and"""
+    fewest_layers: Array
+    """on the emptiest."""
+
+    @property
+    def layers(self) -> Array:
+        return self.dense + self.moe
+
+
+def first_layer_count(n_layers: int, chunk: Array, *, n_chunks: Array, split: Array) -> Array:
+    """Layers before chunk ``chunk``: ``clip(round(c (L + w) / C) - w / 2, 0, L)``, w = 2 if embedding and loss weigh a layer each, else 0.
+
+    Assumes: chunks as equal as whole layers allow. Source: [derived] equal shares of L + w units, the outer two of which are not layers.
+    """
+    weight = 2.0 * (split == EMBEDDING_AND_LOSS)
+    cut = np.floor(chunk * (n_layers + weight) / n_chunks + 0.5) - weight / 2
+    return np.clip(cut, 0, n_layers)
+
+
+def stage_layers(
+    model: ModelSpec,
+    *,
+    pp: Array,
+    vpp: Array,
+    schedule: Array,
+    split: Array,
+    custom: tuple[int, ...] | None = None,
+) -> StageLayers:
+    """Layers by kind on the three bounding stages, on the broadcast shape of the arguments.
+
+    ``custom`` gives the layers of each chunk in order, read where ``split`` is CUSTOM; it must have pp * vpp entries.
+    """
+    pp, vpp, schedule, split = np.broadcast_arrays(pp, vpp, schedule, split)
+    flat = np.stack([pp.ravel(), vpp.ravel(), schedule.ravel(), split.ravel()], axis=1)
+    layouts, where = np.unique(flat, axis=0, return_inverse=True)  # few: a pipeline has few shapes
+    columns = [_three_stages(model, *layout, custom) for layout in layouts.tolist()]
+    table = np.array(columns).reshape(len(layouts), 8, 3)[where.ravel()]
+    table = np.moveaxis(table, 0, -1).reshape((8, 3, *pp.shape))
+    return StageLayers(*table[:6], heads=table[6], most_layers=table[7, 0], fewest_layers=table[7, 2])
+
+
+def _three_stages(
+    model: ModelSpec, pp_: float, vpp_: float, schedule: float, split: float, custom: tuple[int, ...] | None
+) -> list[list[float]]:
+    """The rows of :class:`StageLayers` for one pipeline shape."""
+    pp, vpp = int(pp_), int(vpp_)
+    n_chunks = pp * vpp
+    chunk = np.arange(n_chunks + 1.0)
+    if split == CUSTOM and custom is not None and len(custom) == n_chunks:
+        cut = np.concatenate([[0.0], np.cumsum(custom)])
+    else:
+        cut = first_layer_count(model.n_layers, chunk, n_chunks=np.float64(n_chunks), split=np.float64(split))
+    kinds = np.array([model.layer_is_windowed, model.layer_is_moe], dtype=float)
+    before = np.concatenate([np.zeros((2, 1)), np.cumsum(kinds, axis=1)], axis=1)  # (kind, layers + 1)
+    at = np.minimum(cut, model.n_layers).astype(int)
+    windowed, moe = np.diff(before[:, at], axis=1)
+    layers = np.diff(cut)
+
+    holds = np.arange(n_chunks) % pp
+    if schedule == ZB_V and vpp == 2:
+        holds = np.minimum(np.arange(n_chunks), 2 * pp - 1 - np.arange(n_chunks))
+    on_stage = holds[None, :] == np.arange(pp)[:, None]  # (stage, chunk)
+    if schedule == DUALPIPE:
+        on_stage = on_stage | on_stage[::-1]
+    per_stage = on_stage @ np.stack([windowed, layers - windowed, layers - moe, moe], axis=1)
+    embeddings = on_stage[:, 0].astype(float)
+    heads = on_stage[:, -1].astype(float)
+
+    totals = per_stage[:, 2] + per_stage[:, 3]
+    between = range(1, pp - 1)
+    middle = max(between, key=lambda s: (totals[s], -s)) if pp > 2 else 0
+    chosen = [0, middle, pp - 1]
+    rows = [[float(s) for s in chosen]]
+    rows += [[per_stage[s, kind] for s in chosen] for kind in range(4)]
+    rows += [[embeddings[s] for s in chosen], [heads[s] for s in chosen]]
+    rows += [[totals.max(), 0.0, totals.min()]]
+    return rows

@@ -1,0 +1,137 @@
+"""Bytes that memory-bound operations move through device memory, and how many kernels do it.
+
+Each function counts reads and writes of whole tensors, operand by operand, in the precision the trainer uses. Elements are per device and
+per micro-batch. Time is bytes over achieved bandwidth (``kernels.memory_bound_time_s``); caches between kernels are ignored, which
+overstates the time of tensors much smaller than the last-level cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlcalc.specs.framework import FrameworkProfile
+from dlcalc.specs.hardware import Precision
+
+Array = NDArray[np.float64]
+
+
+class Traffic(NamedTuple):
+    """Bytes per element of a forward and a backward pass."""
+
+    forward: float
+    backward: float
+
+
+NORM = {True: Traffic(4, 8), False: Traffic(36, 70)}
+"""Fused: read x, write y; backward reads x and dy, writes dx, and reads x once more for the weight's gradient. Unfused (PyTorch
+operations on an fp32 copy): cast (6), square (8), mean (4), scale (8), cast (6), weight (4); backward about twice that."""
+RESIDUAL = {True: Traffic(6, 6), False: Traffic(10, 10)}
+"""bias + dropout + add in one kernel: two reads, one write; unfused adds one more pass. Backward: one add of two gradients."""
+ROPE = {True: Traffic(4, 4), False: Traffic(18, 18)}
+"""One pass, or rotate-half (4), two products (4 each) and a sum (6)."""
+GATED = {True: Traffic(6, 10), False: Traffic(10, 16)}
+"""SwiGLU per element of the intermediate: read gate and up, write one; backward reads three, writes two."""
+UNGATED = {True: Traffic(4, 6), False: Traffic(8, 10)}
+"""bias + GELU."""
+DROPOUT_MASK_BYTES = 1.0
+PERMUTE = Traffic(14, 14)
+"""Routed tokens are gathered (4), sorted by local expert on arrival (4), sorted back (4), and summed with their weights (2 and a share)."""
+ROUTER = Traffic(24, 24)
+"""Scores in fp32: cast, softmax or sigmoid, top-k, mask, auxiliary loss."""
+LOSS = {"fused": Traffic(2, 4), "parallel": Traffic(34, 14), "gathered": Traffic(26, 18)}
+"""Per logit. fused: read; read and overwrite with the gradient. parallel: cast to fp32 (6), maximum (4), subtract (8), exponential (8), sum (4),
+predicted logit (4); divide and subtract, cast (14). gathered: cast (6), log-softmax (12), gather (8); backward (12) and cast (6)."""
+EMBEDDING = Traffic(4, 10)
+
+CAST_BYTES: dict[Precision, float] = {"fp8": 6.0, "mxfp8": 4.5, "nvfp4": 7.0}
+"""Per element quantized. fp8 with current scaling: a pass for the maximum (2), read (2), write both orientations (2). mxfp8: read (2), write
+both orientations with scales (2.1), swizzle scales. nvfp4: maximum (2), read (2), Hadamard transform and both orientations (3)."""
+
+
+def norm_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tuple[Array, Array]:
+    """Forward and backward bytes of one norm.
+
+    Source: [derived] operand by operand, see ``NORM``.
+    """
+    per = NORM[profile.fused_norm]
+    return elements * per.forward, elements * per.backward
+
+
+def residual_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tuple[Array, Array]:
+    """Forward and backward bytes of bias, dropout and the residual sum.
+
+    Source: [derived] operand by operand, see ``RESIDUAL``.
+    """
+    per = RESIDUAL[profile.fused_residual]
+    mask = DROPOUT_MASK_BYTES if profile.dropout else 0.0
+    return elements * (per.forward + mask), elements * (per.backward + mask)
+
+
+def rope_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tuple[Array, Array]:
+    """Forward and backward bytes of rotating queries and keys.
+
+    Source: [derived] operand by operand, see ``ROPE``.
+    """
+    per = ROPE[profile.fused_rope]
+    return elements * per.forward, elements * per.backward
+
+
+def activation_traffic_bytes(elements: Array, *, gated: bool, profile: FrameworkProfile) -> tuple[Array, Array]:
+    """Forward and backward bytes of the MLP's non-linearity; ``elements`` of its output.
+
+    Source: [derived] operand by operand, see ``GATED`` and ``UNGATED``.
+    """
+    per = (GATED if gated else UNGATED)[profile.fused_activation]
+    return elements * per.forward, elements * per.backward
+
+
+def routing_traffic_bytes(tokens: Array, routed_elements: Array, *, n_experts: int) -> tuple[Array, Array]:
+    """Forward and backward bytes of scoring, permuting and combining; ``routed_elements`` = routed tokens x hidden.
+
+    Ignores: padding of tokens per expert to a tile, a few per cent of the routed elements.
+    Source: [derived] operand by operand, see ``PERMUTE`` and ``ROUTER``.
+    """
+    scores = tokens * n_experts
+    forward = scores * ROUTER.forward + routed_elements * PERMUTE.forward
+    backward = scores * ROUTER.backward + routed_elements * PERMUTE.backward
+    return forward, backward
+
+
+def loss_traffic_bytes(logits: Array, *, profile: FrameworkProfile) -> tuple[Array, Array]:
+    """Forward and backward bytes of the cross-entropy; ``logits`` on this device.
+
+    Source: [derived] operand by operand, see ``LOSS``.
+    """
+    per = LOSS[profile.cross_entropy]
+    return logits * per.forward, logits * per.backward
+
+
+def embedding_traffic_bytes(elements: Array) -> tuple[Array, Array]:
+    """Forward and backward bytes of looking up (and scattering the gradient of) ``elements`` = tokens x hidden.
+
+    Source: [derived] operand by operand, see ``EMBEDDING``.
+    """
+    return elements * EMBEDDING.forward, elements * EMBEDDING.backward
+
+
+def cast_traffic_bytes(elements: Array, *, precision: Precision) -> Array:
+    """Bytes of quantizing ``elements`` for a low-precision matmul; zero at 16 bits and above.
+
+    Ignores: casts fused into the norm or activation before them.
+    Source: [derived] operand by operand, see ``CAST_BYTES``.
+    """
+    return elements * CAST_BYTES.get(precision, 0.0)
+
+
+def optimizer_traffic_bytes(params: Array, *, profile: FrameworkProfile) -> Array:
+    """Bytes of one Adam step over ``params`` elements on this device.
+
+    Gradient read (and read once more for its norm), moments and master weights read and written, 16-bit weight written.
+
+    Source: [derived] operand by operand.
+    """
+    state = profile.master_weight_bytes + profile.optimizer_state_bytes
+    return params * (2.0 * profile.grad_bytes + 2.0 * state + 2.0)

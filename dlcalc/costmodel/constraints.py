@@ -1,0 +1,131 @@
+"""What a plan must satisfy to run at all, apart from memory: ``{reason: mask}``, True where refused.
+
+Each mask is computed on the axes of the knobs it reads, so counting refusals of a grid costs next to nothing. A plan may be refused
+for several reasons. Reasons are short sentences, because users read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlcalc.calculators.memory import RECOMPUTE_MODES
+from dlcalc.calculators.schedule import SCHEDULES
+from dlcalc.calculators.stages import EMBEDDING_AND_LOSS, EVEN, StageLayers
+from dlcalc.costmodel.plans import ALL_LAYERS, Array, Plans
+from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recipe import Recipe
+
+Mask = NDArray[np.bool_]
+ONE_F_ONE_B, INTERLEAVED = SCHEDULES.index("1f1b"), SCHEDULES.index("interleaved")
+NEEDS_TWO_CHUNKS = tuple(SCHEDULES.index(name) for name in ("zb-v",))
+DUALPIPE = SCHEDULES.index("dualpipe")
+NO_RECOMPUTE, FULL = RECOMPUTE_MODES.index("none"), RECOMPUTE_MODES.index("full")
+MLA_UP, NORM_ACT = RECOMPUTE_MODES.index("mla_up_proj"), RECOMPUTE_MODES.index("norm_act")
+
+
+def refused_by_mesh(model: ModelSpec, recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
+    """Refusals that the mesh alone decides."""
+    stage_devices = plans.tp * plans.cp * plans.dp
+    kv = float(model.n_kv_heads)
+    profile = recipe.framework
+    reasons = {
+        "tp does not divide the attention heads": _indivisible(model.n_heads, plans.tp),
+        "tp and the KV heads do not divide each other": _indivisible(kv, plans.tp) & _indivisible(plans.tp, kv)
+        if profile.replicates_kv_heads
+        else _indivisible(kv, plans.tp),
+        "tp does not divide the MLP width": _indivisible(model.ffn_hidden_size, plans.tp),
+        "the sequence does not split into 2 cp parts": (plans.cp > 1) & _indivisible(recipe.seq_len, 2 * plans.cp),
+        "more pipeline stages than layers": plans.pp > model.n_layers + 2,
+        "dp does not divide the global batch": _indivisible(recipe.global_batch, plans.dp),
+        "the framework has no tensor parallelism": (plans.tp > 1) & (not profile.supports_tensor),
+        "the framework has no context parallelism": (plans.cp > 1) & (not profile.supports_context),
+        "the framework has no pipeline parallelism": (plans.pp > 1) & (not profile.supports_pipeline),
+    }
+    if model.is_moe:
+        reasons |= {
+            "ep does not divide the experts": _indivisible(model.n_experts, plans.ep),
+            "etp does not divide the expert width": _indivisible(model.expert_ffn_hidden_size, plans.etp),
+            "etp x ep does not divide the devices of a stage": _indivisible(stage_devices, plans.etp * plans.ep),
+        }
+    return reasons
+
+
+def refused_by_batch(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
+    """Refusals that the micro-batch decides."""
+    return {
+        "dp x micro_batch does not divide the global batch": _indivisible(
+            recipe.global_batch, plans.dp * plans.micro_batch
+        )
+    }
+
+
+def refused_by_pipeline(model: ModelSpec, recipe: Recipe, plans: Plans, stages: StageLayers) -> Mapping[str, Mask]:
+    """Refusals that the schedule, the chunks and the split of layers decide."""
+    chunks = plans.pp * plans.vpp
+    micro_batches = recipe.global_batch / (plans.dp * plans.micro_batch)
+    interleaved = plans.schedule == INTERLEAVED
+    two_chunks = np.isin(plans.schedule, NEEDS_TWO_CHUNKS)
+    even = plans.split == EVEN
+    shared_out = plans.split == EMBEDDING_AND_LOSS
+    return {
+        "the layers do not split evenly over pp x vpp": even & _indivisible(model.n_layers, chunks),
+        "splitting the embedding and the loss needs pp > 1": shared_out & (plans.pp == 1),
+        "a pipeline chunk would hold nothing": (chunks > model.n_layers + 2.0 * shared_out) | (stages.fewest_layers < 0),
+        "interleaving needs vpp > 1 and pp > 1": interleaved & ((plans.vpp == 1) | (plans.pp == 1)),
+        "vpp > 1 needs an interleaved or V-shaped schedule": (plans.vpp > 1) & ~interleaved & ~two_chunks,
+        "the schedule needs exactly two chunks per stage": two_chunks & (plans.vpp != 2),
+        "the schedule needs pp > 1": (plans.schedule != ONE_F_ONE_B) & ~interleaved & (plans.pp == 1),
+        "dualpipe needs an even pp": (plans.schedule == DUALPIPE) & _indivisible(plans.pp, 2.0),
+        "interleaving needs micro-batches in multiples of pp": interleaved & _indivisible(micro_batches, plans.pp),
+        "the schedule needs at least two micro-batches per stage": (plans.schedule == DUALPIPE)
+        & (micro_batches < 2 * plans.pp),
+    }
+
+
+def refused_by_recompute(model: ModelSpec, plans: Plans, stages: StageLayers) -> Mapping[str, Mask]:
+    """Refusals of recomputation and of activation offload."""
+    partial = plans.recompute_layers != ALL_LAYERS
+    return {
+        "only full recomputation counts layers": partial & (plans.recompute != FULL),
+        "more layers recomputed than a stage holds": partial & (plans.recompute_layers >= stages.most_layers),
+        "more layers offloaded than a stage holds": plans.offload_layers > stages.most_layers,
+        "recomputing latent projections needs latent attention": (plans.recompute == MLA_UP) & (not model.is_mla),
+    }
+
+
+def refused_by_tensor(model: ModelSpec, recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
+    """Refusals of sequence parallelism and of the overlaps inside a layer."""
+    sharded = plans.sequence_parallel == 1
+    reasons = {
+        "sequence parallelism needs tp > 1": sharded & (plans.tp == 1),
+        "sequence parallelism needs tp x cp to divide the sequence": sharded
+        & _indivisible(recipe.seq_len, plans.tp * plans.cp),
+        "overlapping tp needs sequence parallelism": (plans.overlap_tp == 1) & ~sharded,
+        "overlapping experts needs ep > 1": (plans.overlap_ep == 1) & (plans.ep == 1),
+    }
+    if model.is_moe:
+        reasons["experts under tp > 1 need sequence parallelism"] = (plans.tp > 1) & ~sharded
+    return reasons
+
+
+def refused_by_data(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
+    """Refusals of what is sharded over data parallel ranks, and of its overlaps."""
+    ranks = plans.dp * plans.cp
+    return {
+        "replicas must divide dp x cp": _indivisible(ranks, plans.dp_replicate),
+        "replicas of one device shard nothing": (plans.dp_replicate > 1) & (plans.dp_replicate >= ranks),
+        "replicas need sharded states": (plans.dp_replicate > 1) & (plans.zero_stage == 0),
+        "sharding gradients or parameters excludes a pipeline here": (plans.zero_stage >= 2)
+        & (plans.pp > 1)
+        & (not recipe.framework.shards_gradients_in_pipeline),
+        "overlapping the parameter gather needs sharded states": (plans.overlap_param == 1) & (plans.zero_stage == 0),
+        "overlapping the parameter gather needs the gradient's overlapped": (plans.overlap_param == 1)
+        & (plans.overlap_grad == 0),
+    }
+
+
+def _indivisible(whole: Array | float, part: Array | float) -> Mask:
+    return np.asarray(np.mod(whole, part) != 0)

@@ -1,0 +1,156 @@
+"""What the cost model says of a batch of plans: the one composition of every equation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dlcalc.calculators import flops
+from dlcalc.calculators.stages import StageLayers, stage_layers
+from dlcalc.costmodel import constraints
+from dlcalc.costmodel.constraints import Mask
+from dlcalc.costmodel.footprint import Footprint, footprint, offloaded_layer_bytes
+from dlcalc.costmodel.layer_times import sum_of
+from dlcalc.costmodel.machine import Machine
+from dlcalc.costmodel.placement import links
+from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.costmodel.stage_params import stage_params
+from dlcalc.costmodel.step_time import StepTime, model_times, recomputed_fraction, step_time
+from dlcalc.specs.hardware import HardwareSpec
+from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recipe import Recipe
+
+OUT_OF_MEMORY = "needs more memory than the device has"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time, memory and refusals of a batch of plans; every array broadcasts against the batch."""
+
+    model: ModelSpec
+    machine: Machine
+    plans: Plans
+    stages: StageLayers
+    step: StepTime
+    footprint: Footprint
+    refused: Mapping[str, Mask]
+    """By reason, memory apart: on the axes that decide it."""
+    capacity_bytes: float
+
+    @cached_property
+    def step_time_s(self) -> Array:
+        return self.step.total_s
+
+    @cached_property
+    def memory_bytes(self) -> Array:
+        """Peak of the fullest stage."""
+        return self.footprint.peak_bytes
+
+    @cached_property
+    def runs(self) -> Mask:
+        """Where nothing but memory can refuse a plan."""
+        allowed = [~mask for mask in sorted(self.refused.values(), key=np.size)]
+        result = allowed[0]
+        for mask in allowed[1:]:
+            result = result & mask
+        return result
+
+    @property
+    def fits(self) -> Mask:
+        return self.runs & (self.memory_bytes <= self.capacity_bytes)
+
+    @property
+    def tokens_per_s_per_device(self) -> Array:
+        return self.machine.recipe.tokens_per_step / (self.step_time_s * self.n_devices)
+
+    @property
+    def n_devices(self) -> Array:
+        plans = self.plans
+        return plans.tp * plans.cp * plans.pp * plans.dp
+
+    @property
+    def mfu_seconds(self) -> Array:
+        """MFU times step time: the step that would reach the peak."""
+        recipe, hardware = self.machine.recipe, self.machine.hardware
+        per_token = flops.model_flops_per_token_flops(
+            self.model, seq_len=float(recipe.seq_len), convention=recipe.mfu_convention
+        )
+        peak = hardware.device.peak_flops_per_s(recipe.precision)
+        return np.asarray(per_token * recipe.tokens_per_step / (self.n_devices * peak))
+
+    @property
+    def mfu(self) -> Array:
+        return self.mfu_seconds / self.step_time_s
+
+    @cached_property
+    def recompute_flops_factor(self) -> Array:
+        """HFU over MFU: FLOPs with recomputation over FLOPs without, on mesh x pipe x redo."""
+        return recompute_flops_factor(self.model, self.machine.recipe, self.plans)
+
+    @property
+    def hfu(self) -> Array:
+        return self.mfu * self.recompute_flops_factor
+
+
+# recompute mode: none selective full norm_act mla_up op_sac
+MATMULS_AGAIN = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.5])
+SCORES_AGAIN = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+
+
+def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans) -> Array:
+    """FLOPs of a step with recomputation over those without: one forward pass of what is run again, of three passes in all."""
+    causal = recipe.mfu_convention != "full_attention"
+    forward = flops.forward_token_flops(model, seq_len=float(recipe.seq_len), causal=causal)
+    scores = forward.attention_scores_flops
+    matmuls = forward.total_flops - scores - forward.head_flops - forward.mtp_flops
+    code = plans.recompute.astype(np.int64)
+    again = MATMULS_AGAIN[code] * matmuls + SCORES_AGAIN[code] * scores
+    return 1.0 + recomputed_fraction(plans, model.n_layers / plans.pp) * again / (3.0 * forward.total_flops)
+
+
+def estimate(
+    model: ModelSpec,
+    hardware: HardwareSpec,
+    recipe: Recipe,
+    plans: Plans,
+    *,
+    custom_split: tuple[int, ...] | None = None,
+    memory_headroom: float = 0.0,
+) -> Estimate:
+    """Time, memory and refusals of ``plans``: a point, rows or a grid."""
+    machine = Machine(hardware, recipe)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # plans that are refused may divide by zero
+        stages = stage_layers(
+            model, pp=plans.pp, vpp=plans.vpp, schedule=plans.schedule, split=plans.split, custom=custom_split
+        )
+        where = links(plans, hardware)
+        times = model_times(model, plans, where, machine)
+        params = stage_params(model, plans, stages)
+        step = step_time(
+            model, plans, where, stages, times, params, machine, offloaded_layer_bytes(model, plans, machine)
+        )
+        memory = footprint(model, plans, stages, params, machine)
+    refused = {
+        **constraints.refused_by_mesh(model, recipe, plans),
+        **constraints.refused_by_batch(recipe, plans),
+        **constraints.refused_by_pipeline(model, recipe, plans, stages),
+        **constraints.refused_by_recompute(model, plans, stages),
+        **constraints.refused_by_tensor(model, recipe, plans),
+        **constraints.refused_by_data(recipe, plans),
+    }
+    return Estimate(
+        model=model,
+        machine=machine,
+        plans=plans,
+        stages=stages,
+        step=step,
+        footprint=memory,
+        refused=refused,
+        capacity_bytes=hardware.device.hbm_bytes * (1.0 - memory_headroom),
+    )
+
+
+__all__ = ["OUT_OF_MEMORY", "Estimate", "estimate", "sum_of"]

@@ -1,0 +1,68 @@
+"""Which link each group of a plan crosses, from the rank order and the size of a node.
+
+Ranks are laid out tp fastest, then cp, then dp, then pp; experts use the same devices as etp, then ep, then the rest.
+A group of ``n`` ranks ``stride`` apart has ``min(n, node // stride)`` members on a node, and each member brings its own NIC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlcalc.calculators.communication import GroupLink
+from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.specs.hardware import HardwareSpec
+
+
+@dataclass(frozen=True)
+class Links:
+    """The link of every kind of group of a batch of plans."""
+
+    tp: GroupLink
+    cp: GroupLink
+    shard: GroupLink
+    """Ranks that share the states of the dense parameters: dp x cp over the replicas."""
+    replicate: GroupLink
+    """Ranks that hold the same shard (HSDP); of one without replicas."""
+    etp: GroupLink
+    ep: GroupLink
+    expert_shard: GroupLink
+    """Ranks that hold the same experts."""
+    pp_bytes_per_s: Array
+    pp_latency_s: Array
+    pp_crosses: Array
+    """1 where neighbouring stages sit on different nodes."""
+
+
+def links(plans: Plans, hardware: HardwareSpec) -> Links:
+    """The links of ``plans`` on ``hardware``, in the default rank order tp-cp-ep-dp-pp."""
+    node, fabric = hardware.node, hardware.fabric
+    stage_devices = plans.tp * plans.cp * plans.dp
+    shard = plans.dp * plans.cp / plans.dp_replicate
+    crosses = (stage_devices * plans.pp > node.n_devices) & (plans.pp > 1)
+    return Links(
+        tp=group_link(plans.tp, np.float64(1.0), hardware),
+        cp=group_link(plans.cp, plans.tp, hardware),
+        shard=group_link(shard, plans.tp, hardware),
+        replicate=group_link(plans.dp_replicate, plans.tp * shard, hardware),
+        etp=group_link(plans.etp, np.float64(1.0), hardware),
+        ep=group_link(plans.ep, plans.etp, hardware),
+        expert_shard=group_link(stage_devices / (plans.etp * plans.ep), plans.etp * plans.ep, hardware),
+        pp_bytes_per_s=np.where(crosses, fabric.nic_bytes_per_s_per_device, node.link_bytes_per_s),
+        pp_latency_s=np.where(crosses, fabric.latency_s, node.link_latency_s),
+        pp_crosses=crosses.astype(np.float64),
+    )
+
+
+def group_link(n_ranks: Array, stride: Array, hardware: HardwareSpec) -> GroupLink:
+    """Where a group of ``n_ranks`` that are ``stride`` apart sits."""
+    node_devices = float(hardware.node.n_devices)
+    ranks_per_node = np.minimum(n_ranks, np.maximum(1.0, np.floor(node_devices / stride)))
+    return GroupLink(
+        n_ranks=n_ranks,
+        ranks_per_node=ranks_per_node,
+        node_bytes_per_s=np.float64(hardware.node.link_bytes_per_s),
+        fabric_bytes_per_s=ranks_per_node * hardware.fabric.nic_bytes_per_s_per_device,
+        fabric_latency_s=np.float64(hardware.fabric.latency_s),
+    )

@@ -1,0 +1,355 @@
+"""Time of one optimizer step of a batch of plans, as named terms.
+
+Comments at the end of a line name the axes of the result on a grid: mesh, batch (micro-batch), pipe (schedule, vpp, split), redo
+(recomputation), tensor (sequence parallelism and overlaps in a layer), data (sharding and overlaps over data-parallel ranks).
+Only the last few lines are full-size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlcalc.calculators import schedule, traffic
+from dlcalc.calculators.communication import GroupLink, all_gather_time_s, all_reduce_time_s, reduce_scatter_time_s
+from dlcalc.calculators.kernels import memory_bound_time_s
+from dlcalc.calculators.memory import RECOMPUTE_MODES
+from dlcalc.calculators.stages import StageLayers
+from dlcalc.costmodel.layer_times import (
+    ZERO,
+    Pass,
+    Sublayer,
+    attention_sublayer,
+    dense_mlp_sublayer,
+    embedding_sublayer,
+    head_sublayer,
+    moe_sublayer,
+    stage_send_s,
+    sum_of,
+)
+from dlcalc.costmodel.machine import Machine
+from dlcalc.costmodel.placement import Links
+from dlcalc.costmodel.plans import ALL_LAYERS, Array, Plans
+from dlcalc.costmodel.stage_params import StageParams
+from dlcalc.specs.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step, on the slowest device, by what they are spent on. The step is their sum.
+
+    The first eight are an average stage's work on all micro-batches; ``imbalance_s`` is what the slowest stage has beyond the average,
+    ``bubble_s`` what it waits. Communication terms are what is exposed, not what is sent.
+    """
+
+    matmul_s: Array
+    attention_s: Array
+    memory_bound_s: Array
+    launch_s: Array
+    tp_comm_s: Array
+    cp_comm_s: Array
+    ep_comm_s: Array
+    pp_comm_s: Array
+    recompute_s: Array
+    offload_s: Array
+    imbalance_s: Array
+    bubble_s: Array
+    grad_reduce_s: Array
+    param_gather_s: Array
+    optimizer_s: Array
+    overhead_s: Array
+
+    @property
+    def total_s(self) -> Array:
+        """The step. Grouped by axes, so that only the last three additions are full-size."""
+        work = (self.matmul_s + self.attention_s + self.memory_bound_s + self.launch_s) + (
+            self.tp_comm_s + self.cp_comm_s + self.ep_comm_s
+        )  # mesh x batch x tensor
+        pipeline = (work + self.pp_comm_s + self.overhead_s) + (
+            self.recompute_s + self.offload_s + self.imbalance_s + self.bubble_s
+        )  # mesh x batch x pipe x redo x tensor
+        return pipeline + ((self.optimizer_s + self.param_gather_s) + self.grad_reduce_s)
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """One micro-batch's passes on the three bounding stages (leading axis) and summed over the pipeline."""
+
+    forward_s: Array
+    backward_s: Array
+    replay_s: Array
+    offload_s: Array
+    sum_forward_s: Array
+    sum_backward_s: Array
+    sum_replay_s: Array
+    sum_offload_s: Array
+    weight_grad_s: Array
+
+
+REPLAYED: Mapping[str, tuple[float, ...]] = {
+    # recompute mode:    none selective full norm_act mla_up op_sac
+    "matmul_s": (0.0, 0.0, 1.0, 0.0, 0.0, 0.5),
+    "latent_matmul_s": (0.0, 0.0, 1.0, 0.0, 1.0, 0.5),
+    "attention_s": (0.0, 1.0, 1.0, 0.0, 0.0, 0.0),
+    "norm_s": (0.0, 0.0, 1.0, 1.0, 0.0, 1.0),
+    "activation_s": (0.0, 0.0, 1.0, 1.0, 0.0, 1.0),
+    "other_memory_s": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
+    "launch_s": (0.0, 0.0, 1.0, 0.0, 0.0, 0.5),
+    "tp_comm_s": (0.0, 0.0, 1.0, 0.0, 0.0, 0.5),
+    "cp_comm_s": (0.0, 1.0, 1.0, 0.0, 0.0, 0.0),
+    "ep_comm_s": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
+}
+"""Share of each part of the forward pass that a recompute mode runs again."""
+
+
+@dataclass(frozen=True)
+class ModelTimes:
+    """Sublayers of a model under a batch of plans: ``kinds`` pairs a StageLayers count with its sublayer."""
+
+    kinds: Mapping[str, Sublayer]
+    embedding: Sublayer
+    head: Sublayer
+
+
+def model_times(model: ModelSpec, plans: Plans, links: Links, machine: Machine) -> ModelTimes:
+    """Times of every kind of sublayer the model has."""  # mesh x batch x tensor
+    kinds: dict[str, Sublayer] = {}
+    if any(model.layer_is_windowed):
+        kinds["windowed"] = attention_sublayer(model, plans, links, machine, window=model.sliding_window)
+    if not all(model.layer_is_windowed):
+        kinds["full"] = attention_sublayer(model, plans, links, machine, window=0)
+    if any(model.layer_is_moe):
+        kinds["moe"] = moe_sublayer(model, plans, links, machine)
+    if not all(model.layer_is_moe):
+        kinds["dense"] = dense_mlp_sublayer(model, plans, links, machine)
+    return ModelTimes(
+        kinds=kinds,
+        embedding=embedding_sublayer(model, plans, links, machine),
+        head=head_sublayer(model, plans, links, machine),
+    )
+
+
+def replay_s(forward: Pass, recompute: Array) -> Array:
+    """Time of running again what ``recompute`` did not keep."""
+    code = recompute.astype(np.int64)
+    return sum_of(
+        np.take(np.array(shares), code) * getattr(forward, term)
+        for term, shares in REPLAYED.items()
+        if np.any(getattr(forward, term))
+    ) + np.zeros_like(recompute)
+
+
+def recomputed_fraction(plans: Plans, layers: Array) -> Array:
+    """Share of a stage's layers that are recomputed."""
+    counted = np.minimum(plans.recompute_layers, layers) / np.maximum(layers, 1.0)
+    return np.where(plans.recompute_layers == ALL_LAYERS, 1.0, counted)
+
+
+def stage_times(
+    model: ModelSpec, plans: Plans, stages: StageLayers, times: ModelTimes, machine: Machine, layer_offload_bytes: Array
+) -> StageTimes:
+    """Passes of one micro-batch on the bounding stages.
+
+    Layers offloaded to the host move out behind the forward pass and back behind the backward pass; what the link does not manage meanwhile shows.
+    """
+    share = 1.0 - 0.5 * (plans.schedule == schedule.DUALPIPE)  # a device sees every micro-batch on one of its two stages
+    totals = {name: float(count) for name, count in _layer_totals(model).items()}
+    fraction = recomputed_fraction(plans, stages.layers)  # stage x mesh x pipe x redo
+    mean_fraction = recomputed_fraction(plans, model.n_layers / plans.pp)
+    extra_layers = float(model.mtp_layers)
+
+    forward = backward = replayed = weight_grad = ZERO
+    sum_forward = sum_backward = sum_replay = ZERO
+    for name, sublayer in times.kinds.items():
+        count = share * getattr(stages, name)  # stage x mesh x pipe
+        if name == "moe" or (name == "dense" and not model.is_moe) or name == "full":
+            count = count + share * extra_layers * stages.heads
+            totals[name] += extra_layers
+        redo = replay_s(sublayer.forward, plans.recompute)  # mesh x batch x redo x tensor
+        forward = forward + count * sublayer.forward.total_s  # stage x mesh x batch x pipe x tensor
+        backward = backward + count * sublayer.backward.total_s
+        weight_grad = weight_grad + count * sublayer.weight_grad_s
+        replayed = replayed + count * redo  # stage x mesh x batch x pipe x redo x tensor
+        sum_forward = sum_forward + totals[name] * sublayer.forward.total_s
+        sum_backward = sum_backward + totals[name] * sublayer.backward.total_s
+        sum_replay = sum_replay + totals[name] * redo
+    n_heads = 1.0 + model.mtp_layers
+    for count, edge, n in ((stages.embeddings, times.embedding, 1.0), (stages.heads * n_heads, times.head, n_heads)):
+        forward = forward + share * count * edge.forward.total_s
+        backward = backward + share * count * edge.backward.total_s
+        sum_forward = sum_forward + n * edge.forward.total_s
+        sum_backward = sum_backward + n * edge.backward.total_s
+
+    host = machine.hardware.node.host_bytes_per_s
+    moved = plans.offload_layers * layer_offload_bytes / host * 2.0
+    exposed = np.maximum(0.0, moved - (forward + backward)) if np.any(plans.offload_layers) else ZERO
+    return StageTimes(
+        forward_s=forward,
+        backward_s=backward,
+        replay_s=fraction * replayed,
+        offload_s=exposed,
+        sum_forward_s=sum_forward,
+        sum_backward_s=sum_backward,
+        sum_replay_s=mean_fraction * sum_replay,
+        sum_offload_s=np.max(exposed, axis=0) * plans.pp if np.ndim(exposed) else ZERO,
+        weight_grad_s=np.max(weight_grad, axis=0) if np.ndim(weight_grad) else weight_grad,
+    )
+
+
+def step_time(
+    model: ModelSpec,
+    plans: Plans,
+    links: Links,
+    stages: StageLayers,
+    times: ModelTimes,
+    params: StageParams,
+    machine: Machine,
+    layer_offload_bytes: Array,
+) -> StepTime:
+    """The named terms of one optimizer step."""
+    profile = machine.recipe.framework
+    per_stage = stage_times(model, plans, stages, times, machine, layer_offload_bytes)
+    micro_batches = machine.recipe.global_batch / (plans.dp * plans.micro_batch)  # mesh x batch
+    share = 1.0 / plans.pp
+
+    send = stage_send_s(model, plans, links, machine)  # mesh x batch x tensor
+    hidden_sends = (plans.vpp > 1) & profile.overlaps_stage_sends
+    pp_comm = 2.0 * micro_batches * plans.vpp * send * (1.0 - hidden_sends)  # mesh x batch x pipe x tensor
+
+    forward = np.max(per_stage.forward_s, axis=0)  # mesh x batch x pipe x tensor
+    backward = np.max(per_stage.backward_s + per_stage.replay_s + per_stage.offload_s, axis=0)  # ... x redo
+    slowest = np.max(
+        per_stage.forward_s + (per_stage.backward_s + per_stage.replay_s + per_stage.offload_s), axis=0
+    )  # mesh x batch x pipe x redo x tensor
+    mean_forward = share * per_stage.sum_forward_s
+    mean_backward = share * (per_stage.sum_backward_s + per_stage.sum_replay_s + per_stage.sum_offload_s)
+    mean = mean_forward + mean_backward  # mesh x batch x redo x tensor
+    pipeline = schedule.pipeline_time_s(
+        plans.schedule,
+        pp=plans.pp,
+        vpp=plans.vpp,
+        n_micro_batches=micro_batches,
+        slowest_forward_s=forward,
+        slowest_backward_s=slowest - forward,
+        sum_forward_s=per_stage.sum_forward_s,
+        sum_backward_s=per_stage.sum_backward_s + per_stage.sum_replay_s + per_stage.sum_offload_s,
+        weight_grad_s=per_stage.weight_grad_s,
+        send_s=send,
+    )
+    grad, gather = _data_parallel(plans, links, params, machine, micro_batches, forward, backward)
+    return StepTime(
+        **_work(model, times, micro_batches * share),
+        pp_comm_s=pp_comm,
+        recompute_s=micro_batches * share * per_stage.sum_replay_s,
+        offload_s=micro_batches * share * per_stage.sum_offload_s,
+        imbalance_s=micro_batches * (slowest - mean),
+        bubble_s=np.asarray(pipeline - micro_batches * slowest),
+        grad_reduce_s=grad,
+        param_gather_s=gather,
+        optimizer_s=_optimizer_s(plans, params, machine),
+        overhead_s=(profile.step_overhead_us + profile.micro_batch_overhead_us * micro_batches) * 1e-6,
+    )
+
+
+def _layer_totals(model: ModelSpec) -> dict[str, int]:
+    windowed, moe = sum(model.layer_is_windowed), sum(model.layer_is_moe)
+    return {"windowed": windowed, "full": model.n_layers - windowed, "moe": moe, "dense": model.n_layers - moe}
+
+
+def _work(model: ModelSpec, times: ModelTimes, repeats: Array) -> dict[str, Array]:
+    """The average stage's terms over all micro-batches."""
+    n_heads = 1.0 + model.mtp_layers
+    parts: list[tuple[float, Sublayer]] = [(1.0, times.embedding), (n_heads, times.head)]
+    for name, sublayer in times.kinds.items():
+        extra = model.mtp_layers if name in ("moe", "full") or (name == "dense" and not model.is_moe) else 0
+        parts.append((float(_layer_totals(model)[name] + extra), sublayer))
+
+    def term(*names: str) -> Array:
+        return repeats * sum_of(
+            count * getattr(way, name)
+            for count, sublayer in parts
+            for way in (sublayer.forward, sublayer.backward)
+            for name in names
+        )
+
+    return {
+        "matmul_s": term("matmul_s", "latent_matmul_s"),
+        "attention_s": term("attention_s"),
+        "memory_bound_s": term("norm_s", "activation_s", "other_memory_s"),
+        "launch_s": term("launch_s"),
+        "tp_comm_s": term("tp_comm_s"),
+        "cp_comm_s": term("cp_comm_s"),
+        "ep_comm_s": term("ep_comm_s"),
+    }
+
+
+def _data_parallel(
+    plans: Plans, links: Links, params: StageParams, machine: Machine, micro_batches: Array, forward: Array, backward: Array
+) -> tuple[Array, Array]:  # fmt: skip
+    """Exposed gradient reduction and parameter gathering.
+
+    ZeRO 0 reduces once a step, 1 scatters once and gathers once, 2 scatters every micro-batch, 3 gathers twice and scatters once every
+    micro-batch. Overlapped, all but the last bucket hides behind the passes of the micro-batches it belongs to, and slows them.
+    """
+    profile = machine.recipe.framework
+    stage_3 = plans.zero_stage == 3
+    sharded = plans.zero_stage >= 1
+    reduce_bytes, gather_bytes = float(profile.grad_reduce_bytes), 2.0
+
+    reduced = _group_comm(links.shard, params.dense * reduce_bytes, machine, sharded) + _group_comm(
+        links.expert_shard, params.expert * reduce_bytes, machine, sharded
+    )  # mesh x pipe x data
+    across = _group_comm(
+        links.replicate, params.dense * reduce_bytes / links.shard.n_ranks, machine, np.zeros_like(plans.zero_stage)
+    )
+    gathered = _gather_comm(links.shard, params.dense * gather_bytes, machine) + _gather_comm(
+        links.expert_shard, params.expert * gather_bytes, machine
+    )
+    reduces = np.where(plans.zero_stage >= 2, micro_batches, 1.0)  # mesh x batch x data
+    gathers = sharded * np.where(stage_3, micro_batches, 1.0)
+    per_gather = np.where(stage_3, 2.0, 1.0) * gathered  # mesh x pipe x data
+
+    total_bytes = (params.dense + params.expert) * reduce_bytes
+    tail = np.minimum(1.0, profile.bucket_bytes / np.maximum(total_bytes, 1.0))  # mesh x pipe
+    kept = 1.0 - profile.overlap_slowdown
+    gather_share = 0.5 * gather_bytes / (0.5 * gather_bytes + 0.5 * reduce_bytes)
+    grad_window = backward * (1.0 - stage_3 * gather_share)  # mesh x batch x pipe x redo x tensor x data
+    gather_window = forward + backward * (stage_3 * gather_share)
+    hidden_grad = np.minimum(reduced * (1.0 - tail), grad_window)
+    hidden_gather = np.minimum(per_gather * (1.0 - tail), gather_window)
+    grad = (reduces * reduced + across) - (reduces * plans.overlap_grad * kept) * hidden_grad
+    gather = gathers * per_gather - (gathers * plans.overlap_param * kept) * hidden_gather
+    return grad, gather
+
+
+def _group_comm(link: GroupLink, size_bytes: Array, machine: Machine, sharded: Array) -> Array:
+    """Reduce-scatter where the states are sharded, all-reduce where they are not."""
+    rates = machine.hardware.calibration
+    node, fabric = rates.node_collectives, rates.fabric_collectives
+    scatter = reduce_scatter_time_s(size_bytes, link, node=node["reduce_scatter"], fabric=fabric["reduce_scatter"])
+    whole = all_reduce_time_s(size_bytes, link, node=node["all_reduce"], fabric=fabric["all_reduce"])
+    return sharded * scatter + (1.0 - sharded) * whole
+
+
+def _gather_comm(link: GroupLink, size_bytes: Array, machine: Machine) -> Array:
+    rates = machine.hardware.calibration
+    return np.asarray(
+        all_gather_time_s(
+            size_bytes,
+            link,
+            node=rates.node_collectives["all_gather"],
+            fabric=rates.fabric_collectives["all_gather"],
+        )
+    )
+
+
+def _optimizer_s(plans: Plans, params: StageParams, machine: Machine) -> Array:
+    """Adam on the states this device keeps; offloaded, gradients and weights also cross the host link twice."""
+    owned = params.owned(plans)  # mesh x pipe x data
+    moved = traffic.optimizer_traffic_bytes(owned, profile=machine.recipe.framework)
+    on_device = memory_bound_time_s(moved, rates=machine.memory, hbm_bytes_per_s=machine.hbm_bytes_per_s)
+    host = machine.hardware.node.host_bytes_per_s
+    on_host = (owned * (machine.recipe.framework.grad_bytes + 2.0) + moved) / host
+    return np.asarray(on_device + plans.offload_optimizer * (on_host - on_device))

@@ -1,0 +1,173 @@
+"""dlcalc-search: the fastest plan for a model on a cluster."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dlcalc import __version__
+from dlcalc.errors import DlcalcError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells count it."""
+
+EPILOG = """
+\b
+Examples:
+  dlcalc-search search_spaces/llama3_70b_h100.yaml
+  dlcalc-search study.yaml --sort cost --top 20
+  dlcalc-search study.yaml --json > answer.json
+  dlcalc-search study.yaml --keep all -o results/everything --jobs 8
+  dlcalc-search study.yaml --dry-run
+
+\b
+Exit code: 0 a plan was found; 2 the input is wrong; 3 no plan fits; 130 interrupted.
+"""
+
+
+def keep_choice(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | int | None:
+    """``all``, ``feasible``, ``pareto``, or a number of best plans."""
+    if value is None or value in ("all", "feasible", "pareto"):
+        return value
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter(f"{value!r} is neither all, feasible, pareto nor a number of plans")
+
+
+@click.command(epilog=EPILOG, context_settings={"max_content_width": 100})
+@click.argument("space_file", metavar="SPACE.yaml", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", metavar="DIR", type=click.Path(path_type=Path), help="Result directory.  [default: results/<study>]"
+)
+@click.option(
+    "--keep",
+    metavar="all|feasible|pareto|N",
+    callback=keep_choice,
+    help="Plans to write.  [default: the space file's, or all that fit up to 20 million]",
+)
+@click.option(
+    "--top", metavar="N", default=10, show_default="10", type=click.IntRange(min=1), help="Best plans to print."
+)
+@click.option(
+    "--sort",
+    default="mfu",
+    show_default=True,
+    type=click.Choice(["mfu", "step_time", "cost", "memory"]),
+    help="What makes a plan best.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the report.")
+@click.option("--resume", is_flag=True, help="Go on with a study: shards that are finished are not searched again.")
+@click.option("--overwrite", is_flag=True, help="Replace the result of another study in the same directory.")
+@click.option("--dry-run", is_flag=True, help="Count the space, estimate time and size of the result, write nothing.")
+@click.option("--list-hardware", is_flag=True, help="List the hardware a space file can name.")
+@click.option("--list-models", is_flag=True, help="List the built-in models.")
+@click.option(
+    "--hardware-dir",
+    "hardware_dirs",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of further hardware files; may be repeated. Also DLCALC_HARDWARE_PATH.",
+)
+@click.option(
+    "--jobs", metavar="N", type=click.IntRange(min=1), help="Processes that search.  [default: as many as are worth it]"
+)
+@click.option("--quiet", is_flag=True, help="Neither progress nor report: only write the result.")
+@click.version_option(__version__, prog_name="dlcalc-search")
+def main(
+    space_file: Path | None,
+    *,
+    as_json: bool,
+    dry_run: bool,
+    list_hardware: bool,
+    list_models: bool,
+    hardware_dirs: tuple[Path, ...],
+    top: int,
+    quiet: bool,
+    **choices: Any,  # noqa: ANN401 - what the search alone reads, passed on by name
+) -> None:
+    """Find the plan that trains fastest, among all that SPACE.yaml describes.
+
+    Every combination of parallel degrees, micro-batch, schedule, recomputation, sharding and overlap is estimated.
+    Those that fit in memory are ranked and written to a Parquet dataset, and the best are explained.
+    """
+    if list_hardware + list_models + (space_file is not None) != 1:
+        raise click.UsageError("give one of SPACE.yaml, --list-hardware and --list-models")
+    try:
+        if list_hardware:
+            show_hardware(hardware_dirs, as_json=as_json)
+        elif list_models:
+            show_models(as_json=as_json)
+        elif space_file is not None and dry_run:
+            show_dry_run(space_file, as_json=as_json, hardware_dirs=hardware_dirs, out=choices["out"])
+        elif space_file is not None:
+            search(space_file, top=top, as_json=as_json, quiet=quiet, hardware_dirs=hardware_dirs, **choices)
+    except DlcalcError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted: what was finished is kept; the same command goes on from there", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def search(space_file: Path, *, top: int, as_json: bool, quiet: bool, **choices: Any) -> None:  # noqa: ANN401
+    """Search, and print the answer."""
+    from dlcalc.report.summary import nothing_fits
+    from dlcalc.report.terminal import SearchProgress, make_console, print_search
+    from dlcalc.utils.jsontext import to_json
+    from dlcalc.workflows import run_search
+
+    with SearchProgress(quiet=quiet) as progress:
+        summary = run_search(space_file, top=top, progress=progress, **choices)
+    if as_json:
+        click.echo(to_json(summary))
+    elif not quiet:
+        print_search(summary, make_console(), top)
+    if error := nothing_fits(summary):
+        raise error
+
+
+def show_dry_run(space_file: Path, *, as_json: bool, hardware_dirs: tuple[Path, ...], out: Path | None) -> None:
+    """What a search would do."""
+    from dlcalc.report.terminal import make_console, print_dry_run
+    from dlcalc.utils.jsontext import to_json
+    from dlcalc.workflows import dry_run
+
+    counts = dry_run(space_file, out=out, hardware_dirs=hardware_dirs)
+    if as_json:
+        click.echo(to_json(counts))
+    else:
+        print_dry_run(counts, make_console())
+
+
+def show_hardware(hardware_dirs: tuple[Path, ...], *, as_json: bool) -> None:
+    """The hardware that can be named."""
+    from dlcalc.report.terminal import make_console, print_hardware
+    from dlcalc.utils.jsontext import to_json
+    from dlcalc.workflows import list_hardware
+
+    rows = list_hardware(hardware_dirs=hardware_dirs)
+    if as_json:
+        click.echo(to_json(rows))
+    else:
+        print_hardware(rows, make_console())
+
+
+def show_models(*, as_json: bool) -> None:
+    """The models that can be named."""
+    from dlcalc.report.terminal import make_console, print_models
+    from dlcalc.utils.jsontext import to_json
+    from dlcalc.workflows import list_models
+
+    rows = list_models()
+    if as_json:
+        click.echo(to_json(rows))
+    else:
+        print_models(rows, make_console())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Every error a user can cause, as one tree.
+
+    DlcalcError                 exit 2 unless said otherwise
+    ├── SpecError               a YAML or JSON file says something impossible: file, line, field, problem
+    ├── UnknownNameError        a model, hardware, framework or knob name nobody knows (with the nearest ones)
+    ├── InfeasibleSpaceError    exit 3: every plan of every scenario was refused
+    └── ResultError             a result directory that is damaged, foreign, or already there
+
+A door catches ``DlcalcError`` alone. Anything else is a bug of dlcalc and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+LONGEST_NAME = 80  # longer ones are no misspelling of anything, and difflib is quadratic
+
+
+class DlcalcError(Exception):
+    """Base of every error that is the input's fault, not the program's."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a file. Line 0 means the file itself, which then has no field either."""
+
+    line: int
+    field: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.line}: {self.field}: {self.text}" if self.line else f" {self.text}"
+
+
+@dataclass(eq=False)  # not frozen: Python itself assigns __traceback__ and __cause__
+class SpecError(DlcalcError):
+    """One or several mistakes in one file; every line reads ``file:line: field: problem``."""
+
+    file: Path
+    problems: tuple[Problem, ...]
+    n_more: int = 0
+    """Further mistakes that are only counted."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.file}:{problem}" for problem in self.problems]
+        if self.n_more:
+            lines.append(f"{self.file}: and {self.n_more:,} more")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[type[SpecError], tuple[Path, tuple[Problem, ...], int]]:
+        return type(self), (self.file, self.problems, self.n_more)  # errors cross process boundaries
+
+
+class UnknownNameError(DlcalcError):
+    """A name that is in no registry, with what was probably meant."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(f"unknown {kind} {name!r}; {suggestion(name, self.known)}")
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        return type(self), (self.kind, self.name, self.known)
+
+
+class InfeasibleSpaceError(DlcalcError):
+    """No plan of the study can run; the text says what refused them and the nearest misses."""
+
+    exit_code = 3
+
+
+class ResultError(DlcalcError):
+    """A result directory that cannot be read or must not be written."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What the user probably meant by ``name``, or the list of what there is."""
+    names = sorted(known)
+    near = nearest(name, names)
+    if near:
+        return "did you mean " + " or ".join(near) + "?"
+    return "known: " + ", ".join(names)
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three of ``known`` that ``name`` may be a misspelling of, nearest first; case does not count."""
+    if len(name) > LONGEST_NAME:
+        return []
+    by_folded = {candidate.casefold(): candidate for candidate in known}
+    return [by_folded[match] for match in difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.6)]

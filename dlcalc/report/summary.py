@@ -1,0 +1,196 @@
+"""What a search answers, as one object: printed by report.terminal, by ``--json``, and kept beside the rows.
+
+Built by ``workflows.run_search`` and read by programs: names here are an interface, and the same as the columns
+of a result. Base units throughout; null where a thing is not known or does not apply.
+"""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+from dlcalc.errors import InfeasibleSpaceError
+from dlcalc.utils import units
+
+
+class PlanKnobs(TypedDict):
+    """One value for every knob."""
+
+    tp: int
+    cp: int
+    pp: int
+    dp: int
+    ep: int
+    etp: int
+    vpp: int
+    schedule: str
+    micro_batch: int
+    recompute: str
+    recompute_layers: int
+    zero_stage: int
+    dp_replicate: int
+    sequence_parallel: bool
+    overlap_grad: bool
+    overlap_param: bool
+    overlap_tp: bool
+    overlap_ep: bool
+    offload_optimizer: bool
+    offload_layers: int
+    split: str
+
+
+class PlanRow(PlanKnobs):
+    """A plan that fits, with its estimate."""
+
+    rank: int
+    step_time_s: float
+    mfu: float
+    hfu: float
+    tokens_per_s_per_device: float
+    memory_bytes: float
+    headroom_bytes: float
+    days: float | None
+    """For the recipe's token budget."""
+    cost_usd: float | None
+    plan_index: NotRequired[int]
+    energy_kwh: NotRequired[float | None]
+
+
+class Miss(PlanKnobs):
+    """A plan that was refused, but not by much."""
+
+    memory_bytes: float
+    over_bytes: float
+    """Beyond what a device has to give; 0 or less when memory is not the reason."""
+    reasons: list[str]
+
+
+class Breakdown(TypedDict):
+    """The best plan, term by term."""
+
+    time_s: dict[str, float]
+    memory_bytes: dict[str, float]
+
+
+class ScenarioSummary(TypedDict):
+    """One (model, hardware, device count, recipe)."""
+
+    name: str
+    model: str
+    hardware: str
+    devices: int
+    precision: str
+    framework: str
+    seq_len: int
+    global_batch: int
+    mfu_convention: str
+    n_plans: int
+    n_fit: int
+    refused: dict[str, int]
+    """Plans by reason; a plan refused for two reasons is counted under both."""
+    best: list[PlanRow]
+    breakdown: Breakdown | None
+    memory_capacity_bytes: float
+    n_within_2_percent: int
+    within_2_percent: list[PlanRow]
+    nearest_misses: list[Miss]
+
+
+class Summary(TypedDict):
+    """A whole study."""
+
+    study: str
+    n_plans: int
+    n_refused: int
+    n_fit: int
+    seconds: float
+    plans_per_s: float
+    peak_rss_bytes: int
+    result: str | None
+    scenarios: list[ScenarioSummary]
+
+
+class DryRunScenario(TypedDict):
+    """What a search would look at in one scenario."""
+
+    name: str
+    model: str
+    hardware: str
+    devices: int
+    precision: str
+    n_plans: int
+    axes: dict[str, int]
+    """Values per axis of the space, in the order of the grid; their product is n_plans."""
+
+
+class DryRun(TypedDict):
+    """What a search would do, without doing it."""
+
+    study: str
+    n_plans: int
+    seconds: float
+    """Estimated."""
+    result_bytes: float
+    """Estimated; when every plan fits, so at most."""
+    result: str
+    scenarios: list[DryRunScenario]
+
+
+class HardwareRow(TypedDict):
+    """One line of --list-hardware."""
+
+    name: str
+    aliases: list[str]
+    description: str
+    devices_per_node: int
+    hbm_gib: float
+    hbm_tb_per_s: float
+    bf16_tflops: float | None
+    fp8_tflops: float | None
+    link_gb_per_s: float
+    nic_gbit_per_s: float
+    usd_per_device_hour: float | None
+    measured: bool
+    """Whether its calibration rests on measured kernels."""
+
+
+class ModelRow(TypedDict):
+    """One line of --list-models."""
+
+    name: str
+    parameters_total: float
+    parameters_active: float
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    n_experts: int
+    vocab_size: int
+
+
+def nothing_fits(summary: Summary) -> InfeasibleSpaceError | None:
+    """The error of a study in which every plan of every scenario was refused, or None."""
+    if summary["n_fit"]:
+        return None
+    counts: dict[str, int] = {}
+    for scenario in summary["scenarios"]:
+        for reason, number in scenario["refused"].items():
+            counts[reason] = counts.get(reason, 0) + number
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    reasons = "; ".join(f"{units.count(number)} {reason}" for reason, number in ordered if number)
+    head = f"none of {units.count(summary['n_plans'])} plans fits"
+    misses = [miss_sentence(scenario) for scenario in summary["scenarios"]]
+    lines = [f"{head}: {reasons}" if reasons else head, *(line for line in misses if line)]
+    return InfeasibleSpaceError("\n".join(lines[:4]))
+
+
+def miss_sentence(scenario: ScenarioSummary) -> str | None:
+    """The nearest miss in one line: ``nearest: tp=8 pp=4 full recompute needs 83.1 GiB of 79.1 GiB``."""
+    if not scenario["nearest_misses"]:
+        return None
+    miss = scenario["nearest_misses"][0]
+    degrees = " ".join(f"{knob}={miss[knob]}" for knob in ("tp", "cp", "pp", "ep") if miss[knob] > 1) or "dp only"
+    recompute = "" if miss["recompute"] == "none" else f", {miss['recompute']} recompute"
+    plan = f"nearest in {scenario['name']}: {degrees}, micro_batch={miss['micro_batch']}{recompute}"
+    if miss["over_bytes"] <= 0:
+        return f"{plan} is refused: {'; '.join(miss['reasons'])}"
+    capacity = scenario["memory_capacity_bytes"]
+    return f"{plan} needs {units.gib(miss['memory_bytes'])} GiB of {units.gib(capacity)} GiB"

@@ -1,0 +1,607 @@
+"""The answer of a search as text: what to run, why it is the fastest, what was refused, what nearly fitted.
+
+Knobs that all shown plans share are said once; the others make up the plan's name in the tables. Everything is
+plain ASCII but for the bars and boxes, which fall back to ASCII where the output cannot show them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Any, Literal, Self, cast
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from dlcalc.report.summary import (
+    Breakdown,
+    DryRun,
+    HardwareRow,
+    Miss,
+    ModelRow,
+    PlanRow,
+    ScenarioSummary,
+    Summary,
+)
+from dlcalc.utils import units
+
+_PIPE_WIDTH = 120
+_MIN_WIDTH = 40
+_SIDE_BY_SIDE_WIDTH = 118
+_FLEXIBLE_MIN_WIDTH = 36
+_VALUES_SHOWN = 6
+_FULL_DETAILS = 3
+_MISSES_SHOWN = 5
+_BAR_CELLS = 24
+_GAP = 3
+_SMALL_TERM_FRACTION = 0.003
+_REFRESH_S = 0.1
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+Knobs = Mapping[str, Any]
+
+
+def make_console(file: IO[str] | None = None) -> Console:
+    """A console on ``file`` (stdout): the terminal's width, or a comfortable one in a pipe."""
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console.width = _PIPE_WIDTH
+    console.width = max(console.width, _MIN_WIDTH)
+    return console
+
+
+# --- plans as words ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Facet:
+    """One aspect of a plan: ``label`` and ``value`` make a token of tables, ``phrase`` the words of a sentence."""
+
+    label: str
+    value: Callable[[Knobs], str]
+    usual: str = ""
+    """The value that goes without saying."""
+    phrase: Callable[[Knobs], str] | None = None
+
+    def token(self, plan: Knobs) -> str:
+        return self.label + self.value(plan)
+
+
+def _degree(knob: str, label: str = "") -> _Facet:
+    return _Facet(label or knob, lambda plan: str(plan[knob]), usual="1")
+
+
+def _recompute(plan: Knobs) -> str:
+    layers = plan["recompute_layers"]
+    everywhere = layers < 0 or plan["recompute"] == "none"
+    return str(plan["recompute"]) + ("" if everywhere else f":{layers}")
+
+
+def _recompute_phrase(plan: Knobs) -> str:
+    mode, _, layers = _recompute(plan).partition(":")
+    if mode == "none":
+        return "no recompute"
+    return f"{mode} recompute" + (f" of {layers} layers" if layers else "")
+
+
+def _overlaps(plan: Knobs) -> str:
+    return "+".join(what for what in ("grad", "param", "tp", "ep") if plan[f"overlap_{what}"]) or "none"
+
+
+def _offload(plan: Knobs) -> str:
+    what = ["optimizer"] if plan["offload_optimizer"] else []
+    what += [f"{plan['offload_layers']}layers"] if plan["offload_layers"] else []
+    return "+".join(what) or "none"
+
+
+_FACETS = (
+    _degree("tp"),
+    _degree("cp"),
+    _degree("pp"),
+    _degree("vpp"),
+    _degree("dp"),
+    _degree("ep"),
+    _degree("etp"),
+    _Facet("mb", lambda plan: str(plan["micro_batch"])),
+    _Facet("", lambda plan: str(plan["schedule"]) if plan["pp"] > 1 else "no-pipeline", usual="no-pipeline"),
+    _Facet("zero", lambda plan: str(plan["zero_stage"])),
+    _degree("dp_replicate", "replicas"),
+    _Facet("", lambda plan: "sp" if plan["sequence_parallel"] else "no-sp"),
+    _Facet("recompute=", _recompute, phrase=_recompute_phrase),
+    _Facet("overlap=", _overlaps, phrase=lambda plan: f"overlap {_overlaps(plan).replace('none', 'of nothing')}"),
+    _Facet("offload=", _offload, usual="none", phrase=lambda plan: f"offload {_offload(plan)}"),
+    _Facet("split=", lambda plan: str(plan["split"]), usual="even", phrase=lambda plan: f"{plan['split']} split"),
+)
+
+
+def _said(facet: _Facet, plan: Knobs) -> str:
+    return facet.phrase(plan) if facet.phrase else facet.token(plan)
+
+
+def _sentence(facets: Sequence[_Facet], plan: Knobs) -> str:
+    """Tokens first, then phrases: ``tp8 pp4 dp8 mb1 zero1 sp, full recompute``; what is usual goes without saying."""
+    facets = [facet for facet in facets if facet.value(plan) != facet.usual]
+    tokens = " ".join(facet.token(plan) for facet in facets if not facet.phrase)
+    phrases = [_said(facet, plan) for facet in facets if facet.phrase]
+    return ", ".join([*([tokens] if tokens else []), *phrases])
+
+
+def plan_words(plan: Knobs) -> str:
+    """A plan in one line; degrees of 1 and what is not used go without saying: ``tp8 pp4 vpp5 dp8 mb1 ...``."""
+    return _sentence(_FACETS, plan)
+
+
+def shared_and_own(plans: Sequence[Knobs]) -> tuple[str, list[str]]:
+    """What all ``plans`` have in common, and for each what sets it apart, aligned."""
+    if len(plans) == 1:
+        return "", [plan_words(plans[0])]
+    values = [[facet.value(plan) for plan in plans] for facet in _FACETS]
+    common = [facet for facet, column in zip(_FACETS, values, strict=True) if len(set(column)) == 1]
+    own = [[facet.token(plan) for plan in plans] for facet in _FACETS if facet not in common]
+    widths = [max(map(len, column)) for column in own]
+    lines = [
+        " ".join(column[row].ljust(width) for column, width in zip(own, widths, strict=True)).rstrip()
+        for row in range(len(plans))
+    ]
+    return _sentence(common, plans[0]), [line or "(the same)" for line in lines]
+
+
+def _values_in_use(plans: Sequence[Knobs]) -> str:
+    """Which values the knobs that vary take: ``tp4/8, mb1/2, recompute=none/selective``."""
+    parts = []
+    for facet in _FACETS:
+        found = sorted({facet.value(plan) for plan in plans}, key=lambda value: (len(value), value))
+        if len(found) > 1:
+            left_out = "/..." if len(found) > _VALUES_SHOWN else ""
+            parts.append(facet.label + "/".join(found[:_VALUES_SHOWN]) + left_out)
+    return ", ".join(parts)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Col:
+    """A column of a table: what to leave out first when the terminal is narrow has the highest ``optional``."""
+
+    header: str
+    cells: Sequence[str]
+    justify: Literal["left", "right"] = "right"
+    optional: int = 0
+    flexible: bool = False
+
+    def width(self, available: int) -> int:
+        """What it needs; a flexible one folds when it would take more than a third of what is there."""
+        natural = max(map(len, (self.header, *self.cells)))
+        return min(natural, _FLEXIBLE_MIN_WIDTH, available // 3) if self.flexible else natural
+
+
+def _table(columns: Sequence[_Col], width: int) -> Table:
+    """Columns side by side, without the optional ones that ``width`` has no room for."""
+    kept = [column for column in columns if column.cells]
+    while sum(column.width(width) + 3 for column in kept) > width and any(column.optional for column in kept):
+        least = max(kept, key=lambda column: column.optional)
+        kept = [column for column in kept if column is not least]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), header_style="bold")
+    for column in kept:
+        table.add_column(
+            Text(column.header),
+            justify=column.justify,
+            overflow="fold",
+            no_wrap=not column.flexible,
+            min_width=column.width(width) if column.flexible else None,
+        )
+    for cells in zip(*(column.cells for column in kept), strict=True):
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _step_cells(rows: Sequence[PlanRow | None]) -> tuple[str, list[str]]:
+    """Header and cells of step times, all in one unit."""
+    times_s = [row["step_time_s"] for row in rows if row]
+    scale, unit = (1.0, "s") if max(times_s, default=1.0) >= 1 else (1e-3, "ms")
+    return f"step {unit}", [units.significant(row["step_time_s"] / scale, 4) if row else "-" for row in rows]
+
+
+def _plan_columns(rows: Sequence[PlanRow], own: Sequence[str]) -> list[_Col]:
+    columns = [
+        _Col("#", [str(row["rank"]) for row in rows]),
+        _Col("plan", own, "left", flexible=True),
+        _Col(*_step_cells(rows)),
+        _Col("MFU %", [f"{100 * row['mfu']:.1f}" for row in rows]),
+        _Col("HFU %", [f"{100 * row['hfu']:.1f}" for row in rows], optional=7),
+        _Col("tokens/s/device", [units.significant(row["tokens_per_s_per_device"], 4) for row in rows], optional=3),
+        _Col("memory GiB", [units.gib(row["memory_bytes"]) for row in rows]),
+        _Col("free GiB", [units.gib(row["headroom_bytes"]) for row in rows], optional=2),
+    ]
+    if all(row["days"] is not None for row in rows):
+        columns.append(_Col("days", [units.days(row["days"] or 0.0) for row in rows], optional=6))
+    if all(row["cost_usd"] is not None for row in rows):
+        columns.append(_Col("cost", [units.money(row["cost_usd"] or 0.0) for row in rows], optional=5))
+    return columns
+
+
+# --- a study ----------------------------------------------------------------------------------------------------
+
+
+def print_search(summary: Summary, console: Console, top: int = 10) -> None:
+    """The whole answer: an overview when there are several scenarios, then each of them."""
+    scenarios = summary["scenarios"]
+    if len(scenarios) > 1:
+        _print_overview(summary["study"], scenarios, console)
+    for position, scenario in enumerate(scenarios):
+        console.print()
+        if position < _FULL_DETAILS or not scenario["n_fit"]:
+            _print_scenario(scenario, console, top)
+        else:
+            _print_short(scenario, console)
+    console.print()
+    console.print(Text(_closing(summary), style="dim"))
+
+
+def _closing(summary: Summary) -> str:
+    shortened = len(summary["scenarios"]) > _FULL_DETAILS
+    text = "Scenarios after the first few are shortened; --json has all of them.\n" if shortened else ""
+    text += (
+        f"{units.count(summary['n_plans'])} plans in {units.duration(summary['seconds'])} "
+        f"({units.short_count(summary['plans_per_s'])} plans/s), {units.count(summary['n_fit'])} fit; "
+        f"peak memory {units.size(summary['peak_rss_bytes'])}"
+    )
+    return text + (f"; rows in {summary['result']}" if summary["result"] else "")
+
+
+def _print_overview(study: str, scenarios: Sequence[ScenarioSummary], console: Console) -> None:
+    """One line per scenario; a scenario without a plan says so."""
+    best = [scenario["best"][0] if scenario["best"] else None for scenario in scenarios]
+    found = [row for row in best if row]
+    shared, own = shared_and_own([_knobs(row) for row in found]) if found else ("", [])
+    plans = iter(own)
+
+    def cells(text: Callable[[PlanRow], str]) -> list[str]:
+        return [text(row) if row else "-" for row in best]
+
+    columns = [
+        _Col("scenario", [scenario["name"] for scenario in scenarios], "left", flexible=True),
+        _Col("best plan", [next(plans) if row else "no plan fits" for row in best], "left", flexible=True),
+        _Col(*_step_cells(best)),
+        _Col("MFU %", cells(lambda row: f"{100 * row['mfu']:.1f}")),
+        _Col("tokens/s/device", cells(lambda row: units.significant(row["tokens_per_s_per_device"], 4)), optional=3),
+        _Col("memory GiB", cells(lambda row: units.gib(row["memory_bytes"])), optional=4),
+    ]
+    if any(row["days"] is not None for row in found):
+        columns.append(_Col("days", cells(lambda row: _or_dash(row["days"], units.days)), optional=2))
+    if any(row["cost_usd"] is not None for row in found):
+        columns.append(_Col("cost", cells(lambda row: _or_dash(row["cost_usd"], units.money)), optional=1))
+    console.print(
+        Text.assemble((study, "bold"), f": the best plan of each scenario, all with {shared}" if shared else "")
+    )
+    console.print(_table(columns, console.width))
+
+
+def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
+    return "-" if value is None else text(value)
+
+
+def _title(scenario: ScenarioSummary) -> Text:
+    rest = (
+        f"  {scenario['model']} on {units.count(scenario['devices'])} x {scenario['hardware']}, "
+        f"{scenario['precision']}, {scenario['framework']}, {units.count(scenario['global_batch'])} sequences of "
+        f"{units.count(scenario['seq_len'])} tokens"
+    )
+    return Text.assemble((scenario["name"], "bold cyan"), rest)
+
+
+def _headline(scenario: ScenarioSummary) -> str:
+    """The best plan in one sentence."""
+    row = scenario["best"][0]
+    text = (
+        f"{plan_words(row)}: {units.duration(row['step_time_s'], 4)} per step, {units.percent(row['mfu'])} MFU "
+        f"({scenario['mfu_convention'].replace('_', ' ')}), "
+        f"{units.significant(row['tokens_per_s_per_device'], 4)} tokens/s per device, "
+        f"{units.gib(row['memory_bytes'])} of {units.gib(scenario['memory_capacity_bytes'])} GiB"
+    )
+    if row["days"] is not None:
+        text += f"; {units.significant(row['days'])} days for the token budget"
+        text += f", {units.money(row['cost_usd'])}" if row["cost_usd"] is not None else ""
+    return text + "."
+
+
+def _print_scenario(scenario: ScenarioSummary, console: Console, top: int) -> None:
+    console.print(_title(scenario))
+    if not scenario["best"]:
+        _print_nothing_fits(scenario, console)
+        return
+    console.print(
+        Text.assemble(("Fastest: " if _is_fastest(scenario) else "Best: ", "bold green"), _headline(scenario))
+    )
+    rows = scenario["best"][: max(top, 1)]
+    if len(rows) > 1:
+        shared, own = shared_and_own([_knobs(row) for row in rows])
+        console.print()
+        console.print(Text(f"Best {len(rows)} plans" + (f", all with {shared}" if shared else "")))
+        console.print(_table(_plan_columns(rows, own), console.width))
+    _print_alternatives(scenario, console)
+    if scenario["breakdown"]:
+        console.print()
+        console.print(_breakdown(scenario, scenario["breakdown"], console))
+    _print_refused(scenario, console)
+
+
+def _is_fastest(scenario: ScenarioSummary) -> bool:
+    rows = scenario["best"]
+    return all(rows[0]["step_time_s"] <= row["step_time_s"] for row in rows)
+
+
+def _knobs(row: PlanRow | Miss) -> Knobs:
+    return cast("Knobs", row)
+
+
+def _print_short(scenario: ScenarioSummary, console: Console) -> None:
+    """A scenario in a few lines, where there are many."""
+    console.print(_title(scenario))
+    console.print(Text(_headline(scenario)))
+    if scenario["breakdown"]:
+        times = _shares(scenario["breakdown"]["time_s"], "_s")
+        console.print(Text("time: " + ", ".join(f"{term} {units.percent(share)}" for term, _, share in times[:6])))
+
+
+def _print_alternatives(scenario: ScenarioSummary, console: Console) -> None:
+    """How many plans are as good, where they differ, and the one that leaves most memory free."""
+    rows = scenario["within_2_percent"]
+    others = scenario["n_within_2_percent"] - 1
+    if others < 1:
+        return
+    verb = "plan is" if others == 1 else "plans are"
+    text = f"{units.count(others)} more {verb} within 2 % of the best"
+    varied = _values_in_use([_knobs(row) for row in rows])
+    if varied:
+        listed = f" (the first {len(rows)})" if len(rows) <= others else ""
+        text += f"{listed}, with {varied}"
+    roomy = max(rows, key=lambda row: row["headroom_bytes"], default=None)
+    best = scenario["best"][0]
+    if roomy and roomy["headroom_bytes"] > best["headroom_bytes"]:
+        slower = roomy["step_time_s"] / best["step_time_s"] - 1
+        text += (
+            f". The roomiest of them: {plan_words(_knobs(roomy))}: {units.gib(roomy['headroom_bytes'])} GiB free "
+            f"instead of {units.gib(best['headroom_bytes'])}, {units.percent(abs(slower))} "
+            f"{'slower' if slower >= 0 else 'faster'}"
+        )
+    console.print()
+    console.print(Text(text + "."))
+
+
+# --- where time and memory go -----------------------------------------------------------------------------------
+
+
+def _shares(terms: Mapping[str, float], suffix: str) -> list[tuple[str, float, float]]:
+    """(label, value, share of the sum), largest first; small ones are added up."""
+    total = sum(terms.values())
+    if total <= 0:
+        return []
+    ordered = sorted(((term, value) for term, value in terms.items() if value > 0), key=lambda item: -item[1])
+    large = [(term, value) for term, value in ordered if value / total >= _SMALL_TERM_FRACTION]
+    small = ordered[len(large) :]
+    shown = [(term.removesuffix(suffix).replace("_", " "), value) for term, value in large]
+    if small:
+        shown.append((f"{len(small)} smaller", sum(value for _, value in small)))
+    return [(label, value, value / total) for label, value in shown]
+
+
+def _bar(share: float, largest: float, cells: int, *, ascii_only: bool) -> str:
+    """A bar of ``cells`` characters for the ``largest`` share."""
+    eighths = round(share / largest * cells * 8) if largest > 0 else 0
+    if ascii_only:
+        return "#" * round(eighths / 8)
+    return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+
+def _bars(title: str, terms: Sequence[tuple[str, str, float]], width: int, *, ascii_only: bool) -> Table:
+    """One line per (label, value, share)."""
+    table = Table.grid(padding=(0, 1))
+    table.title, table.title_justify, table.title_style = Text(title), "left", "none"
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    largest = max((share for _, _, share in terms), default=0.0)
+    texts = max((len(label) + len(value) for label, value, _ in terms), default=0)
+    cells = max(4, min(_BAR_CELLS, width - texts - len("  ") - len(" 100.0 %  ") - 1))
+    for label, value, share in terms:
+        bar = Text(_bar(share, largest, cells, ascii_only=ascii_only), style="blue")
+        table.add_row(Text("  " + label), Text(value), Text(units.percent(share)), bar)
+    return table
+
+
+def _same_unit(largest_s: float) -> Callable[[float], str]:
+    """Times that can be compared at a glance."""
+    return "{:.3f} s".format if largest_s >= 1 else lambda value_s: f"{value_s * 1e3:.2f} ms"
+
+
+def _breakdown(scenario: ScenarioSummary, breakdown: Breakdown, console: Console) -> RenderableType:
+    """Bars of the best plan's terms: side by side where there is room."""
+    best = scenario["best"][0]
+    ascii_only = console.options.ascii_only
+    together = console.width >= _SIDE_BY_SIDE_WIDTH
+    width = (console.width - _GAP) // 2 if together else console.width
+    seconds = _same_unit(best["step_time_s"])
+    times = _bars(
+        f"Where the step goes ({units.duration(best['step_time_s'], 4)})",
+        [(label, seconds(value), share) for label, value, share in _shares(breakdown["time_s"], "_s")],
+        width,
+        ascii_only=ascii_only,
+    )
+    memory = _bars(
+        f"Where the memory goes ({units.gib(best['memory_bytes'])} GiB, {units.gib(best['headroom_bytes'])} free)",
+        [(label, units.size(value), share) for label, value, share in _shares(breakdown["memory_bytes"], "_bytes")],
+        width,
+        ascii_only=ascii_only,
+    )
+    if not together:
+        return Group(times, Text(), memory)
+    pair = Table.grid(padding=(0, _GAP))
+    pair.add_row(times, memory)
+    return pair
+
+
+# --- what was refused -------------------------------------------------------------------------------------------
+
+
+def _print_refused(scenario: ScenarioSummary, console: Console) -> None:
+    n_refused = scenario["n_plans"] - scenario["n_fit"]
+    reasons = sorted(
+        ((n, reason) for reason, n in scenario["refused"].items() if n), key=lambda item: (-item[0], item[1])
+    )
+    if not reasons:
+        return
+    overlap = "; a plan may be refused for several reasons" if sum(n for n, _ in reasons) > n_refused else ""
+    console.print()
+    console.print(Text(f"Refused: {units.count(n_refused)} of {units.count(scenario['n_plans'])} plans{overlap}"))
+    columns = [
+        _Col("plans", [units.count(n) for n, _ in reasons]),
+        _Col("%", [f"{100 * n / max(scenario['n_plans'], 1):.1f}" for n, _ in reasons]),
+        _Col("why", [reason.replace("_", " ") for _, reason in reasons], "left", flexible=True),
+    ]
+    console.print(_table(columns, console.width))
+
+
+def _print_nothing_fits(scenario: ScenarioSummary, console: Console) -> None:
+    console.print(
+        Text.assemble(("No plan fits", "bold red"), f": all {units.count(scenario['n_plans'])} were refused.")
+    )
+    _print_refused(scenario, console)
+    misses = scenario["nearest_misses"][:_MISSES_SHOWN]
+    if not misses:
+        return
+    shared, own = shared_and_own([_knobs(miss) for miss in misses])
+    console.print()
+    console.print(Text("Nearest misses" + (f", all with {shared}" if shared else "")))
+    columns = [
+        _Col("plan", own, "left", flexible=True),
+        _Col("needs GiB", [units.gib(miss["memory_bytes"]) for miss in misses]),
+        _Col("of GiB", [units.gib(scenario["memory_capacity_bytes"])] * len(misses), optional=1),
+        _Col("over GiB", [units.gib(max(miss["over_bytes"], 0.0)) for miss in misses]),
+        _Col(
+            "why", ["; ".join(miss["reasons"]).replace("_", " ") for miss in misses], "left", optional=2, flexible=True
+        ),
+    ]
+    console.print(_table(columns, console.width))
+
+
+# --- other answers ----------------------------------------------------------------------------------------------
+
+
+def print_dry_run(counts: DryRun, console: Console) -> None:
+    """What a search would look at, how long it would take and how large its result would be."""
+    scenarios = counts["scenarios"]
+    columns = [
+        _Col("scenario", [scenario["name"] for scenario in scenarios], "left", flexible=True),
+        _Col("plans", [units.count(scenario["n_plans"]) for scenario in scenarios]),
+        _Col("axes", [_axes(scenario["axes"]) for scenario in scenarios], "left", flexible=True),
+    ]
+    console.print(_table(columns, console.width))
+    console.print(
+        Text(
+            f"{counts['study']}: {units.count(counts['n_plans'])} plans, about {units.duration(counts['seconds'])}, "
+            f"at most about {units.size(counts['result_bytes'])} in {counts['result']}; nothing was written"
+        )
+    )
+
+
+def _axes(axes: Mapping[str, int]) -> str:
+    return " x ".join(f"{number} {axis.replace('_', ' ')}" for axis, number in axes.items() if number > 1) or "1 plan"
+
+
+def print_hardware(rows: Sequence[HardwareRow], console: Console) -> None:
+    """The hardware that can be named in a space file."""
+    columns = [
+        _Col("hardware", [row["name"] for row in rows], "left"),
+        _Col("devices/node", [str(row["devices_per_node"]) for row in rows], optional=3),
+        _Col("HBM GiB", [units.significant(row["hbm_gib"]) for row in rows]),
+        _Col("TB/s", [units.significant(row["hbm_tb_per_s"]) for row in rows], optional=5),
+        _Col("bf16 TFLOP/s", [_or_dash(row["bf16_tflops"], units.count) for row in rows]),
+        _Col("fp8", [_or_dash(row["fp8_tflops"], units.count) for row in rows], optional=4),
+        _Col("node GB/s", [units.significant(row["link_gb_per_s"]) for row in rows], optional=1),
+        _Col("fabric Gbit/s", [units.significant(row["nic_gbit_per_s"]) for row in rows], optional=1),
+        _Col("$/device-hour", [_or_dash(row["usd_per_device_hour"], "{:.2f}".format) for row in rows], optional=2),
+        _Col("calibration", ["measured" if row["measured"] else "datasheet" for row in rows], "left", optional=6),
+        _Col("also called", [", ".join(row["aliases"]) for row in rows], "left", optional=7, flexible=True),
+    ]
+    console.print(_table(columns, console.width))
+    console.print(Text("Peaks are dense; links are per device and direction.", style="dim"))
+
+
+def print_models(rows: Sequence[ModelRow], console: Console) -> None:
+    """The models that can be named in a space file."""
+    columns = [
+        _Col("model", [row["name"] for row in rows], "left"),
+        _Col("parameters", [units.short_count(row["parameters_total"]) for row in rows]),
+        _Col("active", [units.short_count(row["parameters_active"]) for row in rows], optional=1),
+        _Col("layers", [str(row["n_layers"]) for row in rows]),
+        _Col("hidden", [str(row["hidden_size"]) for row in rows], optional=2),
+        _Col("heads", [str(row["n_heads"]) for row in rows], optional=3),
+        _Col("experts", [str(row["n_experts"] or "-") for row in rows], optional=4),
+        _Col("vocabulary", [units.count(row["vocab_size"]) for row in rows], optional=5),
+    ]
+    console.print(_table(columns, console.width))
+
+
+# --- progress ---------------------------------------------------------------------------------------------------
+
+
+class _Rate(ProgressColumn):
+    """Plans per second, and the time left at that rate."""
+
+    def render(self, task: Task) -> Text:
+        if not task.speed:
+            return Text("")
+        left = (task.remaining or 0) / task.speed
+        return Text(f"{units.short_count(task.speed)} plans/s, {units.duration(max(left, 0.0))} left")
+
+
+class SearchProgress:
+    """A progress bar on stderr; does nothing where stderr is not a terminal.
+
+    Called with the plans done and the plans in all, as often as the search likes.
+    """
+
+    def __init__(self, *, quiet: bool = False, file: IO[str] | None = None) -> None:
+        stream = file if file is not None else sys.stderr
+        self._shown = not quiet and stream.isatty()
+        self._last_s = 0.0
+        if self._shown:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.percentage:>3.0f} %", markup=False),
+                _Rate(),
+                console=Console(file=stream, highlight=False),
+                transient=True,
+                auto_refresh=False,
+            )
+            self._task = self._bar.add_task("searching", total=None)
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            self._bar.start()
+        return self
+
+    def __call__(self, done: int, total: int, what: str = "searching") -> None:
+        """``done`` of ``total`` plans are behind us."""
+        if not self._shown:
+            return
+        now_s = time.monotonic()
+        if now_s - self._last_s < _REFRESH_S and done < total:
+            return
+        self._last_s = now_s
+        self._bar.update(self._task, completed=done, total=total, description=what, refresh=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._shown:
+            self._bar.stop()

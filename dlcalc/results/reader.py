@@ -1,0 +1,208 @@
+"""Reads a study back: validated, one file at a time, in the order of the space.
+
+Any Parquet reader reads the directory as well (docs/results.md); this one also says what is wrong with it, and
+rebuilds the specs that made it. Memory does not grow with the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from dlcalc.errors import ResultError, UnknownNameError
+from dlcalc.results.manifest import (
+    SUMMARY_NAME,
+    Manifest,
+    ScenarioOrigin,
+    ShardRecord,
+    file_sha256,
+    read_json,
+    read_manifest,
+)
+from dlcalc.results.schema import COLUMN_NAMES, METADATA_PREFIX, schema_problem
+
+Row = dict[str, Any]
+
+_BATCH_ROWS = 2**16
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result directory that was found to be in order."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the search came to its end."""
+        return self.manifest.status == "complete"
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """Names of the scenarios, in the order of the study."""
+        return tuple(scenario.name for scenario in self.manifest.scenarios)
+
+    def shards(self, scenario: str | None = None) -> tuple[ShardRecord, ...]:
+        """Finished files, of one scenario or of all, in the order of the space."""
+        if scenario is None:
+            return self.manifest.shards
+        index = self._index(scenario)
+        return tuple(shard for shard in self.manifest.shards if shard.scenario == index)
+
+    def files(self, scenario: str | None = None) -> tuple[Path, ...]:
+        """Paths of the finished files."""
+        return tuple(self.directory / shard.file for shard in self.shards(scenario))
+
+    def origin(self, scenario: str) -> ScenarioOrigin:
+        """The model, hardware, recipe and space that made the rows of ``scenario``."""
+        files = self.files(scenario)
+        if not files:
+            raise ResultError(f"{self.directory}: nothing of scenario {scenario!r} is finished yet")
+        try:
+            text = self._metadata(files[0], "scenario")
+            return ScenarioOrigin.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ResultError(f"{files[0]}: damaged: scenario: {where}: {first['msg']}") from error
+
+    def settings(self) -> dict[str, Any]:
+        """What the command was told, such as what to keep."""
+        return dict(self.manifest.settings)
+
+    def summary(self) -> dict[str, Any]:
+        """The object that ``--json`` printed, once the search is complete."""
+        path = self.directory / SUMMARY_NAME
+        if not self.is_complete:
+            raise ResultError(f"{self.directory}: the search was not finished; run it again to go on")
+        document = read_json(path)
+        if not isinstance(document, dict):
+            raise ResultError(f"{path}: damaged: not a summary")
+        return document
+
+    def batches(
+        self, scenario: str | None = None, *, columns: Sequence[str] | None = None, n_rows: int = _BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows as Arrow batches of at most ``n_rows``."""
+        for _, batch in self._file_batches(scenario, columns, n_rows):
+            yield batch
+
+    def rows(self, scenario: str | None = None, *, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Rows as dicts, one plan each."""
+        for batch in self.batches(scenario, columns=columns):
+            yield from batch.to_pylist()
+
+    def best(self, scenario: str, n_rows: int = 10, *, by: str = "step_time_s", largest: bool = False) -> list[Row]:
+        """The ``n_rows`` rows of ``scenario`` with the smallest (or largest) ``by``; ties in the order of the space."""
+        sign = -1.0 if largest else 1.0
+        leaders = np.empty((0, 4))  # key, plan index, file, row in the file
+        for file, first, batch in self._numbered_batches(scenario, [by, "plan_index"]):
+            key = sign * batch.column(by).to_numpy(zero_copy_only=False)
+            near = np.flatnonzero(key <= leaders[-1, 0]) if len(leaders) == n_rows else np.arange(len(key))
+            index = batch.column("plan_index").to_numpy()[near]
+            found = np.column_stack([key[near], index, np.full(len(near), file), first + near])
+            leaders = np.concatenate([leaders, found])
+            leaders = leaders[np.lexsort((leaders[:, 1], leaders[:, 0]))[:n_rows]]
+        files = self.files(scenario)
+        return [self._row(files[int(file)], int(row)) for _, _, file, row in leaders]
+
+    def verify(self) -> None:
+        """Compare every file with the hash in the manifest; ``ResultError`` names the first that differs."""
+        for shard in self.manifest.shards:
+            path = self.directory / shard.file
+            if file_sha256(path) != shard.sha256:
+                raise ResultError(f"{path}: damaged: not the bytes that were written; run the search again")
+
+    def _index(self, scenario: str) -> int:
+        if scenario not in self.scenarios:
+            raise UnknownNameError("scenario", scenario, self.scenarios)
+        return self.scenarios.index(scenario)
+
+    def _file_batches(
+        self, scenario: str | None, columns: Sequence[str] | None, n_rows: int
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        for name in columns or ():
+            if name not in COLUMN_NAMES:
+                raise UnknownNameError("column", name, COLUMN_NAMES)
+        for position, path in enumerate(self.files(scenario)):
+            with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+                wanted = list(columns) if columns is not None else list(COLUMN_NAMES)
+                for batch in file.iter_batches(batch_size=n_rows, columns=wanted):
+                    yield position, batch.select(wanted)
+
+    def _numbered_batches(self, scenario: str, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """Batches with the number of their file and of their first row in it."""
+        previous, first = -1, 0
+        for file, batch in self._file_batches(scenario, columns, _BATCH_ROWS):
+            first = first if file == previous else 0
+            yield file, first, batch
+            previous, first = file, first + batch.num_rows
+
+    def _row(self, path: Path, row: int) -> Row:
+        """One row of a file, reading the row group it is in."""
+        with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                n_rows = file.metadata.row_group(group).num_rows
+                if row < n_rows:
+                    found: Row = file.read_row_group(group).slice(row, 1).to_pylist()[0]
+                    return found
+                row -= n_rows
+        raise ResultError(f"{path}: damaged: rows are missing")
+
+    def _metadata(self, path: Path, key: str) -> str:
+        with _damage(path), pq.ParquetFile(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+        text = metadata.get((METADATA_PREFIX + key).encode())
+        if text is None:
+            raise ResultError(f"{path}: not written by dlcalc ({METADATA_PREFIX}{key} is missing)")
+        return str(text, "utf-8")
+
+
+def open_result(directory: Path | str) -> Result:
+    """The result in ``directory``, complete or not; ``ResultError`` names what is foreign or damaged.
+
+    Checks the manifest, and of every file that it names: size, footer, schema and number of rows. Pages carry
+    checksums that are verified as they are read; :meth:`Result.verify` reads everything.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    for shard in manifest.shards:
+        _check_file(directory / shard.file, shard)
+    return Result(directory, manifest)
+
+
+def _check_file(path: Path, shard: ShardRecord) -> None:
+    """Refuse a file that is not what the manifest says."""
+    if not path.exists():
+        raise ResultError(f"{path}: missing, but the manifest names it; run the search again with --resume")
+    found = path.stat().st_size
+    if found != shard.n_bytes:
+        raise ResultError(
+            f"{path}: damaged: {found:,} bytes instead of {shard.n_bytes:,}; run the search again with --resume"
+        )
+    with _damage(path), pq.ParquetFile(path) as file:
+        problem = schema_problem(file.schema_arrow)
+        n_rows = file.metadata.num_rows
+    if problem:
+        raise ResultError(f"{path}: not a result of this version of dlcalc: {problem}")
+    if n_rows != shard.n_rows:
+        raise ResultError(f"{path}: damaged: {n_rows:,} rows instead of {shard.n_rows:,}")
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever Parquet says of a damaged file, in one line that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ResultError(f"{path}: damaged: {reason}; run the search again with --resume") from error

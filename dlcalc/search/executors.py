@@ -1,0 +1,74 @@
+"""Runs the shards of a study: in this process, or in several.
+
+A shard is a range of mesh rows of one scenario and a pure function of the study, so where it runs and in which order changes nothing.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dlcalc.search.space import Scenario
+
+T = TypeVar("T")
+SHARD_PLANS = 1 << 22
+"""Plans in one shard: what one file holds, and what an interruption loses."""
+WORTH_A_POOL = 4_000_000
+"""Below this many plans a single process is done before others have started."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Mesh rows ``start`` to ``stop`` of a scenario."""
+
+    scenario: int
+    number: int
+    start: int
+    stop: int
+    n_plans: int
+
+
+def shards_of(scenarios: Sequence[Scenario]) -> list[Shard]:
+    """The study in pieces that depend on nothing but the study."""
+    shards = []
+    for position, scenario in enumerate(scenarios):
+        per_row = scenario.n_plans // scenario.shape[0]
+        shards += [
+            Shard(position, number, start, stop, per_row * (stop - start))
+            for number, (start, stop) in enumerate(scenario.blocks(SHARD_PLANS))
+        ]
+    return shards
+
+
+def run(work: Callable[[Shard], T], shards: Sequence[Shard], *, jobs: int | None = None) -> Iterator[tuple[Shard, T]]:
+    """Results of ``work`` as they come, in any order."""
+    n_plans = sum(shard.n_plans for shard in shards)
+    processes = min(jobs or os.cpu_count() or 1, len(shards))
+    if processes <= 1 or (jobs is None and n_plans < WORTH_A_POOL):
+        for shard in shards:
+            yield shard, work(shard)
+        return
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        todo = iter(shards)
+        running: dict[Future[T], Shard] = {}
+        try:
+            for shard in todo:
+                running[pool.submit(work, shard)] = shard
+                if len(running) >= 2 * processes:
+                    yield from _finished(running)
+            while running:
+                yield from _finished(running)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _finished(running: dict[Future[T], Shard]) -> Iterator[tuple[Shard, T]]:
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        yield running.pop(future), future.result()

@@ -1,0 +1,130 @@
+"""From a space file to its scenarios: names resolved, defaults filled in, impossible requests refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+from dlcalc.errors import DlcalcError, suggestion
+from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.search.constraints import holds
+from dlcalc.search.space import Scenario, axes_of, constraint_names
+from dlcalc.specs.base import Quoted
+from dlcalc.specs.framework_registry import load_framework
+from dlcalc.specs.hardware import HardwareSpec, Price
+from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.model_registry import load_model
+from dlcalc.specs.recipe import Recipe
+from dlcalc.specs.space import Cluster, RecipeSpec, SpaceSpec
+
+
+def scenarios_of(space: SpaceSpec, folder: Path, registry: HardwareRegistry) -> tuple[Scenario, ...]:
+    """Every combination of model, hardware, devices and recipe; paths in the file are relative to ``folder``."""
+    models = [load_model(_located(name, folder)) for name in space.model]
+    machines = [_adapted(registry.load(_located(name, folder)), space.cluster) for name in space.hardware]
+    recipes = [(spec, recipe) for spec in space.recipe for recipe in resolved_recipes(spec)]
+    counts = [n for n in space.cluster.devices if space.max_devices is None or n <= space.max_devices]
+    if not counts:
+        raise DlcalcError(f"cluster: devices: all of {list(space.cluster.devices)} exceed max_devices = {space.max_devices}")
+    scenarios = [
+        _scenario(space, model, hardware, devices, spec, recipe)
+        for model, hardware, (spec, recipe), devices in product(models, machines, recipes, counts)
+    ]
+    return _with_unique_names(scenarios)
+
+
+def resolved_recipes(spec: RecipeSpec) -> list[Recipe]:
+    """One recipe per precision."""
+    profile = load_framework(spec.framework, spec.profile)
+    return [
+        Recipe(
+            seq_len=spec.seq_len,
+            global_batch=spec.sequences,
+            precision=precision,
+            framework=profile,
+            mfu_convention=spec.mfu_convention,
+            token_budget=spec.token_budget,
+            cuda_graphs=spec.cuda_graphs,
+        )
+        for precision in spec.precision
+    ]
+
+
+def _scenario(
+    space: SpaceSpec, model: ModelSpec, hardware: HardwareSpec, devices: int, spec: RecipeSpec, recipe: Recipe
+) -> Scenario:
+    if recipe.precision not in hardware.precisions:
+        raise DlcalcError(
+            f"recipe: precision: {hardware.name} has no {recipe.precision}; it has {', '.join(hardware.precisions)}"
+        )
+    if spec.custom_split and sum(spec.custom_split) != model.n_layers:
+        raise DlcalcError(
+            f"recipe: custom_split: its chunks hold {sum(spec.custom_split)} layers, but {model.name} has {model.n_layers}"
+        )
+    scenario = Scenario(
+        name=f"{model.name} on {devices} {hardware.name}, {recipe.precision}",
+        model=model,
+        hardware=hardware,
+        devices=devices,
+        recipe=recipe,
+        axes=axes_of(model, hardware, devices, recipe, space.ranges),
+        constraints=space.constraints,
+        memory_headroom=space.memory_headroom,
+        custom_split=spec.custom_split,
+    )
+    for knob, values in zip(AXIS_NAMES, scenario.axes, strict=True):
+        if not len(next(iter(values.values()))):
+            raise DlcalcError(f"space: no {knob} is possible for {scenario.name} within the given values")
+    _check_constraints(scenario)
+    return scenario
+
+
+AXIS_NAMES = ("mesh", "micro_batch", "schedule", "recomputation", "sequence parallelism", "sharding")
+
+
+def _check_constraints(scenario: Scenario) -> None:
+    """A constraint that cannot be read is the user's mistake, found before any work is done."""
+    names = constraint_names(scenario, scenario.plans(0, 1))
+    for text in scenario.constraints:
+        try:
+            holds(text, names)
+        except ValueError as error:
+            raise DlcalcError(f"constraints: {error}") from error
+
+
+def _with_unique_names(scenarios: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """Scenarios that differ only in recipe details get a number."""
+    seen: dict[str, int] = {}
+    named = []
+    for scenario in scenarios:
+        seen[scenario.name] = seen.get(scenario.name, 0) + 1
+        number = seen[scenario.name]
+        name = scenario.name if number == 1 else f"{scenario.name} (recipe {number})"
+        named.append(Scenario(**{**{f: getattr(scenario, f) for f in scenario.__dataclass_fields__}, "name": name}))
+    return tuple(named)
+
+
+def _adapted(hardware: HardwareSpec, cluster: Cluster) -> HardwareSpec:
+    """The machine with what the cluster says of its node, fabric and price."""
+    source = "the cluster section of the space file"
+    node, fabric, price = hardware.node, hardware.fabric, hardware.price
+    if cluster.node_devices is not None:
+        node = node.model_copy(update={"n_devices": cluster.node_devices})
+    if cluster.nic_gbit_per_s_per_device is not None:
+        quoted = Quoted(value=cluster.nic_gbit_per_s_per_device, source=source)
+        fabric = fabric.model_copy(update={"nic_gbit_per_s_per_device": quoted})
+    if cluster.usd_per_device_hour is not None:
+        price = Price(usd_per_device_hour=cluster.usd_per_device_hour, date="given", source=source)
+    return hardware.model_copy(update={"node": node, "fabric": fabric, "price": price})
+
+
+def _located(name: str, folder: Path) -> str:
+    """A path in a space file is relative to the file; a name stays a name."""
+    if "/" not in name and not name.endswith((".yaml", ".yml", ".json")):
+        return name
+    path = Path(name).expanduser()
+    return str(path if path.is_absolute() or not (folder / path).exists() else folder / path)
+
+
+__all__ = ["resolved_recipes", "scenarios_of", "suggestion"]

@@ -1,0 +1,91 @@
+"""What differs between trainers, one YAML file each in ``configs/frameworks``.
+
+A profile never names a model or a machine: it says which kernels are fused, which numbers are kept in which
+precision, what is overlapped by default, and what the framework itself costs.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from dlcalc.specs.base import NonNegativeFloat, Spec, TupleFromList
+
+AttentionKernel = Literal["unfused", "megatron_fused", "flash1", "flash2", "flash3", "te_flash"]
+CrossEntropy = Literal["gathered", "parallel", "fused"]
+"""gathered: logits of the whole vocabulary on one device, in several fp32 copies; parallel: sharded over tp, fp32
+copies; fused: sharded over tp, one kernel, the gradient written over the logits."""
+
+
+class FrameworkProfile(Spec):
+    """A trainer: its fused kernels, numerics, defaults and overheads."""
+
+    name: str
+    description: str
+
+    # kernels
+    attention: AttentionKernel
+    fused_norm: bool
+    """False: a norm is many passes in fp32, whose intermediates are kept for backward."""
+    fused_activation: bool
+    """False: gate, multiply, bias and activation are separate kernels and keep their inputs."""
+    fused_residual: bool
+    """bias + dropout + residual in one kernel."""
+    fused_rope: bool
+    cross_entropy: CrossEntropy
+    dropout: bool = False
+
+    # numerics
+    grad_bytes: PositiveInt
+    """Bytes of one element of the gradient buffer that lives through the step."""
+    grad_reduce_bytes: PositiveInt
+    """Bytes of one element when gradients are reduced over data parallel ranks."""
+    master_weight_bytes: PositiveInt = 4
+    optimizer_state_bytes: PositiveInt = 8
+    """Both Adam moments together."""
+
+    # what users of it vary, and what they leave alone
+    zero_stages: Annotated[tuple[int, ...], TupleFromList, Field(min_length=1)]
+    """ZeRO stages users of this framework choose from; the first is the default."""
+    supports_pipeline: bool = True
+    supports_tensor: bool = True
+    supports_context: bool = True
+    replicates_kv_heads: bool = True
+    """False: tp must divide the KV heads."""
+    shards_gradients_in_pipeline: bool = False
+    """Whether ZeRO 2 and 3 run together with pipeline parallelism."""
+    overlaps_stage_sends: bool = True
+    """Whether interleaved schedules send to the next stage while computing."""
+    sequence_parallel_default: bool = True
+    overlap_grad: bool
+    overlap_param: bool
+    overlap_tp: bool
+    overlap_ep: bool = False
+    schedules: Annotated[tuple[str, ...], TupleFromList] = ("1f1b", "interleaved")
+    recompute_modes: Annotated[tuple[str, ...], TupleFromList] = ("none", "selective", "full")
+
+    # what the framework itself costs
+    host_launch_us: PositiveFloat
+    """Time the host needs to launch one kernel; a layer is never faster than its launches."""
+    step_overhead_us: NonNegativeFloat = 0.0
+    """Per step: data loader, logging, scheduler, gradient-norm synchronization."""
+    micro_batch_overhead_us: NonNegativeFloat = 0.0
+    """Per micro-batch and stage: Python of the schedule."""
+    bucket_mib: PositiveFloat = 40.0
+    """Gradient or parameter bucket of one collective."""
+    overlap_slowdown: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Compute slows by this fraction of the communication hidden behind it."""
+    cuda_context_gib: NonNegativeFloat = 0.8
+    """CUDA context and communicator buffers, outside the allocator."""
+    allocator_slack: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Fragmentation: reserved over allocated, minus one."""
+    source: str = ""
+
+    @property
+    def host_launch_s(self) -> float:
+        return self.host_launch_us * 1e-6
+
+    @property
+    def bucket_bytes(self) -> float:
+        return self.bucket_mib * 2.0**20

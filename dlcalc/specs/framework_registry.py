@@ -1,0 +1,31 @@
+"""Finds a framework profile: a built-in name or the path of a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlcalc.errors import DlcalcError, UnknownNameError, suggestion
+from dlcalc.specs.framework import FrameworkProfile
+from dlcalc.specs.load import config_dir, load_spec
+
+
+def load_framework(name_or_path: str, changes: Mapping[str, Any] | None = None) -> FrameworkProfile:
+    """The profile called so, with some of its settings replaced by ``changes``."""
+    folder = config_dir() / "frameworks"
+    file = folder / f"{name_or_path}.yaml"
+    if not file.is_file():
+        file = Path(name_or_path)
+        if file.suffix not in (".yaml", ".yml"):
+            raise UnknownNameError("framework", name_or_path, (known.stem for known in folder.glob("*.yaml")))
+    profile = load_spec(file, FrameworkProfile)
+    if not changes:
+        return profile
+    for key in changes:
+        if key not in FrameworkProfile.model_fields:
+            raise DlcalcError(f"recipe: profile.{key}: no such setting; {suggestion(key, FrameworkProfile.model_fields)}")
+    try:
+        return FrameworkProfile.model_validate({**profile.model_dump(), **changes})
+    except ValueError as error:
+        raise DlcalcError(f"recipe: profile: {error}") from error

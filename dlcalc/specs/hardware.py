@@ -1,0 +1,149 @@
+"""Device, node and fabric: one YAML file per machine, every number with its source.
+
+YAML keys use the units people quote (GiB, TFLOP/s, GB/s, Gbit/s, us); properties give base units. Rates of links are
+per device and one direction; datasheets often print both directions together, and a node's fabric rather than a
+device's. How files extend one another, and where they are found, is ``hardware_registry``'s business.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from dlcalc.specs.base import PositiveFloat, Quoted, Spec, TupleFromList
+from dlcalc.specs.calibration import Calibration
+from dlcalc.utils.units import GIB
+
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"]
+
+Family = Literal[
+    "nvidia_ampere",
+    "nvidia_hopper",
+    "nvidia_blackwell",
+    "amd_cdna3",
+    "amd_cdna4",
+    "google_tpu",
+    "aws_trainium",
+    "other",
+]
+
+
+class Device(Spec):
+    """One accelerator. Peaks are dense (no structured sparsity)."""
+
+    peak_tflops: dict[Precision, Quoted]
+    n_sms: Quoted
+    """Streaming multiprocessors, compute units or cores: what a tile of a matmul occupies."""
+    hbm_gib: Quoted
+    """Nominal; vendors write GB and mean GiB."""
+    hbm_tb_per_s: Quoted
+    usable_hbm_gib: Quoted | None = None
+    """What the driver reports as total; None: all of hbm_gib."""
+    l2_mib: Quoted | None = None
+    """The last cache before HBM."""
+    tdp_w: Quoted | None = None
+    """None: not published."""
+
+    @property
+    def hbm_bytes(self) -> float:
+        return (self.usable_hbm_gib or self.hbm_gib).value * GIB
+
+    @property
+    def hbm_bytes_per_s(self) -> float:
+        return self.hbm_tb_per_s.value * 1e12
+
+    @property
+    def tdp_watts(self) -> float | None:
+        return self.tdp_w.value if self.tdp_w else None
+
+    def peak_flops_per_s(self, precision: Precision) -> float:
+        return self.peak_tflops[precision].value * 1e12
+
+    @model_validator(mode="after")
+    def _sixteen_bits_are_there(self) -> Self:
+        if not {"fp16", "bf16"} & self.peak_tflops.keys():
+            raise ValueError("peak_tflops needs fp16 or bf16, in which attention and the LM head run")
+        return self
+
+    @model_validator(mode="after")
+    def _usable_is_part_of_nominal(self) -> Self:
+        if self.usable_hbm_gib and self.usable_hbm_gib.value > self.hbm_gib.value:
+            raise ValueError(
+                f"usable_hbm_gib = {self.usable_hbm_gib.value:g} must not exceed hbm_gib = {self.hbm_gib.value:g}"
+            )
+        return self
+
+
+class Node(Spec):
+    """Devices that share one NVLink-class domain."""
+
+    n_devices: PositiveInt
+    topology: Literal["switch", "mesh", "torus"] = "switch"
+    """What the links form: through a switch any pair or group has the full rate; in a mesh each pair has its own
+    link, so a group of n has (n - 1) / (n_devices - 1) of it; in a torus a group along one axis has that axis's."""
+    link_gb_per_s: Quoted
+    """Of all links of a device together, one direction."""
+    link_latency_us: Quoted
+    """Of the wire, on top of what ``calibration`` says of a step."""
+    host_link_gb_per_s: Quoted
+    """Device to host memory (PCIe, C2C), per device, one direction."""
+    in_network_reduction: bool = False
+    """Whether the switch reduces (NVLink SHARP)."""
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        return self.link_gb_per_s.value * 1e9
+
+    @property
+    def link_latency_s(self) -> float:
+        return self.link_latency_us.value * 1e-6
+
+    @property
+    def host_bytes_per_s(self) -> float:
+        return self.host_link_gb_per_s.value * 1e9
+
+
+class Fabric(Spec):
+    """What connects nodes."""
+
+    nic_gbit_per_s_per_device: Quoted
+    """One direction; a node's total over its devices."""
+    latency_us: Quoted
+    """Of the wire and switches, on top of what ``calibration`` says of a step."""
+    in_network_reduction: bool = False
+    """Whether the switches reduce (SHARP)."""
+
+    @property
+    def nic_bytes_per_s_per_device(self) -> float:
+        return self.nic_gbit_per_s_per_device.value * 1e9 / 8
+
+    @property
+    def latency_s(self) -> float:
+        return self.latency_us.value * 1e-6
+
+
+class Price(Spec):
+    """Hourly price of one device, as quoted on a day; an input of cost, never of time."""
+
+    usd_per_device_hour: PositiveFloat
+    date: Annotated[str, Field(pattern=r"^\d{4}(-\d{2}){0,2}$")]
+    source: Annotated[str, Field(min_length=8)]
+
+
+class HardwareSpec(Spec):
+    """A machine that can be bought or rented."""
+
+    name: Annotated[str, Field(min_length=1)]
+    description: str
+    family: Family
+    aliases: Annotated[tuple[str, ...], TupleFromList] = ()
+    device: Device
+    node: Node
+    fabric: Fabric
+    price: Price | None = None
+    calibration: Calibration
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        return tuple(self.device.peak_tflops)

@@ -1,0 +1,37 @@
+"""What must hold whatever the plan: the batch, the precision, the trainer, the convention of MFU."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from dlcalc.specs.base import Spec
+from dlcalc.specs.framework import FrameworkProfile
+from dlcalc.specs.hardware import Precision
+
+MfuConvention = Literal["full_attention", "causal_attention", "six_n"]
+"""full_attention: matmuls incl. LM head + 12 L s h-like attention, not halved (PaLM, Megatron); causal_attention: the same
+with causal attention halved (what flash attention computes); six_n: 6 x active parameters, no attention."""
+
+
+class Recipe(Spec):
+    """The training recipe of a scenario."""
+
+    seq_len: PositiveInt
+    global_batch: PositiveInt
+    """Sequences per optimizer step."""
+    precision: Precision
+    """Of the linear layers; attention and everything else runs in bf16 (fp16 for fp16)."""
+    framework: FrameworkProfile
+    mfu_convention: MfuConvention = "full_attention"
+    token_budget: PositiveFloat | None = None
+    """Tokens of the whole run, for days and cost."""
+    memory_headroom_fraction: float = 0.0
+    """Share of the device's memory that must stay free."""
+    cuda_graphs: bool = False
+    """Launches are replayed from a graph: no host launch floor."""
+
+    @property
+    def tokens_per_step(self) -> float:
+        return float(self.seq_len) * self.global_batch

@@ -1,0 +1,137 @@
+"""A space file: which models, machines, cluster sizes and recipes to study, and which plans to try."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from dlcalc.specs.base import Spec, TupleFromList
+from dlcalc.specs.hardware import Precision
+from dlcalc.specs.recipe import MfuConvention
+
+
+def _tuple_of_one(value: object) -> object:
+    """``x`` and ``[x, y]`` are both accepted where several may be given."""
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if not isinstance(value, tuple) else value
+
+
+OneOrMore = BeforeValidator(_tuple_of_one)
+
+Counts = Annotated[tuple[PositiveInt, ...], OneOrMore, Field(min_length=1)]
+Choice = Literal["auto", "full"]
+CountsOrAuto = Choice | Counts
+Flags = Annotated[tuple[bool, ...], OneOrMore, Field(min_length=1)]
+FlagsOrAuto = Choice | Flags
+Words = Annotated[tuple[str, ...], OneOrMore, Field(min_length=1)]
+LayerCount = Annotated[int, Field(ge=0)]
+LayerCounts = Annotated[tuple[LayerCount | Literal["all"], ...], OneOrMore, Field(min_length=1)]
+ZeroStage = Annotated[int, Field(ge=0, le=3)]
+ZeroStages = Annotated[tuple[ZeroStage, ...], OneOrMore, Field(min_length=1)]
+OffloadCounts = Annotated[tuple[LayerCount, ...], OneOrMore, Field(min_length=1)]
+AUTO: Choice = "auto"
+
+
+class KnobRanges(Spec):
+    """The values of each knob: a list, one value, ``auto`` (what users of the framework vary) or ``full`` (its whole range)."""
+
+    tp: CountsOrAuto = AUTO
+    cp: CountsOrAuto = AUTO
+    pp: CountsOrAuto = AUTO
+    dp: CountsOrAuto = AUTO
+    ep: CountsOrAuto = AUTO
+    etp: CountsOrAuto = AUTO
+    vpp: CountsOrAuto = AUTO
+    schedule: Choice | Words = AUTO
+    split: Choice | Words = AUTO
+    micro_batch: CountsOrAuto = AUTO
+    recompute: Choice | Words = AUTO
+    recompute_layers: Choice | LayerCounts = AUTO
+    """Layers per stage under full recomputation; ``all`` or counts."""
+    zero_stage: Choice | ZeroStages = AUTO
+    dp_replicate: CountsOrAuto = AUTO
+    sequence_parallel: FlagsOrAuto = AUTO
+    overlap_grad: FlagsOrAuto = AUTO
+    overlap_param: FlagsOrAuto = AUTO
+    overlap_tp: FlagsOrAuto = AUTO
+    overlap_ep: FlagsOrAuto = AUTO
+    offload_optimizer: FlagsOrAuto = AUTO
+    offload_layers: Choice | OffloadCounts = AUTO
+
+    @classmethod
+    def full(cls) -> Self:
+        """Every knob over its whole range."""
+        return cls(**dict.fromkeys(cls.model_fields, "full"))
+
+
+class Cluster(Spec):
+    """How many devices; several counts are several scenarios."""
+
+    devices: Counts
+    node_devices: PositiveInt | None = None
+    """Devices in one NVLink-class domain, if not the hardware's own."""
+    nic_gbit_per_s_per_device: PositiveFloat | None = None
+    """Between nodes, one direction, if not the hardware's own."""
+    usd_per_device_hour: PositiveFloat | None = None
+
+
+class RecipeSpec(Spec):
+    """A recipe as written: names are resolved, batch in tokens becomes sequences, several precisions several recipes."""
+
+    seq_len: PositiveInt
+    global_batch: PositiveInt | None = None
+    global_batch_tokens: PositiveInt | None = None
+    precision: Annotated[tuple[Precision, ...], OneOrMore, Field(min_length=1)] = ("bf16",)
+    framework: str = "megatron"
+    profile: dict[str, Any] = {}
+    """Settings of the framework profile that this recipe changes, such as ``cross_entropy: fused``."""
+    mfu_convention: MfuConvention = "full_attention"
+    token_budget: PositiveFloat | None = None
+    cuda_graphs: bool = False
+    custom_split: Annotated[tuple[PositiveInt, ...], TupleFromList] | None = None
+    """Layers of each pipeline chunk, for ``split: custom``."""
+
+    @model_validator(mode="after")
+    def _batch_is_given_once(self) -> Self:
+        if (self.global_batch is None) == (self.global_batch_tokens is None):
+            raise ValueError("give either global_batch (sequences) or global_batch_tokens, not both or neither")
+        tokens = self.global_batch_tokens
+        if tokens is not None and tokens % self.seq_len:
+            raise ValueError(f"global_batch_tokens = {tokens} must be a multiple of seq_len = {self.seq_len}")
+        return self
+
+    @property
+    def sequences(self) -> int:
+        if self.global_batch is not None:
+            return self.global_batch
+        assert self.global_batch_tokens is not None  # one of the two is given  # noqa: S101
+        return self.global_batch_tokens // self.seq_len
+
+
+class TopRows(Spec):
+    top: PositiveInt
+
+
+class SpaceSpec(Spec):
+    """A study: every combination of model, hardware, devices and recipe is one scenario."""
+
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    model: Words
+    hardware: Words
+    cluster: Cluster
+    recipe: Annotated[tuple[RecipeSpec, ...], OneOrMore, Field(min_length=1)]
+    space: Choice | KnobRanges = AUTO
+    constraints: Annotated[tuple[str, ...], TupleFromList] = ()
+    """Comparisons that every plan must satisfy, such as ``tp <= node`` or ``pp * vpp <= 16``."""
+    memory_headroom: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each device's memory that a plan must leave free."""
+    max_devices: PositiveInt | None = None
+    keep: Literal["auto", "all", "feasible", "pareto"] | TopRows = "auto"
+
+    @property
+    def ranges(self) -> KnobRanges:
+        if isinstance(self.space, KnobRanges):
+            return self.space
+        return KnobRanges.full() if self.space == "full" else KnobRanges()

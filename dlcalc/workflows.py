@@ -1,0 +1,488 @@
+"""Use cases that doors call: load, estimate, search, write. Never click, never colours."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlcalc.calculators import params
+from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
+from dlcalc.costmodel.plans import KNOBS, NAMES, Plans, value_of
+from dlcalc.errors import DlcalcError
+from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.report.summary import Breakdown, DryRun, HardwareRow, Miss, ModelRow, PlanRow, ScenarioSummary, Summary
+from dlcalc.results.manifest import ScenarioOrigin, ShardRecord, StudyOrigin
+from dlcalc.results.schema import COLUMNS
+from dlcalc.results.writer import ShardHeader, ShardWriter, StudyWriter, open_study
+from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, columns_of, search_block
+from dlcalc.search.executors import Shard, run, shards_of
+from dlcalc.search.pareto import ParetoFilter, front
+from dlcalc.search.space import Scenario
+from dlcalc.search.study import scenarios_of
+from dlcalc.specs.load import load_spec
+from dlcalc.specs.model_registry import load_model, model_names
+from dlcalc.specs.space import SpaceSpec, TopRows
+
+MOST_ROWS = 20_000_000
+"""Rows kept under ``keep: auto``; a study with more that fit keeps the best and the Pareto front."""
+LEADERS = 1000
+NEAR_ROWS = 20
+Progress = Callable[[int, int], None]
+"""Called with plans done and plans in all."""
+
+
+def run_search(
+    space_file: Path,
+    *,
+    out: Path | None = None,
+    keep: str | int | None = None,
+    top: int = 10,
+    sort: str = "mfu",
+    resume: bool = False,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    hardware_dirs: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> Summary:
+    """Search the study described by ``space_file``, write every kept plan, and say what was found."""
+    began = time.perf_counter()
+    space = load_spec(space_file, SpaceSpec)
+    scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_dirs))
+    key: SortKey = "memory" if sort == "memory" else "step_time"
+    n_kept, what = _keep_of(space, keep)
+    n_plans = sum(scenario.n_plans for scenario in scenarios)
+    directory = out or Path("results") / space.study
+    origin = _origin_of(space, space_file, scenarios, what=what, n_kept=n_kept, sort=key)
+    shards = shards_of(scenarios)
+    found = {position: Found() for position in range(len(scenarios))}
+    with open_study(directory, origin, resume=resume, overwrite=overwrite) as study:
+        counts_first = what == "auto" and n_plans > MOST_ROWS
+        mode: Keep = "feasible" if what == "auto" else what  # type: ignore[assignment]
+        headers = {position: study.header(position, NAMES) for position in found}
+        if counts_first:
+            _sweep(scenarios, shards, study, headers, found, None, n_kept, key, jobs, progress)
+            if sum(f.n_fit for f in found.values()) <= MOST_ROWS:
+                found = {position: Found() for position in found}
+                _sweep(scenarios, shards, study, headers, found, "feasible", n_kept, key, jobs, progress)
+            else:
+                _sweep(scenarios, shards, study, headers, {p: Found() for p in found}, "pareto", n_kept, key, jobs, None)
+        else:
+            _sweep(scenarios, shards, study, headers, found, mode, n_kept, key, jobs, progress)
+        seconds = time.perf_counter() - began
+        summary = _summary(space, scenarios, found, directory, seconds, top, key)
+        study.finish(summary)
+    return summary
+
+
+def dry_run(space_file: Path, *, out: Path | None = None, hardware_dirs: Sequence[Path] = ()) -> DryRun:
+    """Count the space and estimate time and size of the result, from one block actually evaluated."""
+    space = load_spec(space_file, SpaceSpec)
+    scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_dirs))
+    n_plans = sum(scenario.n_plans for scenario in scenarios)
+    largest = max(scenarios, key=lambda scenario: scenario.n_plans)
+    start, stop = next(largest.blocks(BLOCK_PLANS))
+    began = time.perf_counter()
+    search_block(largest, start, stop, keep=LEADERS)
+    per_plan = (time.perf_counter() - began) / (largest.n_plans / largest.shape[0] * (stop - start))
+    axes = ("mesh", "micro_batch", "pipeline", "recompute", "tensor", "data")
+    return {
+        "study": space.study,
+        "n_plans": n_plans,
+        "seconds": per_plan * n_plans,
+        "result_bytes": float(min(n_plans, MOST_ROWS) * BYTES_PER_ROW),
+        "result": str(out or Path("results") / space.study),
+        "scenarios": [
+            {
+                "name": scenario.name,
+                "model": scenario.model.name,
+                "hardware": scenario.hardware.name,
+                "devices": scenario.devices,
+                "precision": scenario.recipe.precision,
+                "n_plans": scenario.n_plans,
+                "axes": dict(zip(axes, scenario.shape, strict=True)),
+            }
+            for scenario in scenarios
+        ],
+    }
+
+
+BYTES_PER_ROW = 40
+"""Of a compressed row, as measured by benchmarks/write_speed.py."""
+
+
+def list_hardware(hardware_dirs: Sequence[Path] = ()) -> list[HardwareRow]:
+    """Every machine that can be named."""
+    registry = HardwareRegistry(folders=hardware_dirs)
+    rows: list[HardwareRow] = []
+    for name in registry.names():
+        spec = registry.load(name)
+        peaks = spec.device.peak_tflops
+        rows.append(
+            {
+                "name": spec.name,
+                "aliases": list(spec.aliases),
+                "description": spec.description,
+                "devices_per_node": spec.node.n_devices,
+                "hbm_gib": spec.device.hbm_gib.value,
+                "hbm_tb_per_s": spec.device.hbm_tb_per_s.value,
+                "bf16_tflops": peaks["bf16"].value if "bf16" in peaks else None,
+                "fp8_tflops": peaks["fp8"].value if "fp8" in peaks else None,
+                "link_gb_per_s": spec.node.link_gb_per_s.value,
+                "nic_gbit_per_s": spec.fabric.nic_gbit_per_s_per_device.value,
+                "usd_per_device_hour": spec.price.usd_per_device_hour if spec.price else None,
+                "measured": spec.calibration.measured,
+            }
+        )
+    return rows
+
+
+def list_models() -> list[ModelRow]:
+    """Every built-in model."""
+    return [
+        {
+            "name": name,
+            "parameters_total": float(params.total_params(model)),
+            "parameters_active": float(params.active_params(model)),
+            "n_layers": model.n_layers,
+            "hidden_size": model.hidden_size,
+            "n_heads": model.n_heads,
+            "n_experts": model.n_experts,
+            "vocab_size": model.vocab_size,
+        }
+        for name, model in ((name, load_model(name)) for name in model_names())
+    ]
+
+
+# ---- the sweep ----------------------------------------------------------------------------------------------------
+
+
+def _sweep(
+    scenarios: Sequence[Scenario],
+    shards: Sequence[Shard],
+    study: StudyWriter,
+    headers: Mapping[int, ShardHeader],
+    found: dict[int, Found],
+    what: Keep | None,
+    n_kept: int,
+    key: SortKey,
+    jobs: int | None,
+    progress: Progress | None,
+) -> None:
+    """Evaluate every shard that is not finished yet; ``what`` None only counts and writes nothing."""
+    total = sum(shard.n_plans for shard in shards)
+    done = 0
+    todo = []
+    for shard in shards:
+        record = study.finished.get((shard.scenario, shard.number)) if what else None
+        if record is None:
+            todo.append(shard)
+            continue
+        found[shard.scenario].add(_found_of(record), keep=n_kept, key=key)
+        done += shard.n_plans
+    if progress:
+        progress(done, total)
+    work = partial(_shard, list(scenarios), study.directory, dict(headers), what, n_kept, key)
+    for shard, (part, record) in run(work, todo, jobs=jobs):
+        if record is not None:
+            study.add(record)
+        found[shard.scenario].add(part, keep=n_kept, key=key)
+        done += shard.n_plans
+        if progress:
+            progress(done, total)
+
+
+def _shard(
+    scenarios: list[Scenario],
+    directory: Path,
+    headers: dict[int, ShardHeader],
+    what: Keep | None,
+    n_kept: int,
+    key: SortKey,
+    shard: Shard,
+) -> tuple[Found, ShardRecord | None]:
+    """One shard: evaluate its blocks, write its file."""
+    scenario = scenarios[shard.scenario]
+    found = Found()
+    if what is None:
+        _blocks(scenario, shard, found, n_kept, key, None, "top")
+        return found, None
+    with ShardWriter(directory, headers[shard.scenario], shard.number) as rows:
+        if what in ("all", "feasible"):
+            _blocks(scenario, shard, found, n_kept, key, rows.write, what)
+        else:
+            chosen: list[Mapping[str, Any]] = []
+            _blocks(scenario, shard, found, n_kept, key, chosen.append, what)
+            rows.write(_chosen_rows(scenario, found, chosen, what))
+    per_row = scenario.n_plans // scenario.shape[0]
+    record = rows.record(
+        start=shard.start * per_row,
+        stop=shard.stop * per_row,
+        n_plans=found.n_plans,
+        n_fit=found.n_fit,
+        refused=found.refused,
+        state=_state_of(found),
+    )
+    return found, record
+
+
+def _blocks(
+    scenario: Scenario,
+    shard: Shard,
+    found: Found,
+    n_kept: int,
+    key: SortKey,
+    rows: Callable[[Mapping[str, Any]], None] | None,
+    what: Keep,
+) -> None:
+    pareto = ParetoFilter() if what == "pareto" else None
+    per_row = scenario.n_plans // scenario.shape[0]
+    step = max(1, BLOCK_PLANS // per_row)
+    for start in range(shard.start, shard.stop, step):
+        stop = min(start + step, shard.stop)
+        bound = np.inf
+        if len(found.leaders.index) >= n_kept:
+            bound = float((found.leaders.step_time_s if key == "step_time" else found.leaders.memory_bytes).max())
+        part = search_block(
+            scenario, start, stop, keep=n_kept, key=key, bound=bound, rows=rows, what=what, pareto=pareto
+        )
+        found.add(part, keep=n_kept, key=key)
+
+
+def _chosen_rows(scenario: Scenario, found: Found, blocks: list[Mapping[str, Any]], what: Keep) -> dict[str, Any]:
+    """Rows of a shard that keeps only its best, or its best and its front, each plan once, in the order of the space."""
+    index = found.leaders.index
+    if what == "pareto" and blocks:
+        candidates = np.concatenate([np.asarray(block["plan_index"]) for block in blocks])
+        steps = np.concatenate([np.asarray(block["step_time_s"]) for block in blocks])
+        memory = np.concatenate([np.asarray(block["memory_bytes"]) for block in blocks])
+        index = np.concatenate([index, candidates[front(steps, memory)]])
+    index = np.unique(index)
+    return rows_of(scenario, index)
+
+
+def rows_of(scenario: Scenario, index: Any) -> dict[str, Any]:  # noqa: ANN401 an array of plan indices
+    """Columns of a result for the plans at ``index``: estimated as rows, which gives what the grid gave."""
+    found = estimate_rows(scenario, index)
+    columns = columns_of(scenario, found, np.arange(len(index)), 0, (len(index),))
+    columns["plan_index"] = np.asarray(index, dtype=np.int64)
+    return columns
+
+
+def estimate_rows(scenario: Scenario, index: Any) -> Estimate:  # noqa: ANN401 an array of plan indices
+    """The estimate of single plans of a scenario."""
+    return estimate(
+        scenario.model,
+        scenario.hardware,
+        scenario.recipe,
+        scenario.rows(np.asarray(index)),
+        custom_split=scenario.custom_split,
+        memory_headroom=scenario.memory_headroom,
+    )
+
+
+def _state_of(found: Found) -> dict[str, Any]:
+    """What a resumed search needs of a finished shard."""
+    return {
+        name: [part.index.tolist(), part.step_time_s.tolist(), part.memory_bytes.tolist()]
+        for name, part in (("leaders", found.leaders), ("near", found.near), ("misses", found.misses))
+    }
+
+
+def _found_of(record: ShardRecord) -> Found:
+    parts = {
+        name: Leaders(np.array(index, dtype=np.int64), np.array(step), np.array(memory))
+        for name, (index, step, memory) in record.state.items()
+    }
+    return Found(
+        n_plans=record.n_plans,
+        n_fit=record.n_fit,
+        n_refused=record.n_plans - record.n_fit,
+        refused=_counter(record.refused),
+        **parts,
+    )
+
+
+def _counter(counts: Mapping[str, int]) -> Any:  # noqa: ANN401 a Counter
+    from collections import Counter
+
+    return Counter(counts)
+
+
+# ---- the summary --------------------------------------------------------------------------------------------------
+
+
+def _summary(
+    space: SpaceSpec,
+    scenarios: Sequence[Scenario],
+    found: Mapping[int, Found],
+    directory: Path,
+    seconds: float,
+    top: int,
+    key: SortKey,
+) -> Summary:
+    n_plans = sum(f.n_plans for f in found.values())
+    return {
+        "study": space.study,
+        "n_plans": n_plans,
+        "n_refused": sum(f.n_refused for f in found.values()),
+        "n_fit": sum(f.n_fit for f in found.values()),
+        "seconds": seconds,
+        "plans_per_s": n_plans / seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "result": str(directory),
+        "scenarios": [
+            _scenario_summary(scenario, found[position], top, key) for position, scenario in enumerate(scenarios)
+        ],
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process and its workers so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(own, children) * unit
+
+
+def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:
+    best = found.leaders.best(top, key)
+    best_rows = _plan_rows(scenario, best.index)
+    near = _plan_rows(scenario, found.near.index[:NEAR_ROWS])
+    recipe = scenario.recipe
+    return {
+        "name": scenario.name,
+        "model": scenario.model.name,
+        "hardware": scenario.hardware.name,
+        "devices": scenario.devices,
+        "precision": recipe.precision,
+        "framework": recipe.framework.name,
+        "seq_len": recipe.seq_len,
+        "global_batch": recipe.global_batch,
+        "mfu_convention": recipe.mfu_convention,
+        "n_plans": found.n_plans,
+        "n_fit": found.n_fit,
+        "refused": dict(found.refused.most_common()),
+        "best": best_rows,
+        "breakdown": breakdown(estimate_rows(scenario, best.index[:1])) if len(best.index) else None,
+        "memory_capacity_bytes": scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom),
+        "n_within_2_percent": len(found.near.index),
+        "within_2_percent": near,
+        "nearest_misses": _misses(scenario, found),
+    }
+
+
+def _plan_rows(scenario: Scenario, index: Any) -> list[PlanRow]:  # noqa: ANN401 an array of plan indices
+    if not len(index):
+        return []
+    columns = rows_of(scenario, index)
+    recipe, hardware = scenario.recipe, scenario.hardware
+    rows: list[PlanRow] = []
+    for position in range(len(index)):
+        row: dict[str, Any] = {"rank": position + 1, **knobs_at(columns, position)}
+        for column in COLUMNS:
+            if column.kind == "quantity":
+                row[column.name] = float(columns[column.name][position])
+        row["plan_index"] = int(columns["plan_index"][position])
+        row["days"] = row["cost_usd"] = None
+        if recipe.token_budget:
+            seconds = recipe.token_budget / recipe.tokens_per_step * row["step_time_s"]
+            row["days"] = seconds / 86400.0
+            if hardware.price:
+                row["cost_usd"] = seconds / 3600.0 * scenario.devices * hardware.price.usd_per_device_hour
+        rows.append(row)  # type: ignore[arg-type]
+    return rows
+
+
+def knobs_at(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
+    """The knobs of one row as people write them."""
+    return {knob: value_of(knob, float(columns[knob][position])) for knob in KNOBS}
+
+
+def breakdown(found: Estimate, position: int = 0) -> Breakdown:
+    """Named terms of one plan: seconds of a step, bytes on its fullest stage."""
+    shape = np.shape(found.step_time_s)
+
+    def at(value: Any) -> float:  # noqa: ANN401 an array
+        return float(np.broadcast_to(value, shape).reshape(-1)[position])
+
+    time_s = {f.name.removesuffix("_s"): at(getattr(found.step, f.name)) for f in fields(found.step)}
+    memory = {name.removesuffix("_bytes"): at(value) for name, value in found.footprint.terms_of_peak().items()}
+    return {
+        "time_s": {name: value for name, value in time_s.items() if value > 0},
+        "memory_bytes": {name: value for name, value in memory.items() if value > 0},
+    }
+
+
+def _misses(scenario: Scenario, found: Found) -> list[Miss]:
+    if found.n_fit or not len(found.misses.index):
+        return []
+    columns = rows_of(scenario, found.misses.index)
+    capacity = scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom)
+    misses: list[Any] = []
+    for position in range(len(found.misses.index)):
+        memory = float(columns["memory_bytes"][position])
+        misses.append(
+            {
+                **knobs_at(columns, position),
+                "memory_bytes": memory,
+                "over_bytes": memory - capacity,
+                "reasons": [OUT_OF_MEMORY],
+            }
+        )
+    return misses
+
+
+# ---- what is asked ------------------------------------------------------------------------------------------------
+
+
+def _keep_of(space: SpaceSpec, keep: str | int | None) -> tuple[int, str]:
+    """How many leaders are followed, and what is written."""
+    wanted: Any = keep if keep is not None else space.keep
+    if isinstance(wanted, TopRows):
+        wanted = wanted.top
+    if isinstance(wanted, int):
+        if wanted < 1:
+            raise DlcalcError(f"keep: {wanted} plans cannot be kept; give at least 1")
+        return wanted, "top"
+    if wanted not in ("auto", "all", "feasible", "pareto"):
+        raise DlcalcError(f"keep: {wanted!r} is not one of auto, all, feasible, pareto or a number")
+    return LEADERS, wanted
+
+
+def _origin_of(
+    space: SpaceSpec, space_file: Path, scenarios: Sequence[Scenario], *, what: str, n_kept: int, sort: str
+) -> StudyOrigin:
+    ranges = space.ranges.model_dump(mode="json")
+    return StudyOrigin(
+        study=space.study,
+        space_text=space_file.read_text(encoding="utf-8"),
+        settings={"keep": what, "leaders": n_kept, "sort": sort},
+        scenarios=tuple(
+            ScenarioOrigin(
+                name=scenario.name,
+                devices=scenario.devices,
+                model=scenario.model,
+                hardware=scenario.hardware,
+                recipe=scenario.recipe,
+                space={
+                    "ranges": ranges,
+                    "constraints": list(scenario.constraints),
+                    "memory_headroom": scenario.memory_headroom,
+                    "custom_split": list(scenario.custom_split or ()),
+                },
+            )
+            for scenario in scenarios
+        ),
+    )
+
+
+__all__ = ["Plans", "dry_run", "list_hardware", "list_models", "os", "run_search"]
