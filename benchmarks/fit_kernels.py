@@ -19,7 +19,7 @@ import csv
 import importlib.util
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,19 +51,18 @@ class Source:
 
 
 AMPERE_TILES = ((256, 128), (128, 256), (128, 128), (64, 64))
-HOPPER_TILES = ((256, 128), (128, 128), (64, 64))
-BLACKWELL_TILES = ((256, 256), (256, 128), (128, 128), (64, 64))
+TILES = ((256, 128), (128, 128), (64, 64))
 HOPPER = {"bf16": "bfloat16", "fp8": "fp8", "fp8_block": "fp8_block"}
 BLACKWELL = {"bf16": "bfloat16", "fp8": "fp8", "mxfp8": "fp8_block", "nvfp4": "nvfp4"}
 
 SOURCES = {
     "a100_80gb": Source("a100_sxm", AMPERE_TILES, ("nccl/2.27.3",), {"bf16": "bfloat16"}),
-    "h100": Source("h100_sxm", HOPPER_TILES, ("nccl/2.29.2", "nccl/2.27.3"), HOPPER),
-    "h200": Source("h200_sxm", HOPPER_TILES, ("nccl/2.29.2", "nccl/2.26.2"), HOPPER),
-    "b200": Source("b200_sxm", BLACKWELL_TILES, ("nccl/2.29.2", "nccl/2.28.9", "nccl/2.27.3"), BLACKWELL),
-    "b300": Source("b300_sxm", BLACKWELL_TILES, ("nccl/2.29.2", "nccl/2.27"), BLACKWELL),
-    "gb200_nvl72": Source("gb200", BLACKWELL_TILES, ("nccl/2.29.2", "nccl/2.23"), BLACKWELL),
-    "gb300_nvl72": Source("gb300", BLACKWELL_TILES, ("nccl/2.29.2", "nccl/2.27"), BLACKWELL),
+    "h100": Source("h100_sxm", TILES, ("nccl/2.29.2", "nccl/2.27.3"), HOPPER),
+    "h200": Source("h200_sxm", TILES, ("nccl/2.29.2", "nccl/2.26.2"), HOPPER),
+    "b200": Source("b200_sxm", TILES, ("nccl/2.29.2", "nccl/2.28.9", "nccl/2.27.3"), BLACKWELL),
+    "b300": Source("b300_sxm", TILES, ("nccl/2.29.2", "nccl/2.27"), BLACKWELL),
+    "gb200_nvl72": Source("gb200", TILES, ("nccl/2.29.2", "nccl/2.23"), BLACKWELL),
+    "gb300_nvl72": Source("gb300", TILES, ("nccl/2.29.2", "nccl/2.27"), BLACKWELL),
 }
 
 INPUT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.03, "mxfp8": 1.03, "nvfp4": 0.56}
@@ -196,6 +195,11 @@ def _third(n: int) -> NDArray[np.bool_]:
     return np.random.default_rng(SEED).random(n) < 1.0 / 3.0
 
 
+def _one_of_each_pair(n: int) -> NDArray[np.bool_]:
+    first = np.random.default_rng(SEED).random((n + 1) // 2) < 0.5
+    return np.stack([first, ~first], axis=1).reshape(-1)[:n]
+
+
 # ---- matmul -------------------------------------------------------------------------------------------------------
 
 MATMUL_CONSTANTS = (
@@ -212,17 +216,32 @@ CAST_CONSTANTS = (Constant("cast_bytes", 6.0, 0.0, 40.0), Constant("cast_us", 6.
 
 
 def matmul_table(tables: Path, source: Source, precision: str) -> pd.DataFrame:
-    """Median over the frameworks: bf16 is the same cuBLAS matmul, measured up to three times. Else TensorRT-LLM's."""
+    """In bf16 the median of the same cuBLAS matmul measured up to three times, in lower precisions TensorRT-LLM's.
+
+    vLLM's measurements beyond 1 ms are left out: they run at the boost clock however long they are, which only inputs
+    that hardly toggle allow; training's do.
+    """
     name = source.precisions[precision]
     parts = []
-    for file in sorted((tables / source.folder / "gemm").glob("*/*/gemm_perf.parquet")):
-        if precision != "bf16" and file.parts[-3] != "trtllm":
+    for file in _newest((tables / source.folder / "gemm").glob("*/*/gemm_perf.parquet")):
+        framework = file.parts[-3]
+        if precision != "bf16" and framework != "trtllm":
             continue
         rows = pd.read_parquet(file)
         rows = rows[(rows.gemm_dtype == name) & (rows[["m", "n", "k"]].min(axis=1) >= 128)]
+        if framework == "vllm":
+            rows = rows[rows.latency < 1.0]
         parts.append(rows.groupby(["m", "n", "k"]).latency.median())
     merged = pd.concat(parts, axis=1).median(axis=1).rename("latency_ms").reset_index()
     return merged.astype(float)
+
+
+def _newest(files: Iterable[Path]) -> list[Path]:
+    """The last version of each framework, whose folder is two above the file."""
+    by_framework: dict[str, Path] = {}
+    for file in sorted(files, key=lambda file: [int(n) for n in re.findall(r"\d+", file.parts[-2])]):
+        by_framework[file.parts[-3]] = file
+    return list(by_framework.values())
 
 
 def matmul_rates(constants: dict[str, float], tiles: tuple[tuple[int, int], ...]) -> MatmulRates:
@@ -343,7 +362,10 @@ def fit_attention(tables: Path, source: Source, sheet: Datasheet) -> tuple[Score
 
 
 def memory_table(tables: Path, source: Source) -> pd.DataFrame:
-    """Quantizing bf16 to fp8 with a known scale, a kernel that only moves data: read two bytes, write one."""
+    """Quantizing bf16 to fp8 with a known scale, a kernel that only moves data: read two bytes, write one.
+
+    The faster of two frameworks' kernels: what the memory can do, rather than what one of them left undone.
+    """
     parts = []
     for framework in ("trtllm", "vllm"):
         for file in (tables / source.folder / "quantize").glob(f"{framework}/*/scale_matrix_perf.parquet"):
@@ -351,7 +373,7 @@ def memory_table(tables: Path, source: Source) -> pd.DataFrame:
             parts.append(rows[rows.quant_dtype == "fp8"].groupby(["m", "k"]).latency.median())
     if not parts:
         return pd.DataFrame()
-    rows = pd.concat(parts, axis=1).median(axis=1).rename("latency_ms").reset_index().astype(float)
+    rows = pd.concat(parts, axis=1).min(axis=1).rename("latency_ms").reset_index().astype(float)
     rows["traffic_bytes"] = 3.0 * rows.m * rows.k
     return rows[rows.traffic_bytes > 1e6].reset_index(drop=True)
 
@@ -382,67 +404,103 @@ def fit_memory(tables: Path, source: Source, sheet: Datasheet) -> tuple[Score, p
 
 # ---- collectives --------------------------------------------------------------------------------------------------
 
-COLLECTIVE_CONSTANTS = (
-    Constant("bus_fraction", 0.78, 0.3, 1.0),
+RING_CONSTANTS = (
+    Constant("bus_fraction", 0.78, 0.3, 0.9),
     Constant("latency_us", 0.8, 0.01, 5.0),
     Constant("launch_us", 6.0, 0.0, 15.0),
     Constant("low_latency_fraction", 0.3, 0.05, 1.0),
     Constant("bandwidth_start_us", 15.0, 0.0, 60.0),
-    Constant("copy_fraction", 2.0, 0.3, 20.0),
+    Constant("bandwidth_latency_us", 4.0, 0.0, 20.0),
 )
-IN_NETWORK = Constant("in_network_fraction", 0.55, 0.3, 1.0)
-OPERATIONS = {
-    "all_gather": ("all_gather", communication.all_gather_time_s),
-    "reduce_scatter": ("reduce_scatter", communication.reduce_scatter_time_s),
-    "all_reduce": ("all_reduce", communication.all_reduce_time_s),
-    "all_to_all": ("alltoall", communication.all_to_all_time_s),
+COPY = Constant("copy_fraction", 1.5, 0.3, 20.0)
+IN_NETWORK_CONSTANTS = (
+    Constant("in_network_fraction", 0.55, 0.3, 1.0),
+    Constant("in_network_start_us", 60.0, 0.0, 150.0),
+)
+RINGS = ("all_gather", "reduce_scatter", "all_reduce")
+TABLE_NAMES = {operation: operation for operation in RINGS} | {"all_to_all": "alltoall"}
+EQUATIONS = {
+    "all_gather": communication.all_gather_time_s,
+    "reduce_scatter": communication.reduce_scatter_time_s,
+    "all_reduce": communication.all_reduce_time_s,
+    "all_to_all": communication.all_to_all_time_s,
 }
 NO_FABRIC = CollectiveRates(bus_fraction=1.0, latency_us=1.0)
 
 
 def collective_table(tables: Path, source: Source, operation: str) -> pd.DataFrame:
-    """Messages count elements in the tables: bus bandwidth would pass the link's otherwise, and both types agree in bytes."""
+    """One operation's latencies by group and bytes.
+
+    Messages of the tables count elements: as bytes of 16-bit numbers the bus bandwidth agrees with what NCCL is known to
+    reach, and with the 8-bit rows.
+    """
     parts = []
     for version in source.nccl:
         rows = pd.read_parquet(tables / source.folder / "comm" / version / "nccl_perf.parquet")
-        rows = rows[(rows.op_name == OPERATIONS[operation][0]) & rows.nccl_dtype.isin(["half", "int8"])]
-        rows["size_bytes"] = rows.message_size * np.where(rows.nccl_dtype == "half", 2.0, 1.0)
-        parts.append(rows)
-    rows = pd.concat(parts)
-    rows = rows[rows.size_bytes >= 2.0**16].rename(columns={"num_gpus": "n_ranks"})
-    return rows.groupby(["n_ranks", "size_bytes"]).latency.median().rename("latency_ms").reset_index().astype(float)
+        rows = rows[(rows.op_name == TABLE_NAMES[operation]) & rows.nccl_dtype.isin(["half", "int8"])]
+        parts.append(rows.assign(size_bytes=rows.message_size * np.where(rows.nccl_dtype == "half", 2.0, 1.0)))
+    merged = pd.concat(parts)
+    merged = merged[merged.size_bytes >= 2.0**16].rename(columns={"num_gpus": "n_ranks"})
+    median = merged.groupby(["n_ranks", "size_bytes"]).latency.median().rename("latency_ms").reset_index().astype(float)
+    return median.assign(kind=operation, precision="bf16")
 
 
-def collective_s(constants: dict[str, float], rows: pd.DataFrame, operation: str, sheet: Datasheet) -> Array:
-    link = communication.GroupLink(
-        n_ranks=rows.n_ranks.to_numpy(),
-        ranks_per_node=rows.n_ranks.to_numpy(),
-        node_bytes_per_s=sheet.link_bytes_per_s,
-        fabric_bytes_per_s=1.0,
-        fabric_latency_s=0.0,
-    )
-    rates = CollectiveRates.model_construct(**({"in_network_fraction": None} | constants))
-    return np.asarray(OPERATIONS[operation][1](rows.size_bytes.to_numpy(), link, node=rates, fabric=NO_FABRIC))
+def collective_rates(constants: dict[str, float], operation: str) -> dict[str, float]:
+    """The constants of one operation among those of all rings, which share all but the copy and the switch."""
+    own = {"copy_fraction": constants[f"copy_fraction {operation}"]}
+    own |= {c.name: constants[c.name] for c in RING_CONSTANTS if c.name in constants}
+    if operation == "all_reduce":
+        own |= {c.name: constants[c.name] for c in IN_NETWORK_CONSTANTS if c.name in constants}
+    return own
 
 
-def fit_collective(tables: Path, source: Source, sheet: Datasheet, operation: str) -> tuple[Score, pd.DataFrame]:
-    rows = collective_table(tables, source, operation)
-    fitted = np.random.default_rng(SEED).random(len(rows)) < 0.5  # 39 points a table; a third would be too few
+def collective_s(constants: dict[str, float], rows: pd.DataFrame, sheet: Datasheet) -> Array:
+    seconds = np.empty(len(rows))
+    kinds = rows.kind.to_numpy()
+    for operation in np.unique(kinds):
+        at = kinds == operation
+        n_ranks = rows.n_ranks.to_numpy()[at]
+        link = communication.GroupLink(
+            n_ranks=n_ranks,
+            ranks_per_node=n_ranks,
+            node_bytes_per_s=sheet.link_bytes_per_s,
+            fabric_bytes_per_s=1.0,
+            fabric_latency_s=0.0,
+        )
+        known = {"in_network_fraction": None} | collective_rates(constants, operation)
+        rates = CollectiveRates.model_construct(**known)
+        seconds[at] = EQUATIONS[operation](rows.size_bytes.to_numpy()[at], link, node=rates, fabric=NO_FABRIC)
+    return seconds
+
+
+def fit_collectives(
+    tables: Path, device: str, source: Source, sheet: Datasheet, operations: tuple[str, ...]
+) -> tuple[list[Score], pd.DataFrame]:
+    rows = pd.concat([collective_table(tables, source, operation) for operation in operations], ignore_index=True)
+    fitted = _one_of_each_pair(len(rows))  # 39 sizes an operation: a third of them at random would leave gaps
     measured_s = rows.latency_ms.to_numpy() * 1e-3
     large = (rows.size_bytes > 2.0**20).to_numpy()
-    wanted = list(COLLECTIVE_CONSTANTS)
-    if operation == "all_reduce" and rows.n_ranks.max() > communication.IN_NETWORK_RANKS:
-        wanted.append(IN_NETWORK)
+    rings = [c for c in RING_CONSTANTS if operations == RINGS or c.name != "bandwidth_latency_us"]
+    wanted = [*rings, *(replace(COPY, name=f"{COPY.name} {operation}") for operation in operations)]
+    if "all_reduce" in operations and _generation(device) != "a100" and rows.n_ranks.max() > 4:
+        wanted += IN_NETWORK_CONSTANTS
     seen = rows[fitted]
     found = fit(
         wanted,
-        lambda constants: collective_s(constants, seen, operation, sheet),
+        lambda constants: collective_s(constants, seen, sheet),
         measured_s[fitted],
         np.where(large, 1.0, 0.3)[fitted],
     )
-    score = Score.of(operation, collective_s(found, rows, operation, sheet), measured_s, fitted, large, found)
-    rows["kind"], rows["precision"], rows["fitted"] = operation, "bf16", fitted
-    return score, rows[large]
+    estimated_s = collective_s(found, rows, sheet)
+    rows["fitted"] = fitted
+    scores = [
+        Score.of(
+            operation, estimated_s, measured_s, fitted, large & (rows.kind == operation).to_numpy(),
+            collective_rates(found, operation),
+        )  # fmt: skip
+        for operation in operations
+    ]
+    return scores, rows[large]
 
 
 # ---- all of one device --------------------------------------------------------------------------------------------
@@ -490,12 +548,13 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
         report(device, score)
 
     collectives: dict[str, dict[str, float]] = {}
-    for operation in OPERATIONS:
-        score, rows = fit_collective(tables, source, sheet, operation)
-        collectives[operation] = score.constants
-        scores.append(score)
-        samples.append(_sampled(rows, SAMPLE_ROWS["collective"] // 4))
-        report(device, score)
+    for operations in (RINGS, ("all_to_all",)):
+        found, rows = fit_collectives(tables, device, source, sheet, operations)
+        for score in found:
+            collectives[score.what] = score.constants
+            report(device, score)
+        scores += found
+        samples.append(_sampled(rows, SAMPLE_ROWS["collective"] * len(operations) // 4))
     gather = collectives["all_gather"]
     collectives["send"] = {"bus_fraction": gather["bus_fraction"], "latency_us": gather["latency_us"], "launch_us": gather["launch_us"]}
 

@@ -56,8 +56,9 @@ def main() -> None:
     found = Found()
     began = time.perf_counter()
     for start, stop in scenario.blocks(BLOCK_PLANS):
-        bound = float(found.leaders.step_time_s.max()) if len(found.leaders.index) >= arguments.keep else np.inf
-        found.add(search_block(scenario, start, stop, keep=arguments.keep, bound=bound), keep=arguments.keep, key="step_time")
+        bound = found.bound(arguments.keep, "step_time")
+        block = search_block(scenario, start, stop, keep=arguments.keep, bound=bound, fastest=found.fastest)
+        found.add(block, keep=arguments.keep, key="step_time")
     seconds = time.perf_counter() - began
     rate = found.n_plans / seconds
     unit = multiply_s(1 << 16)

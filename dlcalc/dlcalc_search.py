@@ -49,7 +49,7 @@ def keep_choice(_ctx: click.Context, _param: click.Parameter, value: str | None)
     help="Plans to write.  [default: the space file's, or all that fit up to 20 million]",
 )
 @click.option(
-    "--top", metavar="N", default=10, show_default="10", type=click.IntRange(min=1), help="Best plans to print."
+    "--top", metavar="N", default=10, show_default=True, type=click.IntRange(min=1), help="Best plans to print."
 )
 @click.option(
     "--sort",

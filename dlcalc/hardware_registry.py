@@ -21,16 +21,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
-from dlcalc.errors import Problem, SpecError, UnknownNameError, suggestion
+from dlcalc.errors import Problem, SpecError, UnknownNameError, nearest
 from dlcalc.specs.hardware import HardwareSpec
-from dlcalc.specs.load import config_dir, load_yaml, parse_spec
+from dlcalc.specs.load import config_dir, load_yaml, parse_spec, spec_error
 from dlcalc.specs.marked_yaml import Marks
 
 ENVIRONMENT_VARIABLE = "DLCALC_HARDWARE_PATH"
@@ -44,6 +45,7 @@ class HardwareRow:
     """A line of the table of all machines; None where the machine does not have it."""
 
     name: str
+    aliases: tuple[str, ...]
     hbm_gib: float
     bf16_tflops: float | None
     fp8_tflops: float | None
@@ -60,9 +62,9 @@ class HardwareRow:
 class HardwareRegistry:
     """Every machine that a study can name: injected objects, the user's folders, the built-in files."""
 
-    folders: tuple[Path, ...] = ()
+    folders: Sequence[Path] = ()
     """The user's, searched in this order before the built-in ones."""
-    specs: tuple[HardwareSpec, ...] = ()
+    specs: Sequence[HardwareSpec] = ()
     """Machines made by a program; they win over every file."""
 
     def with_specs(self, *specs: HardwareSpec) -> HardwareRegistry:
@@ -79,7 +81,7 @@ class HardwareRegistry:
                 return spec
         file = next(self.files(name), None)
         if file is None:
-            raise UnknownNameError("hardware", name, self.names(aliases=True))
+            raise self.unknown(name)
         return _Reader(self).read(file)
 
     def names(self, *, aliases: bool = False) -> list[str]:
@@ -95,6 +97,11 @@ class HardwareRegistry:
     def rows(self) -> list[HardwareRow]:
         """One row per machine, sorted by name."""
         return [_row(self.load(name)) for name in self.names()]
+
+    def unknown(self, name: str) -> UnknownNameError:
+        """The error that suggests an alias if one is near, and otherwise lists the machines by their own names."""
+        aliases = self.names(aliases=True)
+        return UnknownNameError("hardware", name, aliases if nearest(name, aliases) else self.names())
 
     def files(self, name: str) -> Iterator[Path]:
         """Every file of that name, the one to take first."""
@@ -141,6 +148,7 @@ def _row(spec: HardwareSpec) -> HardwareRow:
     peaks = {precision: peak.value for precision, peak in spec.device.peak_tflops.items()}
     return HardwareRow(
         name=spec.name,
+        aliases=spec.aliases,
         hbm_gib=(spec.device.usable_hbm_gib or spec.device.hbm_gib).value,
         bf16_tflops=peaks.get("bf16"),
         fp8_tflops=peaks.get("fp8"),
@@ -181,7 +189,8 @@ def _index_of(stamped_files: tuple[tuple[Path, int], ...]) -> tuple[_Entry, ...]
         for name in dict.fromkeys(map(_plain, entry.names)):
             if name in owner:
                 problem = f"{name} is also a name of {owner[name].name} in the same folder; a name must be unique"
-                raise spec_error(entry.file, load_yaml(entry.file)[1], ("aliases",), problem)
+                key = "name" if name == _plain(entry.names[0]) else "aliases"
+                raise spec_error(entry.file, load_yaml(entry.file)[1], (key,), problem)
             owner[name] = entry.file
     return entries
 
@@ -248,6 +257,8 @@ class _Reader:
 
     registry: HardwareRegistry
     read_files: list[Path] = field(default_factory=list)
+    named_on: dict[Path, int] = field(default_factory=dict)
+    """Line of the file that was asked for through which another file came in."""
 
     def read(self, file: Path) -> HardwareSpec:
         data, marks = self._resolved(file, ())
@@ -262,19 +273,19 @@ class _Reader:
         calibration = data.get("calibration")
         if not isinstance(calibration, dict) or "like" not in calibration:
             return data, marks
-        inner = marks.inner["calibration"]
+        inner, path = _inner(marks, "calibration"), ("calibration", "like")
         here = self.read_files[inner.line // _LINES]
-        like, like_marks = self._other(here, _local(marks), ("calibration", "like"), calibration["like"], (*below, file))
-        fitted, fitted_marks = like.get("calibration"), like_marks.inner.get("calibration")
-        if not isinstance(fitted, dict) or fitted_marks is None:
+        like, like_marks = self._other(here, _local(marks), path, calibration["like"], (*below, file))
+        fitted = like.get("calibration")
+        if not isinstance(fitted, dict):
             return data, marks  # the schema says what is missing
         told = {
             "measured": False,
             "provenance": f"not measured on this machine; as on {like.get('name')}: {fitted.get('provenance')}",
             **{key: value for key, value in calibration.items() if key != "like"},
         }
-        told_marks = Marks(inner.line, inner.key_lines, {**{key: inner for key in told}, **inner.inner})
-        taken = _merged(told, told_marks, fitted, fitted_marks)
+        told_marks = Marks(inner.line, inner.key_lines, {**dict.fromkeys(told, inner), **inner.inner})
+        taken = _merged(told, told_marks, fitted, _inner(like_marks, "calibration"))
         return (
             {**data, "calibration": taken[0]},
             Marks(marks.line, marks.key_lines, {**marks.inner, "calibration": taken[1]}),
@@ -289,9 +300,8 @@ class _Reader:
         if "extends" not in data:
             return data, marks
         base, base_marks = self._other(file, plain_marks, ("extends",), data["extends"], (*below, file))
-        inherited = {key: value for key, value in base.items() if key not in OWN_KEYS}
         own = {key: value for key, value in data.items() if key != "extends"}
-        return _merged(own, marks, inherited, base_marks)
+        return _merged(own, marks, *_without(OWN_KEYS, base, base_marks))
 
     def _other(
         self, file: Path, marks: Marks, path: tuple[str, ...], name: object, below: tuple[Path, ...]
@@ -299,17 +309,14 @@ class _Reader:
         """What the machine ``name`` says in full, for ``file``, which names it at ``path``."""
         if not isinstance(name, str):
             raise spec_error(file, marks, path, "must be the name of a machine")
-        if is_file_name(name):
-            candidates = [file.parent / name]
-        else:
-            candidates = list(self.registry.files(name))
+        candidates = [file.parent / name] if is_file_name(name) else list(self.registry.files(name))
         if not candidates:
-            unknown = UnknownNameError("hardware", name, self.registry.names(aliases=True))
-            raise spec_error(file, marks, path, str(unknown))
+            raise spec_error(file, marks, path, str(self.registry.unknown(name)))
         fresh = [candidate for candidate in candidates if candidate not in below]
         if not fresh:
             way = " -> ".join(step.stem for step in (*below, candidates[0]))
-            raise spec_error(file, marks, path, f"the machines extend one another in a circle: {way}")
+            raise spec_error(file, marks, path, f"the machines take from one another in a circle: {way}")
+        self.named_on[fresh[0]] = self.named_on.get(file, marks.line_of(path))
         if path == ("extends",):
             return self._extended(fresh[0], below)
         return self._resolved(fresh[0], below)
@@ -322,7 +329,7 @@ class _Reader:
         problems = tuple(
             Problem(problem.line % _LINES, problem.field, problem.text)
             if file == blamed
-            else Problem(1, problem.field, f"{problem.text} ({file}:{problem.line % _LINES})")
+            else Problem(self.named_on[file], problem.field, f"{problem.text} ({file}:{problem.line % _LINES})")
             for file, problem in zip(files, error.problems, strict=True)
         )
         return SpecError(blamed, problems, error.n_more)
@@ -337,9 +344,21 @@ def _merged(data: Tree, marks: Marks, base: Tree, base_marks: Marks) -> tuple[Tr
         if value is None:
             continue
         if _can_merge(value, base.get(key)):
-            value, inner[key] = _merged(value, marks.inner[key], base[key], base_marks.inner[key])  # noqa: PLW2901
-        merged[key] = value
+            merged[key], inner[key] = _merged(value, _inner(marks, key), base[key], _inner(base_marks, key))
+        else:
+            merged[key] = value
     return merged, Marks(marks.line, key_lines, inner)
+
+
+def _without(keys: frozenset[str], data: Tree, marks: Marks) -> tuple[Tree, Marks]:
+    def left(mapping: dict[Hashable, Any]) -> dict[Hashable, Any]:
+        return {key: value for key, value in mapping.items() if key not in keys}
+
+    return left(data), Marks(marks.line, left(marks.key_lines), left(marks.inner))
+
+
+def _inner(marks: Marks, key: Hashable) -> Marks:
+    return marks.inner.get(key) or Marks(marks.line)  # JSON may come without marks
 
 
 def _can_merge(value: object, base: object) -> bool:

@@ -7,7 +7,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from dlcalc.report.summary import Breakdown, DryRun, HardwareRow, Miss, ModelRow
 from dlcalc.results.manifest import ScenarioOrigin, ShardRecord, StudyOrigin
 from dlcalc.results.schema import COLUMNS
 from dlcalc.results.writer import ShardHeader, ShardWriter, StudyWriter, open_study
-from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, columns_of, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, outputs_of, search_block
 from dlcalc.search.executors import Shard, run, shards_of
 from dlcalc.search.pareto import ParetoFilter, front
 from dlcalc.search.space import Scenario
@@ -93,7 +92,7 @@ def dry_run(space_file: Path, *, out: Path | None = None, hardware_dirs: Sequenc
     began = time.perf_counter()
     search_block(largest, start, stop, keep=LEADERS)
     per_plan = (time.perf_counter() - began) / (largest.n_plans / largest.shape[0] * (stop - start))
-    axes = ("mesh", "micro_batch", "pipeline", "recompute", "tensor", "data")
+    axes = ("mesh", "data", "pipeline", "micro_batch", "recompute", "tensor")
     return {
         "study": space.study,
         "n_plans": n_plans,
@@ -248,11 +247,17 @@ def _blocks(
     step = max(1, BLOCK_PLANS // per_row)
     for start in range(shard.start, shard.stop, step):
         stop = min(start + step, shard.stop)
-        bound = np.inf
-        if len(found.leaders.index) >= n_kept:
-            bound = float((found.leaders.step_time_s if key == "step_time" else found.leaders.memory_bytes).max())
         part = search_block(
-            scenario, start, stop, keep=n_kept, key=key, bound=bound, rows=rows, what=what, pareto=pareto
+            scenario,
+            start,
+            stop,
+            keep=n_kept,
+            key=key,
+            bound=found.bound(n_kept, key),
+            fastest=found.fastest,
+            rows=rows,
+            what=what,
+            pareto=pareto,
         )
         found.add(part, keep=n_kept, key=key)
 
@@ -272,9 +277,10 @@ def _chosen_rows(scenario: Scenario, found: Found, blocks: list[Mapping[str, Any
 def rows_of(scenario: Scenario, index: Any) -> dict[str, Any]:  # noqa: ANN401 an array of plan indices
     """Columns of a result for the plans at ``index``: estimated as rows, which gives what the grid gave."""
     found = estimate_rows(scenario, index)
-    columns = columns_of(scenario, found, np.arange(len(index)), 0, (len(index),))
-    columns["plan_index"] = np.asarray(index, dtype=np.int64)
-    return columns
+    where = (np.arange(len(index)),)
+    columns: dict[str, Any] = {"plan_index": np.asarray(index, dtype=np.int64), **found.plans.columns()}
+    step, memory = np.broadcast_to(found.step_time_s, len(index)), np.broadcast_to(found.memory_bytes, len(index))
+    return columns | outputs_of(scenario, found, where, step, memory)
 
 
 def estimate_rows(scenario: Scenario, index: Any) -> Estimate:  # noqa: ANN401 an array of plan indices
@@ -414,7 +420,7 @@ def breakdown(found: Estimate, position: int = 0) -> Breakdown:
     def at(value: Any) -> float:  # noqa: ANN401 an array
         return float(np.broadcast_to(value, shape).reshape(-1)[position])
 
-    time_s = {f.name.removesuffix("_s"): at(getattr(found.step, f.name)) for f in fields(found.step)}
+    time_s = {name.removesuffix("_s"): at(value) for name, value in found.step.terms().items()}
     memory = {name.removesuffix("_bytes"): at(value) for name, value in found.footprint.terms_of_peak().items()}
     return {
         "time_s": {name: value for name, value in time_s.items() if value > 0},

@@ -95,7 +95,7 @@ def all_reduce_time_s(
     if node.in_network_fraction is None:
         return quickest
     switch_bytes_per_s = link.node_bytes_per_s * node.in_network_fraction
-    in_switch_s = size_bytes / switch_bytes_per_s + (node.launch_s + node.bandwidth_start_s)
+    in_switch_s = size_bytes / switch_bytes_per_s + (node.launch_s + node.in_network_start_s)
     can_reduce = np.logical_and(np.logical_not(crosses), np.asarray(link.n_ranks) > IN_NETWORK_RANKS)
     return np.where(can_reduce, np.minimum(quickest, in_switch_s), quickest)
 
@@ -110,19 +110,20 @@ def _ring_time_s(
     """
     crosses = link.n_nodes > 1.0
     fabric_steps = link.n_nodes - 1.0
-    node_steps = link.n_ranks - 1.0 - fabric_steps
-    hops_s = node_steps * node.latency_s + fabric_steps * (fabric.latency_s + link.fabric_latency_s)
-    floor_s = passes * hops_s + node.launch_s
+    node_steps = passes * (link.n_ranks - 1.0 - fabric_steps)
+    floor_s = passes * fabric_steps * (fabric.latency_s + link.fabric_latency_s) + node.launch_s
     sent_bytes = size_bytes * (passes * (link.n_ranks - 1.0) / link.n_ranks)
-    full_s = floor_s + sent_bytes / _pace(link, node.bus_fraction, fabric.bus_fraction)
+    full_s = sent_bytes / _pace(link, node.bus_fraction, fabric.bus_fraction)
     if node.copy_fraction is not None:
         full_s = full_s + size_bytes * (1.0 / (link.n_ranks * link.node_bytes_per_s * node.copy_fraction))
-    if node.low_latency_fraction is not None:
+    if node.low_latency_fraction is None:
+        moved_s = full_s + node_steps * node.latency_s
+    else:
         low = fabric.bus_fraction if fabric.low_latency_fraction is None else fabric.low_latency_fraction
+        quick_s = sent_bytes / _pace(link, node.low_latency_fraction, low) + node_steps * node.latency_s
         start_s = node.bandwidth_start_s + np.where(crosses, fabric.bandwidth_start_s, 0.0)
-        quick_s = floor_s + sent_bytes / _pace(link, node.low_latency_fraction, low)
-        full_s = np.minimum(full_s + start_s, quick_s)
-    return np.where(np.asarray(link.n_ranks) > 1.0, full_s, 0.0)
+        moved_s = np.minimum(full_s + (start_s + node_steps * node.bandwidth_latency_s), quick_s)
+    return np.where(np.asarray(link.n_ranks) > 1.0, moved_s + floor_s, 0.0)
 
 
 def _pace(link: GroupLink, node_fraction: float, fabric_fraction: float) -> Numeric:

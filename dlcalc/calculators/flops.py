@@ -1,8 +1,8 @@
 """Floating-point operations of a transformer, per token and per op.
 
-A multiply-add is two operations. Only matmuls count: norms, activations, softmax, rotary embeddings and the optimizer add
-well under 1 % for models of some size. Training costs three forward passes; recomputation is not model FLOPs and is added
-where it happens. ``convention`` is how attention is counted, because sources differ: see ``MfuConvention``.
+A multiply-add is two operations. Only matmuls count: norms, activations, softmax, rotary embeddings and the optimizer
+add well under 1 % for models of some size. Training costs three forward passes; recomputation is not model FLOPs and is
+added where it happens. ``convention`` is how attention is counted, because sources differ: see ``MfuConvention``.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def shared_experts_flops(model: ModelSpec) -> float:
 def model_flops_per_token_flops(model: ModelSpec, *, seq_len: Numeric, convention: MfuConvention) -> Numeric:
     """Model FLOPs of training on one token, by a convention of MFU.
 
-    ``six_n``: six per active parameter (multi-token prediction not counted). The others: three times the forward matmuls.
+    ``six_n``: six per active parameter, multi-token prediction not counted. The others: three times the forward
+    matmuls.
 
     Source: [chowdhery2022] appendix B; [narayanan2021] equation 3; [kaplan2020] section 2.1.
     """

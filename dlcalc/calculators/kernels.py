@@ -17,7 +17,7 @@ from dlcalc.specs.calibration import AttentionRates, MatmulRates, MemoryRates
 
 Numeric = float | NDArray[np.float64]
 
-SETTLING_S = 5e-3
+SETTLING_S = 2.5e-3
 """Busy time after which half of what power costs is lost."""
 
 L2_BYTES = 50e6
@@ -25,12 +25,12 @@ L2_BYTES = 50e6
 
 
 def sustained_time_s(arithmetic_s: Numeric, *, loss: float, busy_s: Numeric | None) -> Numeric:
-    """Time of arithmetic once power limits the clock: longer by ``loss``, by half of it after 5 ms of work.
+    """Time of arithmetic once power limits the clock: longer by ``loss``, by half of it after 2.5 ms of work.
 
     ``busy_s`` is how long the device has been computing, the kernel itself included; None: a training step, all of it.
 
     Assumes: one settling time for all devices. Ignores: temperature, and that cooler passes lie between matmuls.
-    Source: [derived] a saturation, busy / (busy + 5 ms), that fits kernels of 2 us to 100 ms on seven devices.
+    Source: [derived] a saturation, busy / (busy + 2.5 ms), that fits kernels of 2 us to 100 ms on seven devices.
     """
     if busy_s is None:
         return arithmetic_s * (1.0 + loss)

@@ -1,9 +1,9 @@
 """Parameter counts of a transformer, exactly, in elements.
 
-A layer is an attention sublayer and an MLP sublayer; each counts its own norms. ``tp``, ``ep`` and ``etp`` give what one
-device holds of it, as whole numbers or as arrays; 1 (the default) gives the sublayer itself. Biases and norms that every
-rank holds are not divided. Which layers a pipeline stage holds, how ZeRO shards them and how many bytes an element takes
-is not known here.
+A layer is an attention sublayer and an MLP sublayer; each counts its own norms. ``tp``, ``ep`` and ``etp`` give what
+one device holds of it, as whole numbers or as arrays; 1 (the default) gives the sublayer itself. Biases and norms that
+every rank holds are not divided. Which layers a pipeline stage holds, how ZeRO shards them and how many bytes an
+element takes is not known here.
 
 Multi-token-prediction modules are counted by the ``mtp_*`` functions alone: no published model size includes them.
 """
@@ -18,14 +18,14 @@ from dlcalc.specs.model import ModelSpec
 Numeric = float | NDArray[np.float64]
 
 
-# --- attention ---------------------------------------------------------------------------------------------------------
+# ---- attention
 
 
 def attention_weight_params(model: ModelSpec, *, tp: Numeric = 1.0) -> Numeric:
     """Matmul weights of one attention sublayer: all of its projections, no bias and no norm.
 
-    Ordinary: ``h (a d) / tp`` for Q and for the output, ``h (kv d) / min(tp, kv)`` for K and for V. Latent: what maps into
-    the latent space is on every rank, what maps from it into heads, and the output, is divided by tp.
+    Ordinary: ``h (a d) / tp`` for Q and for the output, ``h (kv d) / min(tp, kv)`` for K and for V. Latent: what maps
+    into the latent space is on every rank, what maps from it into heads, and the output, is divided by tp.
 
     Assumes: a KV head is never split; ranks beyond the number of KV heads hold copies.
     Source: [ainslie2023] section 2; [deepseek2024v2] section 2.1; [megatron_lm] GPTModel and MLASelfAttention.
@@ -82,7 +82,7 @@ def _kv_ranks(model: ModelSpec, tp: Numeric) -> Numeric:
     return np.minimum(tp, float(model.n_kv_heads))
 
 
-# --- MLP ---------------------------------------------------------------------------------------------------------------
+# ---- MLP
 
 
 def mlp_weight_params(model: ModelSpec, *, width: float, tp: Numeric = 1.0) -> Numeric:
@@ -169,7 +169,7 @@ def moe_sublayer_params(model: ModelSpec, *, tp: Numeric = 1.0, ep: Numeric = 1.
     return moe_non_expert_params(model, tp=tp) + moe_expert_params(model, ep=ep, etp=etp)
 
 
-# --- outside the layers ------------------------------------------------------------------------------------------------
+# ---- outside the layers
 
 
 def norm_params(model: ModelSpec) -> float:
@@ -240,7 +240,7 @@ def mtp_projection_params(model: ModelSpec, *, tp: Numeric = 1.0) -> Numeric:
     return 2.0 * model.hidden_size**2 / tp + 3.0 * norm_params(model)
 
 
-# --- totals ------------------------------------------------------------------------------------------------------------
+# ---- totals
 
 
 def dense_layer_params(model: ModelSpec, *, tp: Numeric = 1.0) -> Numeric:

@@ -21,10 +21,14 @@ def _arxiv(title: str, authors: str, year: int, number: str) -> Reference:
 
 REFERENCES: dict[str, Reference] = {
     "ainslie2023": _arxiv(
-        "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", "Ainslie et al.", 2023, "2305.13245"
+        "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
+        "Ainslie et al.",
+        2023,
+        "2305.13245",
     ),
     "bang2024": _arxiv(
-        "vTrain: A Simulation Framework for Evaluating Cost-effective and Compute-optimal Large Language Model Training",
+        "vTrain: A Simulation Framework for Evaluating Cost-effective and Compute-optimal "
+        "Large Language Model Training",
         "Bang et al.",
         2024,
         "2312.12391",
@@ -37,18 +41,30 @@ REFERENCES: dict[str, Reference] = {
         "FlashAttention-2: Faster Attention with Better Parallelism and Work Partitioning", "Dao", 2023, "2307.08691"
     ),
     "deepseek2024v2": _arxiv(
-        "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model", "DeepSeek-AI", 2024, "2405.04434"
+        "DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model",
+        "DeepSeek-AI",
+        2024,
+        "2405.04434",
     ),
     "deepseek2024v3": _arxiv("DeepSeek-V3 Technical Report", "DeepSeek-AI", 2024, "2412.19437"),
     "derived": Reference("own derivation, steps in the docstring", "dlcalc", 2025, "https://github.com/dlcalc/dlcalc"),
     "fedus2021": _arxiv(
-        "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity", "Fedus et al.", 2021, "2101.03961"
+        "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient Sparsity",
+        "Fedus et al.",
+        2021,
+        "2101.03961",
     ),
     "hagemann2023": _arxiv(
-        "Efficient Parallelization Layouts for Large-Scale Distributed Model Training", "Hagemann et al.", 2023, "2311.05610"
+        "Efficient Parallelization Layouts for Large-Scale Distributed Model Training",
+        "Hagemann et al.",
+        2023,
+        "2311.05610",
     ),
     "huang2019": _arxiv(
-        "GPipe: Efficient Training of Giant Neural Networks using Pipeline Parallelism", "Huang et al.", 2019, "1811.06965"
+        "GPipe: Efficient Training of Giant Neural Networks using Pipeline Parallelism",
+        "Huang et al.",
+        2019,
+        "1811.06965",
     ),
     "isaev2023": Reference(
         "Calculon: a Methodology and Tool for High-Level Codesign of Systems and Large Language Models",
@@ -61,11 +77,17 @@ REFERENCES: dict[str, Reference] = {
         "Reducing Activation Recomputation in Large Transformer Models", "Korthikanti et al.", 2022, "2205.05198"
     ),
     "lepikhin2020": _arxiv(
-        "GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding", "Lepikhin et al.", 2020, "2006.16668"
+        "GShard: Scaling Giant Models with Conditional Computation and Automatic Sharding",
+        "Lepikhin et al.",
+        2020,
+        "2006.16668",
     ),
     "llama2024": _arxiv("The Llama 3 Herd of Models", "Llama Team, AI @ Meta", 2024, "2407.21783"),
     "megatron_lm": Reference(
-        "Megatron-LM and Megatron Core: documentation and source", "NVIDIA", 2025, "https://github.com/NVIDIA/Megatron-LM"
+        "Megatron-LM and Megatron Core: documentation and source",
+        "NVIDIA",
+        2025,
+        "https://github.com/NVIDIA/Megatron-LM",
     ),
     "narayanan2019": Reference(
         "PipeDream: Generalized Pipeline Parallelism for DNN Training",
@@ -74,7 +96,10 @@ REFERENCES: dict[str, Reference] = {
         "https://doi.org/10.1145/3341301.3359646",
     ),
     "narayanan2021": _arxiv(
-        "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", "Narayanan et al.", 2021, "2104.04473"
+        "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM",
+        "Narayanan et al.",
+        2021,
+        "2104.04473",
     ),
     "nccl_docs": Reference(
         "NCCL documentation and nccl-tests performance notes",
@@ -93,7 +118,10 @@ REFERENCES: dict[str, Reference] = {
         "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", "Rajbhandari et al.", 2020, "1910.02054"
     ),
     "shah2024": _arxiv(
-        "FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision", "Shah et al.", 2024, "2407.08608"
+        "FlashAttention-3: Fast and Accurate Attention with Asynchrony and Low-precision",
+        "Shah et al.",
+        2024,
+        "2407.08608",
     ),
     "shazeer2020": _arxiv("GLU Variants Improve Transformer", "Shazeer", 2020, "2002.05202"),
     "thakur2005": Reference(

@@ -131,9 +131,9 @@ def in_flight_micro_batches_count(
 ) -> Numeric:
     """Micro-batches of which stage ``stage`` (0 is the first) holds the activations at its peak.
 
-    The unit is what all layers of the device would keep of one micro-batch. 1f1b: ``pp - stage``. interleaved:
-    ``2 (pp - stage - 1) + (vpp - 1) pp + 1`` chunks of 1 / vpp. zb-h1: pp, since weight gradients wait. zb-v: 2 pp
-    halves. gpipe: all. dualpipe: ``(pp + 1) / 2``, for each of pp + 1 meets one of the two stages of the device.
+    The unit is what all layers of a stage keep of one micro-batch; a stage is half of a device under dualpipe.
+    1f1b: ``pp - stage``. interleaved: ``2 (pp - stage - 1) + (vpp - 1) pp + 1`` chunks of 1 / vpp. zb-h1: pp, since
+    weight gradients wait. zb-v: 2 pp halves. gpipe: all. dualpipe: ``pp + 1``, on both stages of the device together.
     Never more than there are in the step.
 
     Assumes: chunks alike; m >= 2 pp for dualpipe. Exact; for zb-v with m < 2 pp - 1 an upper bound.
@@ -143,7 +143,7 @@ def in_flight_micro_batches_count(
     """
     code = _codes(schedule)
     chunks = _FROM_END[code] * (pp - stage) + _WHOLE[code] * pp + _ROUND[code] * (vpp - 1.0) * pp + _MORE[code]
-    return np.asarray(np.minimum(chunks / (vpp * (1.0 + (code == DUALPIPE))), n_micro_batches))
+    return np.asarray(np.minimum(chunks / vpp, n_micro_batches))
 
 
 def fill_sends_count(schedule: ArrayLike, *, pp: Numeric, vpp: Numeric) -> Numeric:

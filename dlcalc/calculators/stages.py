@@ -61,7 +61,7 @@ def first_layer_count(n_layers: int, chunk: Array, *, n_chunks: Array, split: Ar
     return np.clip(cut, 0, n_layers)
 
 
-def stage_layers(
+def stage_layers_count(
     model: ModelSpec,
     *,
     pp: Array,
@@ -77,26 +77,27 @@ def stage_layers(
     pp, vpp, schedule, split = np.broadcast_arrays(pp, vpp, schedule, split)
     flat = np.stack([pp.ravel(), vpp.ravel(), schedule.ravel(), split.ravel()], axis=1)
     layouts, where = np.unique(flat, axis=0, return_inverse=True)  # few: a pipeline has few shapes
-    columns = [_three_stages(model, *layout, custom) for layout in layouts.tolist()]
+    kinds = np.array([model.layer_is_windowed, model.layer_is_moe], dtype=float)
+    before = np.concatenate([np.zeros((2, 1)), np.cumsum(kinds, axis=1)], axis=1)  # (kind, layers + 1)
+    columns = [_three_stages(before, *layout, custom) for layout in layouts.tolist()]
     table = np.array(columns).reshape(len(layouts), 8, 3)[where.ravel()]
     table = np.moveaxis(table, 0, -1).reshape((8, 3, *pp.shape))
     return StageLayers(*table[:6], heads=table[6], most_layers=table[7, 0], fewest_layers=table[7, 2])
 
 
 def _three_stages(
-    model: ModelSpec, pp_: float, vpp_: float, schedule: float, split: float, custom: tuple[int, ...] | None
+    before: Array, pp_: float, vpp_: float, schedule: float, split: float, custom: tuple[int, ...] | None
 ) -> list[list[float]]:
-    """The rows of :class:`StageLayers` for one pipeline shape."""
+    """The rows of :class:`StageLayers` for one pipeline shape; ``before`` counts windowed and expert layers up to each layer."""
+    n_layers = before.shape[1] - 1
     pp, vpp = int(pp_), int(vpp_)
     n_chunks = pp * vpp
     chunk = np.arange(n_chunks + 1.0)
     if split == CUSTOM and custom is not None and len(custom) == n_chunks:
         cut = np.concatenate([[0.0], np.cumsum(custom)])
     else:
-        cut = first_layer_count(model.n_layers, chunk, n_chunks=np.float64(n_chunks), split=np.float64(split))
-    kinds = np.array([model.layer_is_windowed, model.layer_is_moe], dtype=float)
-    before = np.concatenate([np.zeros((2, 1)), np.cumsum(kinds, axis=1)], axis=1)  # (kind, layers + 1)
-    at = np.minimum(cut, model.n_layers).astype(int)
+        cut = first_layer_count(n_layers, chunk, n_chunks=np.float64(n_chunks), split=np.float64(split))
+    at = np.minimum(cut, n_layers).astype(int)
     windowed, moe = np.diff(before[:, at], axis=1)
     layers = np.diff(cut)
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import numpy as np
 
 from dlcalc.calculators import flops
-from dlcalc.calculators.stages import StageLayers, stage_layers
+from dlcalc.calculators.stages import StageLayers, stage_layers_count
 from dlcalc.costmodel import constraints
 from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.footprint import Footprint, footprint, offloaded_layer_bytes
-from dlcalc.costmodel.layer_times import sum_of
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import links
 from dlcalc.costmodel.plans import Array, Plans
@@ -52,11 +52,7 @@ class Estimate:
     @cached_property
     def runs(self) -> Mask:
         """Where nothing but memory can refuse a plan."""
-        allowed = [~mask for mask in sorted(self.refused.values(), key=np.size)]
-        result = allowed[0]
-        for mask in allowed[1:]:
-            result = result & mask
-        return result
+        return ~any_of(list(self.refused.values()))
 
     @property
     def fits(self) -> Mask:
@@ -95,6 +91,22 @@ class Estimate:
         return self.mfu * self.recompute_flops_factor
 
 
+def any_of(masks: list[Mask]) -> Mask:
+    """Union of masks on different axes, joining first those whose union stays smallest."""
+    by_shape: dict[tuple[int, ...], Mask] = {}
+    for mask in masks:
+        known = by_shape.get(mask.shape)
+        by_shape[mask.shape] = mask if known is None else known | mask
+    left = list(by_shape.values())
+    while len(left) > 1:
+        pairs = [(prod(np.broadcast_shapes(a.shape, b.shape)), i, j) for i, a in enumerate(left) for j, b in enumerate(left[:i])]
+        _, i, j = min(pairs)
+        joined = left[i] | left[j]
+        left = [mask for position, mask in enumerate(left) if position not in (i, j)]
+        left.append(joined)
+    return left[0]
+
+
 # recompute mode: none selective full norm_act mla_up op_sac
 MATMULS_AGAIN = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.5])
 SCORES_AGAIN = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
@@ -123,7 +135,7 @@ def estimate(
     """Time, memory and refusals of ``plans``: a point, rows or a grid."""
     machine = Machine(hardware, recipe)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # plans that are refused may divide by zero
-        stages = stage_layers(
+        stages = stage_layers_count(
             model, pp=plans.pp, vpp=plans.vpp, schedule=plans.schedule, split=plans.split, custom=custom_split
         )
         where = links(plans, hardware)
@@ -152,5 +164,3 @@ def estimate(
         capacity_bytes=hardware.device.hbm_bytes * (1.0 - memory_headroom),
     )
 
-
-__all__ = ["OUT_OF_MEMORY", "Estimate", "estimate", "sum_of"]

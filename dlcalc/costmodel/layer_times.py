@@ -390,22 +390,42 @@ def _attention_core(
 ) -> tuple[Array, Array]:
     """Scores, softmax and values of both passes; context parallelism splits the queries, balanced over the causal mask."""
     seq = float(machine.recipe.seq_len)
+    profile = machine.recipe.framework
     shape = {
         "batch": plans.micro_batch,
         "n_heads": heads,
-        "n_kv_heads": kv_heads,
         "qk_head_dim": float(model.qk_head_dim),
         "v_head_dim": float(model.value_head_dim),
-        "window": float(window),
-        "causal": True,
-        "rates": machine.attention,
-        "peak_flops_per_s": machine.attention_peak_flops_per_s,
+        "peak_flops_per_s": machine.sixteen_bit.peak_flops_per_s,
         "hbm_bytes_per_s": machine.hbm_bytes_per_s,
         "n_sms": machine.n_sms,
     }
-    forward = kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)
-    backward = kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)
-    return np.asarray(forward), np.asarray(backward)
+    if profile.attention in STORES_SCORES:
+        shape |= {
+            "fused_softmax": profile.attention == "megatron_fused",
+            "dropout": profile.dropout,
+            "matmul": machine.sixteen_bit.rates,
+            "memory": machine.memory,
+        }
+        return (
+            np.asarray(kernels.unfused_attention_forward_time_s(seq / plans.cp, seq, **shape)),
+            np.asarray(kernels.unfused_attention_backward_time_s(seq / plans.cp, seq, **shape)),
+        )
+    shape |= {
+        "n_kv_heads": kv_heads,
+        "window": float(window),
+        "causal": True,
+        "rates": machine.attention,
+        "kernel": profile.attention,
+    }
+    return (
+        np.asarray(kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)),
+        np.asarray(kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)),
+    )
+
+
+STORES_SCORES = ("unfused", "megatron_fused")
+"""Attention kernels that keep the score matrix in memory."""
 
 
 def _tp_comm(

@@ -1,14 +1,16 @@
 """Time of one optimizer step of a batch of plans, as named terms.
 
-Comments at the end of a line name the axes of the result on a grid: mesh, batch (micro-batch), pipe (schedule, vpp, split), redo
-(recomputation), tensor (sequence parallelism and overlaps in a layer), data (sharding and overlaps over data-parallel ranks).
-Only the last few lines are full-size.
+Comments at the end of a line name the axes of the result on a grid: mesh, data (sharding and overlaps over data-parallel ranks), pipe
+(schedule, vpp, split), batch (micro-batch), redo (recomputation), tensor (sequence parallelism and overlaps in a layer). Only what is
+hidden of data-parallel communication, and the total, are full-size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -56,21 +58,72 @@ class StepTime:
     offload_s: Array
     imbalance_s: Array
     bubble_s: Array
-    grad_reduce_s: Array
-    param_gather_s: Array
     optimizer_s: Array
     overhead_s: Array
+    grad_reduce_sent_s: Array
+    """Gradient reduction over data-parallel ranks, hidden or not."""
+    param_gather_sent_s: Array
+    """Parameters gathered for the forward (and, ZeRO 3, the backward) pass, hidden or not."""
+    overlap: Overlap
 
-    @property
-    def total_s(self) -> Array:
-        """The step. Grouped by axes, so that only the last three additions are full-size."""
+    @cached_property
+    def pipeline_s(self) -> Array:
+        """All but what data-parallel ranks exchange and update; grouped by axes, so that additions stay small."""
         work = (self.matmul_s + self.attention_s + self.memory_bound_s + self.launch_s) + (
             self.tp_comm_s + self.cp_comm_s + self.ep_comm_s
         )  # mesh x batch x tensor
-        pipeline = (work + self.pp_comm_s + self.overhead_s) + (
+        return (work + self.pp_comm_s + self.overhead_s) + (
             self.recompute_s + self.offload_s + self.imbalance_s + self.bubble_s
-        )  # mesh x batch x pipe x redo x tensor
-        return pipeline + ((self.optimizer_s + self.param_gather_s) + self.grad_reduce_s)
+        )  # mesh x pipe x batch x redo x tensor
+
+    @cached_property
+    def sent_s(self) -> Array:
+        """What data-parallel ranks exchange and update."""
+        return (self.optimizer_s + self.param_gather_sent_s) + self.grad_reduce_sent_s  # mesh x data x pipe x batch
+
+    @property
+    def total_s(self) -> Array:
+        """The step."""
+        return total_time_s(self.pipeline_s, self.sent_s, self.overlap)
+
+    def terms(self) -> Mapping[str, Array]:
+        """What a report shows: every term, exchanges over data-parallel ranks as what is exposed of them."""
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name.endswith("_s")}
+        named["grad_reduce_s"] = named.pop("grad_reduce_sent_s") - self.overlap.grad_hidden_s
+        named["param_gather_s"] = named.pop("param_gather_sent_s") - self.overlap.gather_hidden_s
+        return named
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What of the exchanges between data-parallel ranks runs behind a pass: no more than is sent, and no more than the pass lasts.
+
+    Hidden is ``min(sent, window)``, both less what the exchange slows the pass down.
+    """
+
+    grad_limit_s: Array  # mesh x data x pipe x batch
+    grad_factor: Array
+    """Share of the backward pass, times micro-batches, that hides gradients; mesh x data x batch."""
+    gather_limit_s: Array
+    gather_forward_s: Array
+    """Forward passes that hide parameters; mesh x data x pipe x batch x tensor."""
+    gather_factor: Array
+    """Share of the backward pass, times micro-batches, that hides parameters."""
+    backward_s: Array
+    """One micro-batch's backward pass on the slowest stage; mesh x pipe x batch x redo x tensor."""
+
+    @property
+    def grad_hidden_s(self) -> Array:
+        return np.minimum(self.grad_limit_s, self.backward_s * self.grad_factor)
+
+    @property
+    def gather_hidden_s(self) -> Array:
+        return np.minimum(self.gather_limit_s, self.gather_forward_s + self.backward_s * self.gather_factor)
+
+
+def total_time_s(pipeline_s: Array, sent_s: Array, overlap: Overlap) -> Array:
+    """The step: what the pipeline takes, and what is exposed of the exchanges. The only full-size part of time."""
+    return (pipeline_s + sent_s) - (overlap.grad_hidden_s + overlap.gather_hidden_s)
 
 
 @dataclass(frozen=True)
@@ -238,7 +291,6 @@ def step_time(
         weight_grad_s=per_stage.weight_grad_s,
         send_s=send,
     )
-    grad, gather = _data_parallel(plans, links, params, machine, micro_batches, forward, backward)
     return StepTime(
         **_work(model, times, micro_batches * share),
         pp_comm_s=pp_comm,
@@ -246,8 +298,7 @@ def step_time(
         offload_s=micro_batches * share * per_stage.sum_offload_s,
         imbalance_s=micro_batches * (slowest - mean),
         bubble_s=np.asarray(pipeline - micro_batches * slowest),
-        grad_reduce_s=grad,
-        param_gather_s=gather,
+        **_data_parallel(plans, links, params, machine, micro_batches, forward, backward),
         optimizer_s=_optimizer_s(plans, params, machine),
         overhead_s=(profile.step_overhead_us + profile.micro_batch_overhead_us * micro_batches) * 1e-6,
     )
@@ -287,8 +338,8 @@ def _work(model: ModelSpec, times: ModelTimes, repeats: Array) -> dict[str, Arra
 
 def _data_parallel(
     plans: Plans, links: Links, params: StageParams, machine: Machine, micro_batches: Array, forward: Array, backward: Array
-) -> tuple[Array, Array]:  # fmt: skip
-    """Exposed gradient reduction and parameter gathering.
+) -> dict[str, Any]:  # fmt: skip
+    """Gradient reduction and parameter gathering: what is sent, and what of it is hidden.
 
     ZeRO 0 reduces once a step, 1 scatters once and gathers once, 2 scatters every micro-batch, 3 gathers twice and scatters once every
     micro-batch. Overlapped, all but the last bucket hides behind the passes of the micro-batches it belongs to, and slows them.
@@ -314,14 +365,21 @@ def _data_parallel(
     total_bytes = (params.dense + params.expert) * reduce_bytes
     tail = np.minimum(1.0, profile.bucket_bytes / np.maximum(total_bytes, 1.0))  # mesh x pipe
     kept = 1.0 - profile.overlap_slowdown
-    gather_share = 0.5 * gather_bytes / (0.5 * gather_bytes + 0.5 * reduce_bytes)
-    grad_window = backward * (1.0 - stage_3 * gather_share)  # mesh x batch x pipe x redo x tensor x data
-    gather_window = forward + backward * (stage_3 * gather_share)
-    hidden_grad = np.minimum(reduced * (1.0 - tail), grad_window)
-    hidden_gather = np.minimum(per_gather * (1.0 - tail), gather_window)
-    grad = (reduces * reduced + across) - (reduces * plans.overlap_grad * kept) * hidden_grad
-    gather = gathers * per_gather - (gathers * plans.overlap_param * kept) * hidden_gather
-    return grad, gather
+    gather_share = stage_3 * (gather_bytes / (gather_bytes + reduce_bytes))  # of the backward pass, data
+    hides_grad = (kept * plans.overlap_grad) * reduces  # mesh x data x batch
+    hides_gather = (kept * plans.overlap_param) * gathers
+    return {
+        "grad_reduce_sent_s": reduces * reduced + across,
+        "param_gather_sent_s": gathers * per_gather,
+        "overlap": Overlap(
+            grad_limit_s=hides_grad * (reduced * (1.0 - tail)),
+            grad_factor=hides_grad * (1.0 - gather_share),
+            gather_limit_s=hides_gather * (per_gather * (1.0 - tail)),
+            gather_forward_s=forward * hides_gather,
+            gather_factor=hides_gather * gather_share,
+            backward_s=backward,
+        ),
+    }
 
 
 def _group_comm(link: GroupLink, size_bytes: Array, machine: Machine, sharded: Array) -> Array:

@@ -16,7 +16,7 @@ from dlcalc.utils.units import short_count, size
 WEIGHT_BYTES = 2
 """bf16."""
 TRAINING_STATE_BYTES = 18
-"""bf16 weights (2), fp32 gradients (4), fp32 master weights (4), two fp32 moments (8); [rajbhandari2020] with fp32 gradients."""
+"""bf16 weights (2), fp32 gradients (4), fp32 master weights (4) and two fp32 moments (8)."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def model_tables(report: ModelReport) -> tuple[Table, Table]:
         totals.add_row(label, f"{number:,}", short_count(number))
     totals.add_section()
     for convention, per_token in report.flops_per_token.items():
-        label = f"FLOPs per token, {convention}, {report.seq_len} tokens"
+        label = f"training FLOPs per token, {convention}, {report.seq_len} tokens"
         totals.add_row(label, f"{per_token:,.0f}", short_count(per_token))
     totals.add_section()
     totals.add_row("weights, bf16 (bytes)", f"{report.weights_bytes:,}", size(report.weights_bytes))
@@ -148,23 +148,3 @@ def _parameter_rows(report: ModelReport) -> Iterable[tuple[str, int]]:
     if report.parameters_mtp:
         yield "of multi-token prediction, on top", report.parameters_mtp
         yield "trained parameters", report.parameters_trained
-
-
-def model_list_table(models: Iterable[ModelSpec]) -> Table:
-    """The built-in models, one row each."""
-    table = Table(title="built-in models")
-    table.add_column("name", no_wrap=True)
-    for heading in ("parameters", "active", "layers", "hidden", "heads", "KV heads", "experts", "vocabulary"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("also called")
-    for model in models:
-        table.add_row(
-            model.name,
-            short_count(params.total_params(model)),
-            short_count(params.active_params(model)),
-            *(str(n) for n in (model.n_layers, model.hidden_size, model.n_heads, model.n_kv_heads)),
-            f"{model.top_k} of {model.n_experts}" if model.is_moe else "-",
-            f"{model.vocab_size:,}",
-            ", ".join(alias for alias in model.aliases if "/" not in alias),
-        )
-    return table

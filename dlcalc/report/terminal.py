@@ -37,10 +37,12 @@ _MIN_WIDTH = 40
 _SIDE_BY_SIDE_WIDTH = 118
 _FLEXIBLE_MIN_WIDTH = 36
 _VALUES_SHOWN = 6
+_ALIGNED_MOST = 44
 _FULL_DETAILS = 3
 _MISSES_SHOWN = 5
 _BAR_CELLS = 24
 _GAP = 3
+_ROOMY_FRACTION = 0.05
 _SMALL_TERM_FRACTION = 0.003
 _REFRESH_S = 0.1
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -88,7 +90,8 @@ def _recompute_phrase(plan: Knobs) -> str:
     mode, _, layers = _recompute(plan).partition(":")
     if mode == "none":
         return "no recompute"
-    return f"{mode} recompute" + (f" of {layers} layers" if layers else "")
+    of_layers = f" of {layers} layer{'' if layers == '1' else 's'}" if layers else ""
+    return f"{mode} recompute{of_layers}"
 
 
 def _overlaps(plan: Knobs) -> str:
@@ -97,7 +100,7 @@ def _overlaps(plan: Knobs) -> str:
 
 def _offload(plan: Knobs) -> str:
     what = ["optimizer"] if plan["offload_optimizer"] else []
-    what += [f"{plan['offload_layers']}layers"] if plan["offload_layers"] else []
+    what += [f"{plan['offload_layers']}-layers"] if plan["offload_layers"] else []
     return "+".join(what) or "none"
 
 
@@ -139,18 +142,28 @@ def plan_words(plan: Knobs) -> str:
 
 
 def shared_and_own(plans: Sequence[Knobs]) -> tuple[str, list[str]]:
-    """What all ``plans`` have in common, and for each what sets it apart, aligned."""
+    """What all ``plans`` have in common, and for each what sets it apart, aligned where that is not too wide."""
     if len(plans) == 1:
         return "", [plan_words(plans[0])]
     values = [[facet.value(plan) for plan in plans] for facet in _FACETS]
     common = [facet for facet, column in zip(_FACETS, values, strict=True) if len(set(column)) == 1]
-    own = [[facet.token(plan) for plan in plans] for facet in _FACETS if facet not in common]
-    widths = [max(map(len, column)) for column in own]
-    lines = [
-        " ".join(column[row].ljust(width) for column, width in zip(own, widths, strict=True)).rstrip()
-        for row in range(len(plans))
+    own = [facet for facet in _FACETS if facet not in common]
+    said = [[facet.token(plan) if facet.value(plan) != facet.usual else "" for plan in plans] for facet in own]
+    widths = [max(map(len, column)) for column in said]
+    if sum(widths) + len(widths) > _ALIGNED_MOST:
+        widths = [0] * len(widths)
+    return _sentence(common, plans[0]), [
+        _aligned([column[row] for column in said], widths)
+        or " ".join(facet.token(plan) for facet in own)
+        or "(the same)"
+        for row, plan in enumerate(plans)
     ]
-    return _sentence(common, plans[0]), [line or "(the same)" for line in lines]
+
+
+def _aligned(words: Sequence[str], widths: Sequence[int]) -> str:
+    """Words in columns; where a column has no width, an empty word takes no place."""
+    cells = [word.ljust(width) for word, width in zip(words, widths, strict=True) if word or width]
+    return " ".join(cells).rstrip()
 
 
 def _values_in_use(plans: Sequence[Knobs]) -> str:
@@ -291,8 +304,7 @@ def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
 
 def _title(scenario: ScenarioSummary) -> Text:
     rest = (
-        f"  {scenario['model']} on {units.count(scenario['devices'])} x {scenario['hardware']}, "
-        f"{scenario['precision']}, {scenario['framework']}, {units.count(scenario['global_batch'])} sequences of "
+        f", {scenario['framework']}, {units.count(scenario['global_batch'])} sequences of "
         f"{units.count(scenario['seq_len'])} tokens"
     )
     return Text.assemble((scenario["name"], "bold cyan"), rest)
@@ -362,11 +374,12 @@ def _print_alternatives(scenario: ScenarioSummary, console: Console) -> None:
     text = f"{units.count(others)} more {verb} within 2 % of the best"
     varied = _values_in_use([_knobs(row) for row in rows])
     if varied:
-        listed = f" (the first {len(rows)})" if len(rows) <= others else ""
-        text += f"{listed}, with {varied}"
+        listed = f"the first {len(rows)} of these plans " if len(rows) <= others else ""
+        text += f", {listed}with {varied}"
     roomy = max(rows, key=lambda row: row["headroom_bytes"], default=None)
     best = scenario["best"][0]
-    if roomy and roomy["headroom_bytes"] > best["headroom_bytes"]:
+    gain = roomy["headroom_bytes"] - best["headroom_bytes"] if roomy else 0.0
+    if roomy and gain > _ROOMY_FRACTION * scenario["memory_capacity_bytes"]:
         slower = roomy["step_time_s"] / best["step_time_s"] - 1
         text += (
             f". The roomiest of them: {plan_words(_knobs(roomy))}: {units.gib(roomy['headroom_bytes'])} GiB free "
@@ -439,7 +452,10 @@ def _breakdown(scenario: ScenarioSummary, breakdown: Breakdown, console: Console
     )
     memory = _bars(
         f"Where the memory goes ({units.gib(best['memory_bytes'])} GiB, {units.gib(best['headroom_bytes'])} free)",
-        [(label, units.size(value), share) for label, value, share in _shares(breakdown["memory_bytes"], "_bytes")],
+        [
+            (label, f"{units.gib(value, 2)} GiB", share)
+            for label, value, share in _shares(breakdown["memory_bytes"], "_bytes")
+        ],
         width,
         ascii_only=ascii_only,
     )
@@ -522,13 +538,13 @@ def print_hardware(rows: Sequence[HardwareRow], console: Console) -> None:
     """The hardware that can be named in a space file."""
     columns = [
         _Col("hardware", [row["name"] for row in rows], "left"),
-        _Col("devices/node", [str(row["devices_per_node"]) for row in rows], optional=3),
+        _Col("per node", [str(row["devices_per_node"]) for row in rows], optional=3),
         _Col("HBM GiB", [units.significant(row["hbm_gib"]) for row in rows]),
         _Col("TB/s", [units.significant(row["hbm_tb_per_s"]) for row in rows], optional=5),
         _Col("bf16 TFLOP/s", [_or_dash(row["bf16_tflops"], units.count) for row in rows]),
         _Col("fp8", [_or_dash(row["fp8_tflops"], units.count) for row in rows], optional=4),
         _Col("node GB/s", [units.significant(row["link_gb_per_s"]) for row in rows], optional=1),
-        _Col("fabric Gbit/s", [units.significant(row["nic_gbit_per_s"]) for row in rows], optional=1),
+        _Col("NIC Gbit/s", [units.significant(row["nic_gbit_per_s"]) for row in rows], optional=1),
         _Col("$/device-hour", [_or_dash(row["usd_per_device_hour"], "{:.2f}".format) for row in rows], optional=2),
         _Col("calibration", ["measured" if row["measured"] else "datasheet" for row in rows], "left", optional=6),
         _Col("also called", [", ".join(row["aliases"]) for row in rows], "left", optional=7, flexible=True),

@@ -163,6 +163,12 @@ class Manifest(Spec):
         ordered = tuple(shards[key] for key in sorted(shards))
         return self.model_copy(update={"shards": ordered, "status": status})
 
+    def text(self) -> str:
+        """As JSON, one line per shard."""
+        head = self.model_copy(update={"shards": ()}).model_dump_json(indent=1)
+        shards = ",\n  ".join(shard.model_dump_json() for shard in self.shards)
+        return head.removesuffix("[]\n}") + f"[\n  {shards}\n ]\n}}\n"
+
     def differences(self, other: Manifest) -> list[str]:
         """Why ``other`` is not the same study, one line per difference; empty when it is."""
         lines = [
@@ -240,11 +246,15 @@ def is_partial(name: str) -> bool:
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of a result directory; ``ResultError`` names what is wrong with it."""
     path = directory / MANIFEST_NAME
-    if not directory.exists():
-        raise ResultError(f"{directory}: no such result directory")
-    if not directory.is_dir():
-        raise ResultError(f"{directory}: not a directory; a result is the directory that dlcalc-search wrote")
-    if not path.exists():
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError as error:
+        raise ResultError(f"{directory}: no such result directory") from error
+    except NotADirectoryError as error:
+        raise ResultError(f"{directory}: a file; a result is the directory that dlcalc-search wrote") from error
+    except OSError as error:
+        raise ResultError(f"{directory}: cannot be read ({error.strerror})") from error
+    if MANIFEST_NAME not in names:
         raise ResultError(f"{directory}: not a result of dlcalc-search ({MANIFEST_NAME} is missing)")
     document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != Manifest.model_fields["format"].default:
@@ -270,7 +280,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is anything
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{path}: damaged: not JSON ({error}); search again with --overwrite") from error
     except OSError as error:
-        raise ResultError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ResultError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def write_text(path: Path, text: str, *, durable: bool) -> None:

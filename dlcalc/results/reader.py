@@ -119,7 +119,9 @@ class Result:
         """Compare every file with the hash in the manifest; ``ResultError`` names the first that differs."""
         for shard in self.manifest.shards:
             path = self.directory / shard.file
-            if file_sha256(path) != shard.sha256:
+            with _damage(path):
+                found = file_sha256(path)
+            if found != shard.sha256:
                 raise ResultError(f"{path}: damaged: not the bytes that were written; run the search again")
 
     def _index(self, scenario: str) -> int:
@@ -182,9 +184,12 @@ def open_result(directory: Path | str) -> Result:
 
 def _check_file(path: Path, shard: ShardRecord) -> None:
     """Refuse a file that is not what the manifest says."""
-    if not path.exists():
-        raise ResultError(f"{path}: missing, but the manifest names it; run the search again with --resume")
-    found = path.stat().st_size
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError as error:
+        raise ResultError(f"{path}: missing, but the manifest names it; run the search again with --resume") from error
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be read ({error.strerror})") from error
     if found != shard.n_bytes:
         raise ResultError(
             f"{path}: damaged: {found:,} bytes instead of {shard.n_bytes:,}; run the search again with --resume"

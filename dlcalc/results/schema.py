@@ -128,10 +128,15 @@ SWITCHES = tuple(column.name for column in KNOB_COLUMNS if column.kind == "switc
 
 SCHEMA = pa.schema([column.field for column in COLUMNS])
 
-# How columns are stored; chosen by benchmarks/write_speed.py for speed first, size second. Whole numbers and quantities
-# are plain, which zstd shrinks well, as neighbouring plans repeat them.
+# How columns are stored; chosen for speed first, size second, on the rows of real searches (benchmarks/write_speed.py).
+# Whole numbers are plain: neighbouring plans repeat them, which zstd shrinks to nothing. Hardly two plans share a
+# quantity, so there a dictionary would only cost.
 DICTIONARY_ENCODED = [column.name for column in COLUMNS if column.kind in ("label", "word")]
-COLUMN_ENCODING = {column.name: "DELTA_BINARY_PACKED" for column in COLUMNS if column.kind == "index"}
+COLUMN_ENCODING = {
+    column.name: "DELTA_BINARY_PACKED" if column.kind == "index" else "BYTE_STREAM_SPLIT"
+    for column in COLUMNS
+    if column.kind in ("index", "quantity")
+}
 WITH_STATISTICS = [column.name for column in COLUMNS if column.kind != "word"]
 
 

@@ -273,8 +273,7 @@ class StudyWriter:
 
     def _write(self, status: Status) -> None:
         manifest = self._manifest.with_shards(self._finished, status)
-        text = manifest.model_dump_json(indent=1) + "\n"
-        write_text(self.directory / MANIFEST_NAME, text, durable=status == "complete")
+        write_text(self.directory / MANIFEST_NAME, manifest.text(), durable=status == "complete")
         self._saved, self._saved_at_s = True, time.monotonic()
 
 

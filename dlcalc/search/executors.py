@@ -1,17 +1,22 @@
 """Runs the shards of a study: in this process, or in several.
 
-A shard is a range of mesh rows of one scenario and a pure function of the study, so where it runs and in which order changes nothing.
+A shard is a range of mesh rows of one scenario and a pure function of the study, so where it runs and in which order
+changes nothing.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dlcalc.errors import DlcalcError
 from dlcalc.search.space import Scenario
 
 T = TypeVar("T")
@@ -53,7 +58,7 @@ def run(work: Callable[[Shard], T], shards: Sequence[Shard], *, jobs: int | None
             yield shard, work(shard)
         return
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_serve_one_parent) as pool:
         todo = iter(shards)
         running: dict[Future[T], Shard] = {}
         try:
@@ -63,9 +68,27 @@ def run(work: Callable[[Shard], T], shards: Sequence[Shard], *, jobs: int | None
                     yield from _finished(running)
             while running:
                 yield from _finished(running)
+        except BrokenProcessPool as error:
+            raise DlcalcError(
+                "a worker process was lost, perhaps for want of memory; what was finished is kept: run again, "
+                "with fewer --jobs"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _serve_one_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _finished(running: dict[Future[T], Shard]) -> Iterator[tuple[Shard, T]]:

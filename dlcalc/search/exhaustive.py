@@ -7,7 +7,7 @@ itself, the memory needed. Ties go to the smaller plan index.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
+from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.plans import KNOBS, Array
+from dlcalc.costmodel.tiles import Tile, tiles
 from dlcalc.search.constraints import holds
 from dlcalc.search.pareto import ParetoFilter
 from dlcalc.search.space import Scenario, constraint_names
@@ -24,8 +26,9 @@ Index = NDArray[np.int64]
 SortKey = Literal["step_time", "memory"]
 Keep = Literal["all", "feasible", "pareto", "top"]
 
-BLOCK_PLANS = 1 << 20
-"""Plans evaluated at once: a few full-size arrays of 8 MB."""
+BLOCK_PLANS = 1 << 22
+"""Plans whose terms are held at once. Terms live on their own axes, so these are a few MB; totals are computed tile by tile."""
+N_MISSES = 5
 NEAR_BEST = 1.02
 
 
@@ -73,6 +76,16 @@ class Found:
     misses: Leaders = field(default_factory=Leaders.none)
     """Plans that only memory refuses, those closest to fitting first."""
 
+    def bound(self, keep: int, key: SortKey) -> float:
+        """What a further plan must not exceed to be among the ``keep`` best."""
+        if len(self.leaders.index) < keep:
+            return np.inf
+        return float((self.leaders.step_time_s if key == "step_time" else self.leaders.memory_bytes).max())
+
+    @property
+    def fastest(self) -> float:
+        return float(self.near.step_time_s.min()) if len(self.near.index) else np.inf
+
     def add(self, other: Found, *, keep: int, key: SortKey) -> None:
         """Join the findings of other blocks; the order in which blocks arrive does not matter."""
         self.n_plans += other.n_plans
@@ -84,11 +97,11 @@ class Found:
         self.misses = self.misses.join(other.misses).best(5, "memory")
 
 
-def within(leaders: Leaders) -> Leaders:
-    """The plans within 2 % of the fastest among ``leaders``, fastest first."""
+def within(leaders: Leaders, fastest: float = np.inf) -> Leaders:
+    """The plans within 2 % of the fastest among ``leaders`` and elsewhere, fastest first."""
     if not len(leaders.index):
         return leaders
-    close = leaders.take(leaders.step_time_s <= NEAR_BEST * leaders.step_time_s.min())
+    close = leaders.take(leaders.step_time_s <= NEAR_BEST * min(fastest, leaders.step_time_s.min()))
     return close.best(len(close.index), "step_time")
 
 
@@ -118,70 +131,97 @@ def search_block(
     keep: int,
     key: SortKey = "step_time",
     bound: float = np.inf,
+    fastest: float = np.inf,
     rows: Callable[[Mapping[str, Array]], None] | None = None,
     what: Keep = "top",
     pareto: ParetoFilter | None = None,
 ) -> Found:
     """Evaluate one block. ``rows`` receives the columns of the plans to be written; ``bound`` is the step time
-    (or memory) that a plan must beat to lead.
+    (or memory) that a plan must not exceed to lead, ``fastest`` the best step time known from other blocks.
     """
-    found = evaluate(scenario, start, stop)
-    shape = scenario.plans(start, stop).shape
+    evaluated = evaluate(scenario, start, stop)
+    shape = (stop - start, *scenario.shape[1:])
     size = int(np.prod(shape, dtype=np.int64))
     offset = start * (size // (stop - start))
-    step = np.broadcast_to(found.step_time_s, shape)
-    memory = np.broadcast_to(found.memory_bytes, shape)
-    too_large = memory > found.capacity_bytes
-    runs = np.broadcast_to(found.runs, shape)
-    fits = runs & ~too_large
-    n_fit = int(np.count_nonzero(fits))
-
     refused = Counter(
-        {reason: int(np.count_nonzero(mask)) * (size // mask.size) for reason, mask in found.refused.items() if mask.any()}
+        {reason: int(np.count_nonzero(mask)) * (size // mask.size) for reason, mask in evaluated.refused.items() if mask.any()}
     )
-    if n_large := int(np.count_nonzero(too_large)):
-        refused[OUT_OF_MEMORY] = n_large
+    found = Found(n_plans=size, refused=refused)
+    for tile in tiles(evaluated, shape):
+        small_enough = tile.memory_bytes <= evaluated.capacity_bytes
+        fits = small_enough & tile.runs
+        n_fit = int(np.count_nonzero(fits))
+        n_runs = int(np.count_nonzero(tile.runs)) * (fits.size // tile.runs.size)
+        if n_runs > n_fit:
+            refused[OUT_OF_MEMORY] += n_runs - n_fit
+        found.n_fit += n_fit
+        if n_fit:
+            _lead(found, tile, fits, shape, offset, keep=keep, key=key, bound=bound, fastest=fastest)
+        elif not found.n_fit:
+            _miss(found, tile, shape, offset)
+        if rows is not None and (n_fit or what == "all"):
+            local = np.flatnonzero(tile.runs & np.ones_like(fits) if what == "all" else fits)
+            if what == "pareto" and pareto is not None:
+                step, memory = tile.step_time_s.reshape(-1)[local], tile.memory_bytes.reshape(-1)[local]
+                local = local[pareto.candidates(step, memory)]
+            if len(local):
+                rows(columns_of(scenario, evaluated, tile, local, shape, offset))
+    found.n_refused = size - found.n_fit
+    return found
 
-    ranked = step if key == "step_time" else memory
-    leaders = _chosen(fits & (ranked <= bound), step, memory, offset).best(keep, key) if n_fit else Leaders.none()
-    fastest = float(np.min(step, where=fits, initial=np.inf))
-    near = within(_chosen(fits & (step <= NEAR_BEST * fastest), step, memory, offset)) if n_fit else Leaders.none()
-    misses = Leaders.none()
-    if not n_fit and runs.any():
-        least = np.min(memory, where=runs, initial=np.inf)
-        misses = _chosen(runs & (memory <= 1.1 * least), step, memory, offset).best(5, "memory")
 
-    if rows is not None:
-        wanted = {"all": runs | True, "feasible": fits, "pareto": fits, "top": fits & (ranked <= bound)}[what]
-        local = np.flatnonzero(wanted)
-        if what == "pareto" and pareto is not None:
-            local = local[pareto.candidates(step.reshape(-1)[local], memory.reshape(-1)[local])]
-        if len(local):
-            rows(columns_of(scenario, found, local, offset, shape))
-    return Found(
-        n_plans=size, n_fit=n_fit, n_refused=size - n_fit, refused=refused, leaders=leaders, near=near, misses=misses
-    )
+def _lead(
+    found: Found, tile: Tile, fits: Mask, shape: Sequence[int], offset: int, *, keep: int, key: SortKey, bound: float, fastest: float
+) -> None:  # fmt: skip
+    """Let the plans of a tile compete with those found so far."""
+    bound = min(bound, found.bound(keep, key))
+    near_s = NEAR_BEST * min(fastest, found.fastest)
+    if key == "step_time":
+        open_ = fits & (tile.step_time_s <= max(bound, near_s))
+    else:
+        open_ = fits & ((tile.memory_bytes <= bound) | (tile.step_time_s <= near_s))
+    if not open_.any():
+        return
+    chosen = _chosen(open_, tile, shape, offset)
+    ranked = chosen.step_time_s if key == "step_time" else chosen.memory_bytes
+    found.leaders = found.leaders.join(chosen.take(ranked <= bound)).best(keep, key)
+    found.near = within(found.near.join(chosen), fastest)
+
+
+def _miss(found: Found, tile: Tile, shape: Sequence[int], offset: int) -> None:
+    """Keep the plans closest to fitting."""
+    least = np.min(tile.memory_bytes, where=tile.runs, initial=np.inf)
+    closest = tile.runs & (tile.memory_bytes <= 1.1 * least)
+    found.misses = found.misses.join(_chosen(closest, tile, shape, offset)).best(N_MISSES, "memory")
 
 
 def columns_of(
-    scenario: Scenario, found: Estimate, local: Index, offset: int, shape: tuple[int, ...]
+    scenario: Scenario, found: Estimate, tile: Tile, local: Index, shape: Sequence[int], offset: int
 ) -> dict[str, NDArray[np.generic]]:
-    """Equally long columns of the plans at flat positions ``local`` of a block."""
-    where = np.unravel_index(local, shape)
-    columns: dict[str, NDArray[np.generic]] = {"plan_index": local + offset}
+    """Equally long columns of the plans at flat positions ``local`` of a tile of the block ``found``."""
+    index = tile.plan_index(local, shape)
+    where = np.unravel_index(index, tuple(shape))
+    columns: dict[str, NDArray[np.generic]] = {"plan_index": index + offset}
     for knob in KNOBS:
         columns[knob] = pick(getattr(found.plans, knob), where)
-    step = pick(np.asarray(found.step_time_s), where)
-    memory = pick(np.asarray(found.memory_bytes), where)
-    recipe = scenario.recipe
-    mfu = pick(found.mfu_seconds, where) / step
-    columns["step_time_s"] = step
-    columns["mfu"] = mfu
-    columns["hfu"] = mfu * pick(found.recompute_flops_factor, where)
-    columns["tokens_per_s_per_device"] = recipe.tokens_per_step / (step * scenario.devices)
-    columns["memory_bytes"] = memory
-    columns["headroom_bytes"] = scenario.hardware.device.hbm_bytes - memory
-    return columns
+    step = tile.step_time_s.reshape(-1)[local]
+    memory = tile.memory_bytes.reshape(-1)[local]
+    return columns | outputs_of(scenario, found, where, step, memory)
+
+
+def outputs_of(
+    scenario: Scenario, found: Estimate, where: tuple[Index, ...], step_time_s: Array, memory_bytes: Array
+) -> dict[str, Array]:
+    """What a result says of plans at positions ``where`` of a batch, beside their knobs."""
+    mfu = pick(found.mfu_seconds, where) / step_time_s
+    return {
+        "step_time_s": step_time_s,
+        "mfu": mfu,
+        "hfu": mfu * pick(found.recompute_flops_factor, where),
+        "tokens_per_s_per_device": scenario.recipe.tokens_per_step / (step_time_s * scenario.devices),
+        "memory_bytes": memory_bytes,
+        "headroom_bytes": scenario.hardware.device.hbm_bytes - memory_bytes,
+    }
 
 
 def pick(array: Array, where: tuple[Index, ...]) -> Array:
@@ -191,7 +231,10 @@ def pick(array: Array, where: tuple[Index, ...]) -> Array:
     return np.broadcast_to(array[index], where[0].shape) if array.ndim else np.full(where[0].shape, float(array))
 
 
-def _chosen(mask: NDArray[np.bool_], step: Array, memory: Array, offset: int) -> Leaders:
-    local = np.flatnonzero(mask)
-    where = np.unravel_index(local, step.shape)
-    return Leaders(local + offset, step[where], memory[where])
+def _chosen(mask: Mask, tile: Tile, shape: Sequence[int], offset: int) -> Leaders:
+    local = np.flatnonzero(np.broadcast_to(mask, tile.step_time_s.shape))
+    return Leaders(
+        tile.plan_index(local, shape) + offset,
+        tile.step_time_s.reshape(-1)[local],
+        tile.memory_bytes.reshape(-1)[local],
+    )

@@ -80,7 +80,7 @@ def _scenario(
     return scenario
 
 
-AXIS_NAMES = ("mesh", "micro_batch", "schedule", "recomputation", "sequence parallelism", "sharding")
+AXIS_NAMES = ("mesh", "sharding", "schedule", "micro_batch", "recomputation", "sequence parallelism")
 
 
 def _check_constraints(scenario: Scenario) -> None:

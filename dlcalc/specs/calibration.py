@@ -84,17 +84,21 @@ class CollectiveRates(Spec):
     bus_fraction: Fraction
     """Achieved over datasheet rate of the link, full-bandwidth protocol."""
     latency_us: PositiveFloat
-    """Of one step (a hop of a ring, a message)."""
+    """Of one step (a hop of a ring, a message), low-latency protocol."""
     launch_us: NonNegativeFloat = 0.0
     """Floor of the kernel, whatever the size of the group."""
     low_latency_fraction: Fraction | None = None
     """Achieved over datasheet rate of the link, low-latency protocol; None: there is only one protocol."""
+    bandwidth_latency_us: NonNegativeFloat = 0.0
+    """Of one step, full-bandwidth protocol, where there are two."""
     bandwidth_start_us: NonNegativeFloat = 0.0
-    """What the full-bandwidth protocol adds before its first byte arrives."""
+    """What the full-bandwidth protocol adds before its first byte arrives, whatever the size of the group."""
     copy_fraction: PositiveFloat | None = None
     """Rate at which a device copies its own shard, over the link's rate; None: at no cost."""
     in_network_fraction: Fraction | None = None
-    """Bus bandwidth over the link's rate when the switch reduces (all_reduce only); None: not measured."""
+    """Bytes reduced per second over the link's rate when the switch reduces (all_reduce only); None: it cannot."""
+    in_network_start_us: NonNegativeFloat = 0.0
+    """What a reduction in the switch adds before its first byte arrives."""
 
     @property
     def latency_s(self) -> float:
@@ -105,8 +109,16 @@ class CollectiveRates(Spec):
         return self.launch_us * 1e-6
 
     @property
+    def bandwidth_latency_s(self) -> float:
+        return self.bandwidth_latency_us * 1e-6
+
+    @property
     def bandwidth_start_s(self) -> float:
         return self.bandwidth_start_us * 1e-6
+
+    @property
+    def in_network_start_s(self) -> float:
+        return self.in_network_start_us * 1e-6
 
 
 class Calibration(Spec):

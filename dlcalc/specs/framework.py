@@ -35,8 +35,17 @@ class FrameworkProfile(Spec):
     fused_rope: bool
     cross_entropy: CrossEntropy
     dropout: bool = False
+    keeps_gathered_inputs: bool = False
+    """Under sequence parallelism a linear layer keeps its gathered input for the backward pass, instead of gathering it again."""
+
+    keeps_low_precision_inputs: bool = True
+    """A linear layer in 8 or 4 bits keeps its quantized input for the backward pass, not the 16-bit one."""
+    routed_factor: Annotated[float, Field(ge=1)] = 1.0
+    """Tokens computed by experts over those routed to them: capacity and padding."""
 
     # numerics
+    keeps_16_bit_weights: bool = True
+    """False: FSDP, whose shard is the fp32 master weight itself, cast as it is gathered."""
     grad_bytes: PositiveInt
     """Bytes of one element of the gradient buffer that lives through the step."""
     grad_reduce_bytes: PositiveInt

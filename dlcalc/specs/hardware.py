@@ -127,7 +127,8 @@ class Price(Spec):
     """Hourly price of one device, as quoted on a day; an input of cost, never of time."""
 
     usd_per_device_hour: PositiveFloat
-    date: Annotated[str, Field(pattern=r"^\d{4}(-\d{2}){0,2}$")]
+    date: Annotated[str, Field(pattern=r"^(\d{4}(-\d{2}){0,2}|given)$")]
+    """YYYY, YYYY-MM or YYYY-MM-DD; ``given``: it is what the user pays."""
     source: Annotated[str, Field(min_length=8)]
 
 

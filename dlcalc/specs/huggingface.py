@@ -1,13 +1,13 @@
 """A Hugging Face ``config.json`` as a ModelSpec.
 
-One small adapter per ``model_type`` says what that architecture's own code does with the file: which fields it reads, what
-it assumes where one is missing, which biases and norms it has without saying so. Nothing in the file is executed and
-nothing is fetched. Of a multimodal model only the language model is read.
+One small adapter per ``model_type`` says what that architecture's own code does with the file: which fields it reads,
+what it assumes where one is missing, which biases and norms it has without saying so. Nothing in the file is executed
+and nothing is fetched. Of a multimodal model only the language model is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from dlcalc.errors import Problem, SpecError
 from dlcalc.specs.load import load_yaml, spec_error
 from dlcalc.specs.marked_yaml import Marks
-from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.model import MAX_LAYERS, ModelSpec
 from dlcalc.specs.wording import shown
 
 LARGEST_DIMENSION = 2**31 - 1
@@ -34,7 +34,7 @@ def load_huggingface_config(file: Path) -> ModelSpec:
     model_type = config.model_type
     dimensions = {
         "name": _model_name(file, values),
-        "source": f"Hugging Face config.json, model_type {model_type}",
+        "source": f"Hugging Face config.json, model_type {'.'.join((*config.path, model_type))}",
         **ADAPTERS[model_type](config),
     }
     try:
@@ -49,7 +49,7 @@ def _field_names(loc: Iterable[object]) -> str:
     return "".join(f"{part}: " for part in loc)
 
 
-# --- reading fields ------------------------------------------------------------------------------------------------------
+# ---- reading fields
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Config:
     """One object of a config.json, with errors that name file, line and field."""
 
     file: Path
-    values: Mapping[Hashable, Any]
+    values: Mapping[str, Any]
     marks: Marks
     """Of the whole file."""
     path: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Config:
 
     def with_defaults(self, **defaults: object) -> Config:
         """The same object, missing keys filled in; null stays null."""
-        return replace(self, values={**defaults, **self.values})
+        return replace(self, values=defaults | dict(self.values))
 
     def section(self, name: str) -> Config:
         """The object under ``name``; empty when it is missing."""
@@ -87,7 +87,7 @@ class Config:
     def has(self, name: str) -> bool:
         return self.values.get(name) is not None
 
-    def count(self, *names: str, default: int | None = None, least: int = 1) -> int:
+    def count(self, *names: str, default: int | None = None, least: int = 1, most: int = LARGEST_DIMENSION) -> int:
         """A whole number under the first of ``names`` that is there; null counts as missing."""
         name = next((n for n in names if self.has(n)), names[0])
         value = self.values.get(name)
@@ -100,8 +100,8 @@ class Config:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise self.refused(name, f"must be a whole number, not {shown(value)}")
-        if not least <= value <= LARGEST_DIMENSION:
-            raise self.refused(name, f"must lie between {least} and {LARGEST_DIMENSION}, not {shown(value)}")
+        if not least <= value <= most:
+            raise self.refused(name, f"must lie between {least} and {most}, not {shown(value)}")
         return value
 
     def flag(self, name: str, *, default: bool) -> bool:
@@ -129,7 +129,7 @@ class Config:
         return value
 
 
-def _model_name(file: Path, values: Mapping[Hashable, Any]) -> str:
+def _model_name(file: Path, values: Mapping[str, Any]) -> str:
     """What to call the model: what the file says, else its folder, else its own name."""
     said = values.get("_name_or_path")
     if isinstance(said, str) and said.strip("./"):
@@ -147,8 +147,8 @@ def _language_model(config: Config) -> Config:
     if config.model_type == "gemma3" and text.values:
         text = text.with_defaults(model_type="gemma3_text")
     if text.model_type in ADAPTERS and not config.has("hidden_size"):
-        tied = {"tie_word_embeddings": config.values["tie_word_embeddings"]} if config.has("tie_word_embeddings") else {}
-        return replace(text, values={**text.values, **tied})
+        outer = {field: config.values[field] for field in ("tie_word_embeddings",) if config.has(field)}
+        return replace(text, values={**text.values, **outer})
     if config.model_type in ADAPTERS:
         return config
     inner = f" (text_config: {text.model_type!r})" if text.model_type else ""
@@ -156,14 +156,14 @@ def _language_model(config: Config) -> Config:
     raise config.refused("model_type", f"{config.model_type!r}{inner} is not supported; supported: {known}")
 
 
-# --- what architectures share --------------------------------------------------------------------------------------------
+# ---- what architectures share
 
 
 def _transformer(config: Config, *, tied: bool = False) -> Dimensions:
     """Fields that every architecture since Llama names alike."""
     n_heads = config.count("num_attention_heads")
     return {
-        "n_layers": config.count("num_hidden_layers"),
+        "n_layers": config.count("num_hidden_layers", most=MAX_LAYERS),
         "hidden_size": config.count("hidden_size"),
         "n_heads": n_heads,
         "n_kv_heads": config.count("num_key_value_heads", default=n_heads),
@@ -193,7 +193,7 @@ def _all_layers_windowed(config: Config) -> Dimensions:
 
 def _some_layers_windowed(config: Config, default: Callable[[int], bool]) -> Dimensions:
     """Windowed layers as ``layer_types`` lists them, else those for which ``default(layer)`` holds."""
-    n_layers = config.count("num_hidden_layers")
+    n_layers = config.count("num_hidden_layers", most=MAX_LAYERS)
     window = config.count("sliding_window", default=0, least=0)
     kinds = config.listed("layer_types")
     if kinds and len(kinds) != n_layers:
@@ -230,7 +230,7 @@ def _experts(config: Config, *, width: int, is_moe: Iterable[bool]) -> Dimension
     }
 
 
-# --- one adapter per architecture ----------------------------------------------------------------------------------------
+# ---- one adapter per architecture
 
 
 def _llama(config: Config) -> Dimensions:
@@ -277,7 +277,7 @@ def _qwen3(config: Config) -> Dimensions:
 
 def _qwen_experts(config: Config) -> Dimensions:
     """Every decoder_sparse_step-th layer has experts, unless mlp_only_layers names it."""
-    n_layers = config.count("num_hidden_layers")
+    n_layers = config.count("num_hidden_layers", most=MAX_LAYERS)
     step = config.count("decoder_sparse_step", default=1)
     dense = config.listed("mlp_only_layers")
     is_moe = [layer not in dense and (layer + 1) % step == 0 for layer in range(n_layers)]
@@ -317,7 +317,7 @@ def _qwen3_moe(config: Config) -> Dimensions:
 
 def _deepseek(config: Config) -> Dimensions:
     """DeepSeek-V2 and V3: latent attention; ``head_dim``, where given, is the rotary part and is not read."""
-    n_heads, n_layers = config.count("num_attention_heads"), config.count("num_hidden_layers")
+    n_heads, n_layers = config.count("num_attention_heads"), config.count("num_hidden_layers", most=MAX_LAYERS)
     nope = config.count("qk_nope_head_dim", least=0)
     dimensions = {
         **_transformer(config.with_defaults(head_dim=nope)),
@@ -396,7 +396,7 @@ def _phi3(config: Config) -> Dimensions:
 def _gpt2(config: Config) -> Dimensions:
     hidden, n_heads = config.count("n_embd"), config.count("n_head")
     return {
-        "n_layers": config.count("n_layer"),
+        "n_layers": config.count("n_layer", most=MAX_LAYERS),
         "hidden_size": hidden,
         "n_heads": n_heads,
         "n_kv_heads": n_heads,
@@ -438,7 +438,7 @@ def _mpt(config: Config) -> Dimensions:
     has_bias = not config.flag("no_bias", default=True)
     rms = "rmsnorm" in config.word("norm_type", default="low_precision_layernorm")
     return {
-        "n_layers": config.count("n_layers"),
+        "n_layers": config.count("n_layers", most=MAX_LAYERS),
         "hidden_size": hidden,
         "n_heads": n_heads,
         "n_kv_heads": attention.count("kv_n_heads", default=kv_heads.get(kind, n_heads)),
@@ -475,5 +475,7 @@ ADAPTERS: Mapping[str, Callable[[Config], Dimensions]] = {
     "qwen2_moe": _qwen2_moe,
     "qwen3": _qwen3,
     "qwen3_moe": _qwen3_moe,
+    "qwen3_vl_moe_text": _qwen3_moe,
+    "qwen3_vl_text": _qwen3,
 }
 """By model_type."""

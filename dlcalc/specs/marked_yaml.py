@@ -18,7 +18,7 @@ import yaml
 from dlcalc.errors import Problem
 from dlcalc.specs.wording import path_text
 
-MAX_NODES = 1_000_000
+MAX_VALUES = 1_000_000
 MAX_DEPTH = 64
 MAX_DIGITS = 400
 
@@ -101,8 +101,9 @@ class _Open:
     size: int = 1
     key: tuple[Hashable, int] | None = None
     merge_line: int = 0
-    """Line of the ``<<`` whose value comes next."""
+    """Line of its ``<<``; 0 without one."""
     merged: _Node | None = None
+    """What ``<<`` stands for; None until it comes."""
 
 
 def read_marked(text: str) -> tuple[Any, Marks]:
@@ -132,12 +133,14 @@ class _Composer:
         self.repeated: list[Problem] = []
         self._open: list[_Open] = []
         self._anchors: dict[str, _Node | None] = {}  # None: still open
-        self._n_events = 0
+        self._n_values = 0
 
     def take(self, event: yaml.Event) -> None:
         """Add ``event`` to the tree."""
-        self._n_events += 1
         line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.NodeEvent):
+            self._n_values += 1
+            _check_count(self._n_values, line)
         match event:
             case yaml.ScalarEvent():
                 node = _scalar(event, line)
@@ -188,13 +191,12 @@ class _Composer:
             return
         parent = self._open[-1]
         parent.size += node.size
-        if max(parent.size, self._n_events) > MAX_NODES:
-            raise _mistake(line, f"more than {MAX_NODES:,} values, aliases counted with all they stand for")
+        _check_count(parent.size, line)
         if isinstance(parent.value, list):
             parent.marks.inner[len(parent.value)] = node.marks
             parent.value.append(node.value)
-        elif parent.merge_line:
-            parent.merged, parent.merge_line = node, 0
+        elif parent.merge_line and parent.merged is None:
+            parent.merged = node
         elif parent.key is None:
             self._take_key(parent, node, line)
         else:
@@ -209,8 +211,8 @@ class _Composer:
         if isinstance(key, list | dict):
             raise _mistake(line, "a key must be text, not a list or a mapping")
         if node.is_merge:
-            if parent.merged is not None:
-                raise _mistake(line, f"<< is given twice, first on line {parent.merged.marks.line}; give it a list")
+            if parent.merge_line:
+                raise _mistake(line, f"<< is given twice, first on line {parent.merge_line}; give it a list")
             parent.merge_line = line
             return
         first_line = parent.marks.key_lines.get(key)
@@ -277,6 +279,11 @@ def _sources(merged: _Node) -> Iterator[tuple[object, Marks]]:
             yield source, merged.marks.inner[index]
     else:
         yield merged.value, merged.marks
+
+
+def _check_count(n_values: int, line: int) -> None:
+    if n_values > MAX_VALUES:
+        raise _mistake(line, f"more than {MAX_VALUES:,} values, aliases counted with all they stand for")
 
 
 def _mistake(line: int, text: str) -> Mistake:

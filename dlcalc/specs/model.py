@@ -8,6 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from dlcalc.specs.base import Spec, TupleFromList
 
+MAX_LAYERS = 10_000
+"""More is a typing error, and properties list every layer."""
+
 
 class ModelSpec(Spec):
     """Dimensions of a decoder-only transformer. Counts are elements, never bytes.
@@ -19,7 +22,7 @@ class ModelSpec(Spec):
     name: str
     aliases: Annotated[tuple[str, ...], TupleFromList] = ()
     """Other names people write for it."""
-    n_layers: PositiveInt
+    n_layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)]
     hidden_size: PositiveInt
     n_heads: PositiveInt
     n_kv_heads: PositiveInt
@@ -100,25 +103,19 @@ class ModelSpec(Spec):
         if not self.n_experts:
             return self
         if not 0 < self.top_k <= self.n_experts:
-            raise ValueError(
-                f"top_k = {self.top_k} must lie between 1 and n_experts = {self.n_experts}"
-            )
+            raise ValueError(f"top_k = {self.top_k} must lie between 1 and n_experts = {self.n_experts}")
         if not self.expert_ffn_hidden_size:
             raise ValueError("expert_ffn_hidden_size must be given when n_experts > 0")
         if self.n_shared_experts and not self.shared_ffn_hidden_size:
             raise ValueError("shared_ffn_hidden_size must be given when n_shared_experts > 0")
         if self.first_dense_layers > self.n_layers:
-            raise ValueError(
-                f"first_dense_layers = {self.first_dense_layers} exceeds n_layers = {self.n_layers}"
-            )
+            raise ValueError(f"first_dense_layers = {self.first_dense_layers} exceeds n_layers = {self.n_layers}")
         return self
 
     @model_validator(mode="after")
     def _latent_attention_is_complete(self) -> Self:
         if self.kv_lora_rank and not (self.qk_nope_head_dim and self.v_head_dim):
-            raise ValueError(
-                "latent attention (kv_lora_rank > 0) needs qk_nope_head_dim and v_head_dim"
-            )
+            raise ValueError("latent attention (kv_lora_rank > 0) needs qk_nope_head_dim and v_head_dim")
         return self
 
     @property

@@ -16,19 +16,20 @@ _SIGNIFICANT = 3
 
 
 def significant(value: float, digits: int = _SIGNIFICANT) -> str:
-    """``value`` with ``digits`` significant digits, never in exponents: 1,230; 12.3; 0.0123."""
+    """``value`` with ``digits`` significant digits or all those of its whole part: 1,235; 12.3; 0.0123."""
     if not math.isfinite(value):
         return str(value)
-    if value == 0:
-        return "0"
-    rounded = round(value, digits - 1 - math.floor(math.log10(abs(value))))
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
-    return f"{rounded:,.{decimals}f}"
+    decimals = _decimals(value, digits)
+    return f"{value:,.{_decimals(round(value, decimals), digits)}f}"
 
 
-def gib(size_bytes: float) -> str:
-    """Bytes as a bare number of GiB with one decimal, for a column that says GiB: 61.3."""
-    return f"{size_bytes / GIB:,.1f}"
+def _decimals(value: float, digits: int) -> int:
+    return max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+
+
+def gib(size_bytes: float, decimals: int = 1) -> str:
+    """Bytes as a bare number of GiB, for a column that says GiB: 61.3."""
+    return f"{size_bytes / GIB:,.{decimals}f}"
 
 
 def size(size_bytes: float) -> str:

@@ -1,4 +1,4 @@
-"""Parameter counts: against the models themselves, built without memory from the same config.json, and against papers."""
+"""Parameter counts: against models built on the meta device from the same config, and against papers."""
 
 import json
 import warnings
@@ -189,7 +189,7 @@ def test_deepseek_v3_with_multi_token_prediction_is_its_checkpoint():
     assert params.trained_params(model) == params.total_params(model) + params.mtp_params(model)
 
 
-# --- shards ------------------------------------------------------------------------------------------------------------
+# ---- shards
 
 TP = np.array([1.0, 2.0, 4.0, 8.0])
 

@@ -15,11 +15,8 @@ def _search(case, block_rows, keep=25, key="step_time"):
     found = Found()
     for start in range(0, case.shape[0], block_rows):
         stop = min(start + block_rows, case.shape[0])
-        leaders = found.leaders
-        bound = np.inf
-        if len(leaders.index) >= keep:
-            bound = float((leaders.step_time_s if key == "step_time" else leaders.memory_bytes).max())
-        found.add(search_block(case, start, stop, keep=keep, key=key, bound=bound), keep=keep, key=key)
+        block = search_block(case, start, stop, keep=keep, key=key, bound=found.bound(keep, key), fastest=found.fastest)
+        found.add(block, keep=keep, key=key)
     return found
 
 
@@ -59,7 +56,8 @@ def test_refusals_are_counted_plan_by_plan(brute_force, block_rows):
     found = _search(case, block_rows)
     for reason, mask in every.refused.items():
         assert found.refused[reason] == np.count_nonzero(np.broadcast_to(mask, case.shape)), reason
-    assert found.refused[OUT_OF_MEMORY] == np.count_nonzero(memory > every.capacity_bytes)
+    runs = np.broadcast_to(every.runs, case.shape).ravel()
+    assert found.refused[OUT_OF_MEMORY] == np.count_nonzero(runs & (memory > every.capacity_bytes))
 
 
 def test_every_mesh_is_a_product_of_the_devices():

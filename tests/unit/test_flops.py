@@ -93,8 +93,8 @@ def test_training_costs_three_forward_passes(transformers, name):
 
 
 # tokens/s and TFLOP/s per device as printed in Megatron-Bridge's docs/performance-summary-archive.md, containers 25.09
-# to 26.02.01. They count causal attention and leave the router out; for gpt-oss also the gate of its MLP, and its windows.
-# (Six rows of the 47 there differ by 0.06 to 0.16 %: their two columns were not averaged over the same steps.)
+# to 26.02.01. They count causal attention and leave the router out; for gpt-oss also its MLP's gate and its windows.
+# Five of the 47 rows there, not repeated here, differ by 0.06 to 0.18 %, more than the printed digits allow.
 PRINTED = [
     ("llama3-8b", 8192, 31508, 1622),
     ("llama3-8b", 8192, 14451, 744),
@@ -111,9 +111,7 @@ PRINTED = [
 
 
 @pytest.mark.parametrize(("name", "seq_len", "tokens_per_s", "tflops_per_s"), PRINTED)
-def test_causal_convention_turns_printed_token_rates_into_printed_flop_rates(
-    name, seq_len, tokens_per_s, tflops_per_s
-):
+def test_causal_convention_turns_printed_token_rates_into_printed_flop_rates(name, seq_len, tokens_per_s, tflops_per_s):
     model = load_model(name)
     if name == "gpt-oss-120b":
         model = model.model_copy(update={"gated_mlp": False, "sliding_window": 0})

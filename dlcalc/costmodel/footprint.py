@@ -1,0 +1,237 @@
+"""Peak memory of the bounding stages of a batch of plans, as named terms.
+
+Every term has a leading axis of three stages (first, fullest between, last); the footprint of a plan is that of its fullest stage. States
+depend on mesh x pipe x data, everything that a micro-batch leaves behind on mesh x batch x pipe x redo x tensor; only their sum is full-size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+
+from dlcalc.calculators import memory, params
+from dlcalc.calculators.schedule import DUALPIPE, in_flight_micro_batches_count
+from dlcalc.calculators.stages import StageLayers
+from dlcalc.costmodel.machine import Machine
+from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.costmodel.stage_params import StageParams, state_shards
+from dlcalc.costmodel.step_time import recomputed_fraction
+from dlcalc.specs.hardware import GIB
+from dlcalc.specs.model import ModelSpec
+
+OFFLOAD_WINDOW_LAYERS = 2.0
+"""Layers whose activations are on the device while they move to or from the host."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes at the peak of each bounding stage, by what they hold."""
+
+    weights_bytes: Array
+    gradients_bytes: Array
+    optimizer_bytes: Array
+    gathered_weights_bytes: Array
+    """Whole layers of ZeRO stage 3, and their gradients before they are scattered."""
+    buffers_bytes: Array
+    """Gradient buckets and weight gradients on their way."""
+    activations_bytes: Array
+    working_set_bytes: Array
+    """Of the layer in its backward pass, recomputed activations included; or logits and loss, where they take more."""
+    stage_buffers_bytes: Array
+    context_bytes: Array
+    """Driver, libraries and communicators, outside the allocator."""
+    allocator_slack_factor: float
+    """Reserved over used, of everything but the context: fragmentation."""
+
+    @cached_property
+    def states_bytes(self) -> Array:
+        """What stays through the step, with the allocator's slack; stage x mesh x data x pipe."""
+        used = ((self.weights_bytes + self.gradients_bytes) + self.optimizer_bytes) + (
+            self.gathered_weights_bytes + self.buffers_bytes
+        )
+        return self.allocator_slack_factor * used + self.context_bytes
+
+    @cached_property
+    def passing_bytes(self) -> Array:
+        """What micro-batches leave behind, with the allocator's slack; stage x mesh x pipe x batch x redo x tensor."""
+        used = (self.activations_bytes + self.working_set_bytes) + self.stage_buffers_bytes
+        return self.allocator_slack_factor * used
+
+    @property
+    def peak_bytes(self) -> Array:
+        """Of the fullest stage."""
+        return fullest_stage_bytes(self.states_bytes, self.passing_bytes)
+
+    def terms_of_peak(self) -> Mapping[str, Array]:
+        """Every term on the fullest stage."""
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name.endswith("_bytes")}
+        used = sum(named.values()) - self.context_bytes
+        named["allocator_bytes"] = (self.allocator_slack_factor - 1.0) * used
+        arrays = np.broadcast_arrays(*named.values())
+        fullest = np.expand_dims(np.argmax(sum(arrays), axis=0), 0)
+        return {
+            name: np.take_along_axis(array, fullest, axis=0)[0] for name, array in zip(named, arrays, strict=True)
+        }
+
+
+def fullest_stage_bytes(states_bytes: Array, passing_bytes: Array) -> Array:
+    """Peak over the three bounding stages: the only full-size part of memory."""
+    first, between, last = (states_bytes[stage] + passing_bytes[stage] for stage in range(3))
+    return np.maximum(np.maximum(first, between), last)
+
+
+def footprint(
+    model: ModelSpec, plans: Plans, stages: StageLayers, held: StageParams, machine: Machine
+) -> Footprint:
+    """The named terms of every bounding stage."""
+    profile = machine.recipe.framework
+    tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp  # mesh x batch
+    shards, expert_shards = state_shards(plans)  # mesh x data
+    on_device = 1.0 - plans.offload_optimizer
+
+    def states(per_element: float, from_stage: int) -> Array:
+        dense = held.stage_dense * per_element * _shard_share(plans.zero_stage, from_stage, shards)
+        expert = held.stage_expert * per_element * _shard_share(plans.zero_stage, from_stage, expert_shards)
+        return dense + expert  # stage x mesh x pipe x data
+
+    weights = states(2.0 * profile.keeps_16_bit_weights, 3)
+    weights = weights + states(2.0, 3) * (1 - profile.keeps_16_bit_weights) * (plans.zero_stage < 3)
+    gradients = states(float(profile.grad_bytes), 2)
+    optimizer = states(float(profile.master_weight_bytes + profile.optimizer_state_bytes), 1) * on_device
+
+    activations = _activations(model, plans, stages, machine, tokens)
+    gathered = (plans.zero_stage == 3) * memory.fsdp_working_set_bytes(
+        held.layer_dense + held.layer_expert, weight_bytes=2.0, grad_reduce_bytes=float(profile.grad_reduce_bytes)
+    )  # mesh x data
+    layer_gradients = (plans.zero_stage < 3) * memory.weight_gradient_working_set_bytes(held.layer_dense)  # mesh x data
+    buckets = memory.bucket_buffer_bytes(
+        held.stage_dense + held.stage_expert,
+        bucket_bytes=profile.bucket_bytes,
+        grad_bytes=profile.grad_bytes,
+        grad_reduce_bytes=profile.grad_reduce_bytes,
+        overlap=plans.overlap_grad,
+    )
+    stage_buffers = memory.stage_buffer_bytes(
+        model, tokens=tokens, tp=plans.tp, sequence_parallel=plans.sequence_parallel, pp=plans.pp, vpp=plans.vpp
+    )
+    working = _working_set(model, plans, stages, machine, tokens)
+    return Footprint(
+        weights_bytes=weights,
+        gradients_bytes=gradients,
+        optimizer_bytes=optimizer,
+        gathered_weights_bytes=gathered,
+        buffers_bytes=layer_gradients + buckets,
+        activations_bytes=activations,
+        working_set_bytes=working,
+        stage_buffers_bytes=stage_buffers,
+        context_bytes=np.float64(profile.cuda_context_gib * GIB),
+        allocator_slack_factor=1.0 + profile.allocator_slack,
+    )
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """Bytes one layer of each kind keeps of one micro-batch: under no recomputation, and under the plan's mode."""
+
+    whole: Mapping[str, Array]  # mesh x batch x tensor
+    kept: Mapping[str, Array]  # mesh x batch x redo x tensor
+
+
+def layer_activations(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array) -> LayerActivations:
+    """Per kind of sublayer, named like the counts of StageLayers."""
+    profile, recipe = machine.recipe.framework, machine.recipe
+    input_bytes = machine.linear.input_bytes if profile.keeps_low_precision_inputs else memory.ACTIVATION_BYTES
+    shared = {"tokens": tokens, "tp": plans.tp, "sequence_parallel": plans.sequence_parallel, "input_bytes": input_bytes}
+
+    def kinds(recompute: Array) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        attention = memory.attention_activation_bytes(
+            model, profile, seq_k_tokens=float(recipe.seq_len), recompute=recompute, **shared
+        ).total_bytes
+        if any(model.layer_is_windowed):
+            found["windowed"] = attention
+        if not all(model.layer_is_windowed):
+            found["full"] = attention
+        if any(model.layer_is_moe):
+            found["moe"] = memory.moe_activation_bytes(
+                model, profile, etp=plans.etp, recompute=recompute, routed_factor=profile.routed_factor, **shared
+            ).total_bytes
+        if not all(model.layer_is_moe):
+            found["dense"] = memory.mlp_activation_bytes(model, profile, recompute=recompute, **shared).total_bytes
+        return found
+
+    return LayerActivations(whole=kinds(np.float64(memory.NONE)), kept=kinds(plans.recompute))
+
+
+def offloaded_layer_bytes(model: ModelSpec, plans: Plans, machine: Machine) -> Array:
+    """Activations of one layer that move to the host and back: an average layer, nothing recomputed."""
+    if not np.any(plans.offload_layers):
+        return np.float64(0.0)
+    tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
+    whole = layer_activations(model, plans, machine, tokens).whole
+    return _mean_layer(model, whole)
+
+
+def _mean_layer(model: ModelSpec, per_kind: Mapping[str, Array]) -> Array:
+    windowed, moe = sum(model.layer_is_windowed), sum(model.layer_is_moe)
+    counts = {"windowed": windowed, "full": model.n_layers - windowed, "moe": moe, "dense": model.n_layers - moe}
+    return np.asarray(sum(counts[kind] / model.n_layers * array for kind, array in per_kind.items()))
+
+
+def _activations(model: ModelSpec, plans: Plans, stages: StageLayers, machine: Machine, tokens: Array) -> Array:
+    """Of all micro-batches in flight; stage x mesh x batch x pipe x redo x tensor."""
+    profile = machine.recipe.framework
+    micro_batches = machine.recipe.global_batch / (plans.dp * plans.micro_batch)
+    in_flight = in_flight_micro_batches_count(
+        plans.schedule, pp=plans.pp, vpp=plans.vpp, n_micro_batches=micro_batches, stage=stages.stage
+    )
+    in_flight = in_flight * (1.0 - 0.5 * (plans.schedule == DUALPIPE))  # a device counts both of its stages
+    layer = layer_activations(model, plans, machine, tokens)
+    fraction = recomputed_fraction(plans, stages.layers)  # stage x mesh x pipe x redo
+    on_device = 1.0 - plans.offload_layers / np.maximum(stages.layers, 1.0)
+    moving = np.minimum(plans.offload_layers, OFFLOAD_WINDOW_LAYERS) / in_flight
+    kept_share = on_device + moving / np.maximum(stages.layers, 1.0)
+
+    held: Array = np.float64(0.0)
+    for kind, whole in layer.whole.items():
+        count = getattr(stages, kind)
+        if kind == "moe" or (kind == "dense" and not model.is_moe) or kind == "full":
+            count = count + model.mtp_layers * stages.heads
+        per_layer = whole + fraction * (layer.kept[kind] - whole)
+        held = held + count * per_layer
+    held = held * kept_share
+    sharded = {"tokens": tokens, "tp": plans.tp, "sequence_parallel": plans.sequence_parallel}
+    edges = stages.embeddings * memory.embedding_activation_bytes(model, profile, **sharded)
+    edges = edges + stages.heads * (1.0 + model.mtp_layers) * memory.head_activation_bytes(model, profile, **sharded)
+    return in_flight * (held + edges)
+
+
+def _working_set(model: ModelSpec, plans: Plans, stages: StageLayers, machine: Machine, tokens: Array) -> Array:
+    """The more of: logits and loss; one layer's gradients with what recomputation brings back of it."""
+    profile, recipe = machine.recipe.framework, machine.recipe
+    layer = layer_activations(model, plans, machine, tokens)
+    whole, kept = _mean_layer(model, layer.whole), _mean_layer(model, layer.kept)
+    backward = memory.backward_working_set_bytes(
+        model,
+        profile,
+        tokens=tokens,
+        seq_k_tokens=float(recipe.seq_len),
+        tp=plans.tp,
+        sequence_parallel=plans.sequence_parallel,
+        etp=plans.etp,
+        routed_factor=profile.routed_factor,
+    )
+    again = backward + memory.recompute_working_set_bytes(whole, kept)  # mesh x batch x redo x tensor
+    logits = memory.logits_loss_bytes(
+        tokens=tokens, vocab_size=float(model.vocab_size), tp=plans.tp, cross_entropy=profile.cross_entropy
+    )
+    at_loss = logits + memory.weight_gradient_working_set_bytes(params.vocabulary_matrix_params(model, tp=plans.tp))
+    return np.maximum(again, stages.heads * at_loss)
+
+
+def _shard_share(zero_stage: Array, from_stage: int, shards: Array) -> Array:
+    sharded = zero_stage >= from_stage
+    return 1.0 - sharded * (1.0 - 1.0 / shards)

@@ -1,0 +1,47 @@
+"""docs/results.md does what it says: every block of it runs, in order, in an empty directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlcalc.results.schema import COLUMNS
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run(language, code, folder):
+    if language == "python":
+        command = [sys.executable, "-W", "error", "-c", code]
+    else:
+        code = code.replace("dlcalc-search ", f"'{sys.executable}' -m dlcalc.dlcalc_search ")
+        command = ["bash", "-euc", code]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_block_runs(tmp_path):
+    assert [language for language, _ in BLOCKS] == ["bash", "python", "python", "python", "python", "python", "bash"]
+    outputs = [run(language, code, tmp_path) for language, code in BLOCKS]
+
+    _, pandas, pyarrow, duckdb, own, metadata, _ = outputs
+    assert pandas.count("llama3-8b on 16 h100") == 3
+    assert re.search(r"^\d+ plans leave 20 GiB free", pyarrow)
+    assert "best_mfu" in duckdb
+    assert re.search(r"^llama3-8b 16 megatron \d+\.\d+", own, re.MULTILINE)
+    assert "llama3-8b h100" in metadata
+    assert "b'unit': b'B'" in metadata
+    assert (tmp_path / "answer.json").read_text().startswith("{")
+
+
+@pytest.mark.parametrize("column", COLUMNS, ids=lambda column: column.name)
+def test_every_column_is_explained(column):
+    unit = "" if column.unit == "1" else column.unit
+    assert f"| `{column.name}` | {unit} | {column.meaning} |\n" in PAGE.read_text(encoding="utf-8")
