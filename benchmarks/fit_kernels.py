@@ -3,13 +3,13 @@
     pip install aiconfigurator-core==0.12.0 scipy pandas     # or unzip the wheel and name its folder with --tables
     python benchmarks/fit_kernels.py [--tables FOLDER] [--device h100 ...] [--dry-run]
 
-Reads the kernel tables of aiconfigurator-core (Apache-2.0), fits a third of the shapes, scores the other two thirds, and
-writes the ``calibration:`` section of ``configs/<device>.yaml``, the error tables of ``docs/kernels.md`` and the sample in
-``tests/data/kernels`` that the tests hold the equations to. Nothing but constants leaves this script.
+Reads the kernel tables of aiconfigurator-core (Apache-2.0), fits a third of the shapes, scores the other two thirds,
+and writes the ``calibration:`` section of ``configs/<device>.yaml``, the error tables of ``docs/kernels.md`` and the
+sample in ``tests/data/kernels`` that the tests hold the equations to.
 
-The tables come from inference servers, whose calls do more than the kernel: they quantize activations before a matmul in
-low precision, and append keys and values to a cache before attention. These *harness* costs are fitted alongside (two constants a
-table) and are not part of the calibration.
+The tables come from inference servers, whose calls do more than the kernel: they quantize activations before a matmul
+in low precision, and append keys and values to a cache before attention. These *harness* costs are fitted alongside
+(two constants a table) and are not part of the calibration.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dlcalc.specs.calibration import AttentionRates, CollectiveRates, MatmulRate
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.12.0"
 SEED = 0
-SAMPLE_ROWS = {"matmul": 60, "attention": 120, "collective": 100, "memory": 40}
+SAMPLE_ROWS = {"bf16": 150, "other": 80, "attention": 120, "collective": 100, "memory": 40}
 
 Array = NDArray[np.float64]
 
@@ -67,17 +67,19 @@ SOURCES = {
 
 INPUT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.03, "mxfp8": 1.03, "nvfp4": 0.56}
 BACKWARD_OVER_FORWARD = 0.865
-"""Asymptotic rates in [shah2024] figures 5 and 6, not causal, heads of 128, 16k: FlashAttention-3 561 / 648, cuDNN 516 / 595,
-FlashAttention-2 322 / 370 TFLOP/s; A100 in [dao2023]: 63 % / 73 % of peak."""
+"""Rates in [shah2024] figures 5 and 6, not causal, heads of 128, 16k tokens: FlashAttention-3 561 / 648 TFLOP/s, cuDNN
+516 / 595, FlashAttention-2 322 / 370; A100 in [dao2023]: 63 % / 73 % of peak."""
 KERNEL_FRACTIONS = {
     # measured: FlashAttention-2 (SGLang 0.5.10). flash1 is half as fast in [dao2023] section 4.1.
     "a100": {"flash1": 0.5, "flash2": 1.0, "flash3": 1.0, "te_flash": 1.0},
     # measured: FlashAttention-3 (SGLang 0.5.14). [shah2024] causal, heads of 128, 16k: 335 and 539 against 616 TFLOP/s.
     "h": {"flash1": 0.28, "flash2": 0.55, "flash3": 1.0, "te_flash": 0.89},
-    # measured: TensorRT-LLM's kernels (SGLang 0.5.14). [zadouri2026]: FlashAttention-4 1605 TFLOP/s, cuDNN up to 1.3 and
-    # Triton, for kernels not written for this generation, up to 2.7 times slower.
+    # measured: TensorRT-LLM's kernels (SGLang 0.5.14). [zadouri2026]: FlashAttention-4 1605 TFLOP/s, cuDNN up to 1.3
+    # and Triton, for kernels not written for this generation, up to 2.7 times slower.
     "b": {"flash1": 0.2, "flash2": 0.37, "flash3": 0.37, "te_flash": 0.85},
 }
+UNMEASURED_MEMORY = {"hbm_fraction": 0.88, "launch_us": 1.2}
+"""Between the H100's and the H200's, for the A100, whose casts are not in the tables."""
 FABRIC = {
     "all_gather": {"bus_fraction": 0.9, "latency_us": 3.0},
     "reduce_scatter": {"bus_fraction": 0.9, "latency_us": 3.0},
@@ -250,7 +252,12 @@ def matmul_rates(constants: dict[str, float], tiles: tuple[tuple[int, int], ...]
 
 
 def matmul_s(
-    constants: dict[str, float], rows: pd.DataFrame, *, precision: str, tiles: tuple[tuple[int, int], ...], sheet: Datasheet
+    constants: dict[str, float],
+    rows: pd.DataFrame,
+    *,
+    precision: str,
+    tiles: tuple[tuple[int, int], ...],
+    sheet: Datasheet,
 ) -> Array:
     m, n, k = (rows[name].to_numpy() for name in "mnk")
     seconds = kernels.matmul_time_s(
@@ -324,7 +331,10 @@ def attention_s(constants: dict[str, float], rows: pd.DataFrame, sheet: Datashee
     column = {name: rows[name].to_numpy() for name in rows if name != "latency_ms"}
     seconds = np.empty(len(rows))
     rates = AttentionRates.model_construct(
-        **{c.name: constants[c.name] for c in ATTENTION_CONSTANTS}, launch_us=0.0, backward_fraction=0.5, kernel_fractions={}
+        **{c.name: constants[c.name] for c in ATTENTION_CONSTANTS},
+        launch_us=0.0,
+        backward_fraction=0.5,
+        kernel_fractions={},
     )
     for head_dim in np.unique(column["head_dim"]):
         at = column["head_dim"] == head_dim
@@ -431,8 +441,8 @@ NO_FABRIC = CollectiveRates(bus_fraction=1.0, latency_us=1.0)
 def collective_table(tables: Path, source: Source, operation: str) -> pd.DataFrame:
     """One operation's latencies by group and bytes.
 
-    Messages of the tables count elements: as bytes of 16-bit numbers the bus bandwidth agrees with what NCCL is known to
-    reach, and with the 8-bit rows.
+    Messages of the tables count elements: as bytes of 16-bit numbers the bus bandwidth agrees with what NCCL is known
+    to reach, and with the 8-bit rows.
     """
     parts = []
     for version in source.nccl:
@@ -495,9 +505,13 @@ def fit_collectives(
     rows["fitted"] = fitted
     scores = [
         Score.of(
-            operation, estimated_s, measured_s, fitted, large & (rows.kind == operation).to_numpy(),
+            operation,
+            estimated_s,
+            measured_s,
+            fitted,
+            large & (rows.kind == operation).to_numpy(),
             collective_rates(found, operation),
-        )  # fmt: skip
+        )
         for operation in operations
     ]
     return scores, rows[large]
@@ -524,7 +538,7 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
         launch_us = score.constants["launch_us"] if launch_us is None else launch_us
         matmul[precision] = {"tiles": [list(tile) for tile in source.tiles]} | score.constants
         scores.append(score)
-        samples.append(_sampled(rows, SAMPLE_ROWS["matmul"]))
+        samples.append(_sampled(rows, SAMPLE_ROWS.get(precision, SAMPLE_ROWS["other"])))
         report(device, score)
 
     score, rows = fit_attention(tables, source, sheet)
@@ -538,7 +552,7 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
         "kernel_fractions": next(table for start, table in KERNEL_FRACTIONS.items() if _generation(device) == start),
     }
 
-    memory: dict[str, float] = {"hbm_fraction": 0.88, "launch_us": launch_us or 3.0}
+    memory = dict(UNMEASURED_MEMORY)
     fitted_memory = fit_memory(tables, source, sheet)
     if fitted_memory:
         score, rows = fitted_memory
@@ -556,14 +570,18 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
         scores += found
         samples.append(_sampled(rows, SAMPLE_ROWS["collective"] * len(operations) // 4))
     gather = collectives["all_gather"]
-    collectives["send"] = {"bus_fraction": gather["bus_fraction"], "latency_us": gather["latency_us"], "launch_us": gather["launch_us"]}
+    collectives["send"] = {
+        "bus_fraction": gather["bus_fraction"],
+        "latency_us": gather["latency_us"],
+        "launch_us": gather["launch_us"],
+    }
 
     calibration: dict[str, object] = {
         "measured": True,
         "provenance": (
             f"benchmarks/fit_kernels.py on kernel measurements of {source.folder} in aiconfigurator-core {VERSION} "
-            "(Apache-2.0); errors in docs/kernels.md. Backward attention and other attention kernels: ratios of shah2024, "
-            "dao2023. Fabric: assumed, no measurement crosses nodes."
+            "(Apache-2.0); errors in docs/kernels.md. Backward attention and other attention kernels: ratios in "
+            "shah2024 and dao2023. Fabric: assumed, no measurement crosses nodes."
         ),
         "matmul": matmul,
         "attention": {"bf16": attention},
@@ -638,7 +656,9 @@ def write_sample(fit_of_device: DeviceFit) -> None:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in fit_of_device.sample.reindex(columns=columns).itertuples(index=False):
-            writer.writerow(["" if isinstance(x, float) and np.isnan(x) else f"{x:.6g}" if isinstance(x, float) else x for x in row])
+            writer.writerow(
+                ["" if isinstance(x, float) and np.isnan(x) else f"{x:.6g}" if isinstance(x, float) else x for x in row]
+            )
 
 
 def write_harness(fits: list[DeviceFit]) -> None:
@@ -647,7 +667,7 @@ def write_harness(fits: list[DeviceFit]) -> None:
     for one in fits:
         known[one.device] = {score.what: score.harness for score in one.scores if score.harness}
     path.write_text(
-        "# What the inference servers do around the kernel, fitted alongside: bytes per quantized or cached element, and a floor.\n"
+        "# What inference servers do around the kernel, fitted alongside: bytes per element, and a floor.\n"
         + yaml.safe_dump(known, sort_keys=True)
     )
 
@@ -657,7 +677,11 @@ def write_docs(fits: list[DeviceFit]) -> None:
     path = ROOT / "docs" / "kernels.md"
     text = path.read_text()
     for one in fits:
-        lines = ["", "| kernel | shapes fitted | median % | p90 % | shapes left out | median % | p90 % |", "|---|---|---|---|---|---|---|"]
+        lines = [
+            "",
+            "| kernel | shapes fitted | median % | p90 % | shapes left out | median % | p90 % |",
+            "|---|---|---|---|---|---|---|",
+        ]
         lines += [
             f"| {s.what} | {s.n_fitted} | {s.fitted[0]:.1f} | {s.fitted[1]:.1f} "
             f"| {s.n_left_out} | **{s.left_out[0]:.1f}** | {s.left_out[1]:.1f} |"
@@ -674,7 +698,9 @@ def tables_folder(given: Path | None) -> Path:
         return given
     spec = importlib.util.find_spec("aiconfigurator_core")
     if spec is None or spec.origin is None:
-        raise SystemExit("pip install aiconfigurator-core==0.12.0, or name its unzipped folder systems/data with --tables")
+        raise SystemExit(
+            "pip install aiconfigurator-core==0.12.0, or name its unzipped folder systems/data with --tables"
+        )
     return Path(spec.origin).parent / "systems" / "data"
 
 

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "load_hardware": "dlcalc.hardware_registry",
+    "load_model": "dlcalc.specs.model_registry",
 }
 """Where each public name lives."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcalc.calculators.kernels import attended_pairs
+from dlcalc.calculators.kernels import attended_pairs_count
 from dlcalc.calculators.params import (
     active_params,
     attention_weight_params,
@@ -86,7 +86,7 @@ def attention_scores_flops(model: ModelSpec, *, seq_len: Numeric, causal: bool, 
 
     Source: [chowdhery2022] appendix B; [deepseek2024v2] section 2.1 for heads whose keys and values differ in width.
     """
-    keys = attended_pairs(seq_len, seq_len, causal=causal, window=window) / seq_len
+    keys = attended_pairs_count(seq_len, seq_len, causal=causal, window=window) / seq_len
     return 2.0 * model.n_heads * (model.qk_head_dim + model.value_head_dim) * keys
 
 

@@ -98,7 +98,7 @@ BACKWARD_SOFTMAX_FACTOR = 1.75
 """Softmax work per pair of the backward kernel over the forward one's: heads of 64 against 128 in [shah2024]."""
 
 
-def attended_pairs(seq_q: Numeric, seq_k: Numeric, *, causal: bool, window: Numeric = 0.0) -> Numeric:
+def attended_pairs_count(seq_q: Numeric, seq_k: Numeric, *, causal: bool, window: Numeric = 0.0) -> Numeric:
     """Query-key pairs per head and sequence that the mask leaves; a window of 0 is none.
 
     Causal, without a window: half of all, exact for seq_q = seq_k, and for part of the queries when early and late ones
@@ -145,7 +145,7 @@ def attention_forward_time_s(
     Source: [dao2023] section 3.1; [shah2024] section 3.
     """
     seconds = _flash_time_s(
-        attended_pairs(seq_q, seq_k, causal=causal, window=window),
+        attended_pairs_count(seq_q, seq_k, causal=causal, window=window),
         seq_q,
         edge_keys=0.5 * rates.seq_half,
         edges=1.0 + _is_windowed(seq_k, window),
@@ -189,7 +189,7 @@ def attention_backward_time_s(
     Source: [dao2023] section 3.1.2; [shah2024] section 4.1.
     """
     seconds = _flash_time_s(
-        attended_pairs(seq_q, seq_k, causal=causal, window=window),
+        attended_pairs_count(seq_q, seq_k, causal=causal, window=window),
         seq_q,
         edge_keys=0.5 * BACKWARD_SEQ_FACTOR * rates.seq_half,
         edges=1.0 + _is_windowed(seq_k, window),

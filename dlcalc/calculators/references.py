@@ -130,6 +130,12 @@ REFERENCES: dict[str, Reference] = {
         2005,
         "https://doi.org/10.1177/1094342005051521",
     ),
+    "zadouri2026": _arxiv(
+        "FlashAttention-4: Algorithm and Kernel Pipelining Co-Design for Asymmetric Hardware Scaling",
+        "Zadouri et al.",
+        2026,
+        "2603.05451",
+    ),
     "zhao2023fsdp": _arxiv(
         "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", "Zhao et al.", 2023, "2304.11277"
     ),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from dlcalc.calculators import kernels, traffic
+from dlcalc.calculators import kernels, launches, traffic
 from dlcalc.calculators.communication import (
     GroupLink,
     all_gather_time_s,
@@ -62,8 +62,6 @@ class Pass:
     norm_s: Array = ZERO
     activation_s: Array = ZERO
     other_memory_s: Array = ZERO
-    launch_s: Array = ZERO
-    """What the host needs beyond what the device does: the launch floor."""
     tp_comm_s: Array = ZERO
     cp_comm_s: Array = ZERO
     ep_comm_s: Array = ZERO
@@ -84,6 +82,8 @@ class Sublayer:
     forward: Pass
     backward: Pass
     weight_grad_s: Array
+    host_s: Array
+    """What the host needs to launch the forward pass, whatever the device does."""
     matmuls: Mapping[str, tuple[Matmul, MatmulTime]]
 
 
@@ -122,13 +122,11 @@ def attention_sublayer(
     cast = _cast_traffic(matmuls, machine)
     comm_f, comm_b = _tp_comm(plans, links, machine, tokens * hidden, times, ("qkv", "out"))
     cp_f, cp_b = _cp_comm(model, plans, links, machine, core_f, core_b, kv_heads)
-    n_norms = model.norms_per_layer / 2 + 2 * model.qk_norm
-    n_kernels = (
-        len(matmuls) + 2 + (0 if profile.fused_rope else 8) + n_norms * (1 if profile.fused_norm else 6)
-        + (1 if profile.fused_residual else 3) + len(matmuls) * 2 * _is_low_precision(machine)
-    )  # fmt: skip
+    n_launches = launches.attention_launches_count(
+        model, profile, n_matmuls=len(matmuls), collectives=_tp_collectives(plans), casts=_casts(machine)
+    )
     return _sublayer(
-        machine, matmuls, times, n_kernels,
+        machine, matmuls, times, n_launches,
         Pass(
             attention_s=core_f, norm_s=_moved_s(machine, norm[0]), tp_comm_s=comm_f, cp_comm_s=cp_f,
             other_memory_s=_moved_s(machine, residual[0] + rope[0] + cast[0]),
@@ -157,12 +155,11 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     activation = traffic.activation_traffic_bytes(tokens * width, gated=model.gated_mlp, profile=profile)
     cast = _cast_traffic(matmuls, machine)
     comm_f, comm_b = _tp_comm(plans, links, machine, tokens * hidden, times, ("up", "down"))
-    n_kernels = (
-        2 + (1 if profile.fused_activation else 2) + model.norms_per_layer / 2 * (1 if profile.fused_norm else 6)
-        + (1 if profile.fused_residual else 3) + 4 * _is_low_precision(machine)
-    )  # fmt: skip
+    n_launches = launches.mlp_launches_count(
+        model, profile, collectives=_tp_collectives(plans), casts=_casts(machine)
+    )
     return _sublayer(
-        machine, matmuls, times, n_kernels,
+        machine, matmuls, times, n_launches,
         Pass(
             norm_s=_moved_s(machine, norm[0]), activation_s=_moved_s(machine, activation[0]), tp_comm_s=comm_f,
             other_memory_s=_moved_s(machine, residual[0] + cast[0]),
@@ -172,10 +169,6 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
             other_memory_s=_moved_s(machine, residual[1] + cast[1]),
         ),
     )  # fmt: skip
-
-
-MOE_KERNELS = 22
-"""Router (6), permutation and its inverse (6), sorting by local expert (4), two grouped matmuls, activation, combine, residual, norm."""
 
 
 def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine) -> Sublayer:
@@ -214,9 +207,15 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         comm_f, comm_b = _tp_comm(plans, links, machine, tokens * hidden, times, ("shared up", "shared down"))
     else:
         comm_f, comm_b = ZERO, ZERO
-    n_kernels = MOE_KERNELS + 4 * _is_low_precision(machine) + 3 * bool(model.shared_ffn_hidden_size)
+    n_launches = launches.moe_launches_count(
+        model,
+        profile,
+        local_experts=local_experts,
+        collectives=2.0 * (plans.ep > 1) + 2.0 * (plans.etp > 1),
+        casts=_casts(machine),
+    )
     return _sublayer(
-        machine, matmuls, times, n_kernels,
+        machine, matmuls, times, n_launches,
         Pass(
             norm_s=_moved_s(machine, norm[0]), activation_s=_moved_s(machine, activation[0]), tp_comm_s=comm_f,
             ep_comm_s=exchange_f, other_memory_s=_moved_s(machine, residual[0] + routing[0] + cast[0]),
@@ -243,8 +242,13 @@ def embedding_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         forward=Pass(other_memory_s=_moved_s(machine, moved[0]), tp_comm_s=sharded * reduced + (1 - sharded) * both),
         backward=Pass(other_memory_s=_moved_s(machine, moved[1]), tp_comm_s=sharded * gathered),
         weight_grad_s=ZERO,
+        host_s=ZERO,
         matmuls={},
     )
+
+
+HEAD_LAUNCHES = 10.0
+"""Norm, matmul and the passes of the cross-entropy."""
 
 
 def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine) -> Sublayer:
@@ -254,6 +258,8 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
     hidden = np.float64(model.hidden_size)
     matmuls = [Matmul("head", tokens, model.vocab_size / plans.tp, hidden, replicated_bits=True)]
     times = _matmul_times(matmuls, machine)
+    if model.vocab_size % ALIGNED_ELEMENTS:  # divided over tp it is padded
+        times = {"head": _unaligned(times["head"], plans)}
     norm = traffic.norm_traffic_bytes(tokens / _sequence_shards(plans) * hidden, profile=profile)
     gathered = profile.cross_entropy == "gathered"
     logits = tokens * model.vocab_size / (1.0 if gathered else plans.tp)
@@ -265,10 +271,21 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
         size = 2.0 * logits
         comm_f = comm_f + all_gather_time_s(size, links.tp, node=node["all_gather"], fabric=fabric["all_gather"])
     return _sublayer(
-        machine, matmuls, times, 8,
+        machine, matmuls, times, HEAD_LAUNCHES,
         Pass(norm_s=_moved_s(machine, norm[0]), other_memory_s=_moved_s(machine, loss[0]), tp_comm_s=comm_f),
         Pass(norm_s=_moved_s(machine, norm[1]), other_memory_s=_moved_s(machine, loss[1]), tp_comm_s=comm_b),
     )  # fmt: skip
+
+
+ALIGNED_ELEMENTS = 8
+"""Rows of 16-bit operands must start on 16 bytes for tensor cores to run at full rate."""
+UNALIGNED_FACTOR = 3.0
+"""Time of a matmul whose rows do not, over that of one whose do: 75 to 120 against 250 TFLOP/s for a vocabulary of 50,257 on an A100."""
+
+
+def _unaligned(time: MatmulTime, plans: Plans) -> MatmulTime:
+    factor = np.where(plans.tp == 1, UNALIGNED_FACTOR, 1.0)
+    return MatmulTime(factor * time.forward_s, factor * time.input_grad_s, factor * time.weight_grad_s)
 
 
 def stage_send_s(model: ModelSpec, plans: Plans, links: Links, machine: Machine) -> Array:
@@ -291,6 +308,16 @@ def stage_send_s(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
 def _sequence_shards(plans: Plans) -> Array:
     """Over how many ranks norms, residuals and stage boundaries are sharded: tp with sequence parallelism, else 1."""
     return 1.0 + plans.sequence_parallel * (plans.tp - 1.0)
+
+
+def _tp_collectives(plans: Plans) -> Array:
+    """Collectives of a sublayer's forward pass: an all-reduce, or a gather and a scatter."""
+    return (plans.tp > 1) * (1.0 + plans.sequence_parallel)
+
+
+def _casts(machine: Machine) -> float:
+    """Quantizing kernels per matmul: one for the input, one for the weight."""
+    return 2.0 * _is_low_precision(machine)
 
 
 def _is_low_precision(machine: Machine) -> bool:
@@ -455,9 +482,10 @@ def _tp_comm(
     forward_sharded = backward_sharded = forward_whole = backward_whole = ZERO
     if column is not None:
         forward_sharded = forward_sharded + exposed(gather, column.forward_s)
-        behind = np.maximum(0.0, gather - column.input_grad_s)  # re-gathered input, behind the input gradient
-        backward_sharded = backward_sharded + np.maximum(0.0, scatter - column.weight_grad_s) + behind
-        backward_whole = backward_whole + np.maximum(0.0, both - column.weight_grad_s)
+        again = np.maximum(0.0, gather - column.input_grad_s)  # the input gathered again, behind the input gradient
+        behind = column.weight_grad_s * machine.recipe.framework.overlaps_input_grad
+        backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + again
+        backward_whole = backward_whole + np.maximum(0.0, both - behind)
     if row is not None:
         forward_sharded = forward_sharded + exposed(scatter, row.forward_s)
         backward_sharded = backward_sharded + exposed(gather, row.input_grad_s)
@@ -511,7 +539,7 @@ def _ep_comm(
 
 
 def _sublayer(
-    machine: Machine, matmuls: list[Matmul], times: Mapping[str, MatmulTime], n_kernels: float,
+    machine: Machine, matmuls: list[Matmul], times: Mapping[str, MatmulTime], n_launches: Array | float,
     forward: Pass, backward: Pass,
 ) -> Sublayer:  # fmt: skip
     """Add the matmuls to both passes, and the launch floor."""
@@ -525,13 +553,11 @@ def _sublayer(
     weight_grad = sum_of(time.weight_grad_s for time in times.values())
     input_grad = sum_of(time.input_grad_s for time in times.values())
     backward = replace(backward, matmul_s=input_grad + weight_grad)
-    if not machine.recipe.cuda_graphs:
-        floor = machine.recipe.framework.host_launch_s * n_kernels
-        forward = replace(forward, launch_s=np.maximum(0.0, floor - forward.total_s))
-        backward = replace(backward, launch_s=np.maximum(0.0, 2.0 * floor - backward.total_s))
+    host_s = 0.0 if machine.recipe.cuda_graphs else machine.recipe.framework.host_launch_s
     return Sublayer(
         forward=forward,
         backward=backward,
         weight_grad_s=weight_grad,
+        host_s=np.asarray(host_s * n_launches),
         matmuls={matmul.name: (matmul, times[matmul.name]) for matmul in matmuls},
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dlcalc.calculators import schedule, traffic
+from dlcalc.calculators import launches, schedule, traffic
 from dlcalc.calculators.communication import GroupLink, all_gather_time_s, all_reduce_time_s, reduce_scatter_time_s
 from dlcalc.calculators.kernels import memory_bound_time_s
 from dlcalc.calculators.memory import RECOMPUTE_MODES
@@ -69,8 +69,8 @@ class StepTime:
     @cached_property
     def pipeline_s(self) -> Array:
         """All but what data-parallel ranks exchange and update; grouped by axes, so that additions stay small."""
-        work = (self.matmul_s + self.attention_s + self.memory_bound_s + self.launch_s) + (
-            self.tp_comm_s + self.cp_comm_s + self.ep_comm_s
+        work = (self.matmul_s + self.attention_s + self.memory_bound_s) + (
+            self.tp_comm_s + self.cp_comm_s + self.ep_comm_s + self.launch_s
         )  # mesh x batch x tensor
         return (work + self.pp_comm_s + self.overhead_s) + (
             self.recompute_s + self.offload_s + self.imbalance_s + self.bubble_s
@@ -128,16 +128,21 @@ def total_time_s(pipeline_s: Array, sent_s: Array, overlap: Overlap) -> Array:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """One micro-batch's passes on the three bounding stages (leading axis) and summed over the pipeline."""
+    """One micro-batch's passes: on the three bounding stages (leading axis), and summed over the pipeline.
+
+    ``backward`` includes what is recomputed, and both passes what the host needs beyond the device.
+    """
 
     forward_s: Array
     backward_s: Array
-    replay_s: Array
-    offload_s: Array
     sum_forward_s: Array
     sum_backward_s: Array
-    sum_replay_s: Array
+    sum_recompute_s: Array
+    """Part of ``sum_backward_s``."""
     sum_offload_s: Array
+    """Part of ``sum_backward_s``."""
+    sum_launch_s: Array
+    """Part of both sums: the launch floor without recomputation."""
     weight_grad_s: Array
 
 
@@ -149,12 +154,13 @@ REPLAYED: Mapping[str, tuple[float, ...]] = {
     "norm_s": (0.0, 0.0, 1.0, 1.0, 0.0, 1.0),
     "activation_s": (0.0, 0.0, 1.0, 1.0, 0.0, 1.0),
     "other_memory_s": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
-    "launch_s": (0.0, 0.0, 1.0, 0.0, 0.0, 0.5),
     "tp_comm_s": (0.0, 0.0, 1.0, 0.0, 0.0, 0.5),
     "cp_comm_s": (0.0, 1.0, 1.0, 0.0, 0.0, 0.0),
     "ep_comm_s": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
 }
 """Share of each part of the forward pass that a recompute mode runs again."""
+LAUNCHED_AGAIN = (0.0, 0.2, 1.0, 0.15, 0.1, 0.6)
+"""Share of its launches."""
 
 
 @dataclass(frozen=True)
@@ -209,46 +215,63 @@ def stage_times(
     """
     share = 1.0 - 0.5 * (plans.schedule == schedule.DUALPIPE)  # a device sees every micro-batch on one of its two stages
     totals = {name: float(count) for name, count in _layer_totals(model).items()}
+    again = np.take(np.array(LAUNCHED_AGAIN), plans.recompute.astype(np.int64))
+    device_f, device_b, replayed, host = (_Sum() for _ in range(4))
+    weight_grad: Array = ZERO
+    for name, sublayer in times.kinds.items():
+        extra = float(model.mtp_layers) if _is_mtp_kind(model, name) else 0.0
+        counts = (share * (getattr(stages, name) + extra * stages.heads), totals[name] + extra)  # stage x mesh x pipe
+        device_f.add(counts, sublayer.forward.total_s)
+        device_b.add(counts, sublayer.backward.total_s)
+        replayed.add(counts, replay_s(sublayer.forward, plans.recompute))
+        host.add(counts, sublayer.host_s)
+        weight_grad = weight_grad + counts[0] * sublayer.weight_grad_s
+    n_heads = 1.0 + model.mtp_layers
+    for counts, edge in (
+        ((share * stages.embeddings, 1.0), times.embedding),
+        ((share * n_heads * stages.heads, n_heads), times.head),
+    ):
+        device_f.add(counts, edge.forward.total_s)
+        device_b.add(counts, edge.backward.total_s)
+        host.add(counts, edge.host_s)
+
     fraction = recomputed_fraction(plans, stages.layers)  # stage x mesh x pipe x redo
     mean_fraction = recomputed_fraction(plans, model.n_layers / plans.pp)
-    extra_layers = float(model.mtp_layers)
-
-    forward = backward = replayed = weight_grad = ZERO
-    sum_forward = sum_backward = sum_replay = ZERO
-    for name, sublayer in times.kinds.items():
-        count = share * getattr(stages, name)  # stage x mesh x pipe
-        if name == "moe" or (name == "dense" and not model.is_moe) or name == "full":
-            count = count + share * extra_layers * stages.heads
-            totals[name] += extra_layers
-        redo = replay_s(sublayer.forward, plans.recompute)  # mesh x batch x redo x tensor
-        forward = forward + count * sublayer.forward.total_s  # stage x mesh x batch x pipe x tensor
-        backward = backward + count * sublayer.backward.total_s
-        weight_grad = weight_grad + count * sublayer.weight_grad_s
-        replayed = replayed + count * redo  # stage x mesh x batch x pipe x redo x tensor
-        sum_forward = sum_forward + totals[name] * sublayer.forward.total_s
-        sum_backward = sum_backward + totals[name] * sublayer.backward.total_s
-        sum_replay = sum_replay + totals[name] * redo
-    n_heads = 1.0 + model.mtp_layers
-    for count, edge, n in ((stages.embeddings, times.embedding, 1.0), (stages.heads * n_heads, times.head, n_heads)):
-        forward = forward + share * count * edge.forward.total_s
-        backward = backward + share * count * edge.backward.total_s
-        sum_forward = sum_forward + n * edge.forward.total_s
-        sum_backward = sum_backward + n * edge.backward.total_s
-
-    host = machine.hardware.node.host_bytes_per_s
-    moved = plans.offload_layers * layer_offload_bytes / host * 2.0
+    twice = launches.BACKWARD_FACTOR
+    forward = np.maximum(device_f.stage, host.stage)  # stage x mesh x pipe x batch x tensor
+    backward = np.maximum(
+        device_b.stage + fraction * replayed.stage, host.stage * (twice + fraction * again)
+    )  # stage x mesh x pipe x batch x redo x tensor
+    sum_forward = np.maximum(device_f.total, host.total)
+    without = np.maximum(device_b.total, twice * host.total)
+    sum_backward = np.maximum(
+        device_b.total + mean_fraction * replayed.total, host.total * (twice + mean_fraction * again)
+    )
+    moved = plans.offload_layers * layer_offload_bytes / machine.hardware.node.host_bytes_per_s * 2.0
     exposed = np.maximum(0.0, moved - (forward + backward)) if np.any(plans.offload_layers) else ZERO
+    mean_exposed = np.maximum(0.0, moved * plans.pp - (sum_forward + sum_backward)) if np.any(plans.offload_layers) else ZERO
     return StageTimes(
         forward_s=forward,
-        backward_s=backward,
-        replay_s=fraction * replayed,
-        offload_s=exposed,
+        backward_s=backward + exposed,
         sum_forward_s=sum_forward,
-        sum_backward_s=sum_backward,
-        sum_replay_s=mean_fraction * sum_replay,
-        sum_offload_s=np.max(exposed, axis=0) * plans.pp if np.ndim(exposed) else ZERO,
-        weight_grad_s=np.max(weight_grad, axis=0) if np.ndim(weight_grad) else weight_grad,
+        sum_backward_s=sum_backward + mean_exposed,
+        sum_recompute_s=sum_backward - without,
+        sum_offload_s=mean_exposed,
+        sum_launch_s=(sum_forward - device_f.total) + (without - device_b.total),
+        weight_grad_s=np.max(weight_grad, axis=0),
     )
+
+
+class _Sum:
+    """A quantity of a sublayer summed over the layers of each bounding stage, and over all layers."""
+
+    def __init__(self) -> None:
+        self.stage: Array = ZERO
+        self.total: Array = ZERO
+
+    def add(self, counts: tuple[Array, float], each: Array) -> None:
+        self.stage = self.stage + counts[0] * each
+        self.total = self.total + counts[1] * each
 
 
 def step_time(
@@ -271,14 +294,10 @@ def step_time(
     hidden_sends = (plans.vpp > 1) & profile.overlaps_stage_sends
     pp_comm = 2.0 * micro_batches * plans.vpp * send * (1.0 - hidden_sends)  # mesh x batch x pipe x tensor
 
-    forward = np.max(per_stage.forward_s, axis=0)  # mesh x batch x pipe x tensor
-    backward = np.max(per_stage.backward_s + per_stage.replay_s + per_stage.offload_s, axis=0)  # ... x redo
-    slowest = np.max(
-        per_stage.forward_s + (per_stage.backward_s + per_stage.replay_s + per_stage.offload_s), axis=0
-    )  # mesh x batch x pipe x redo x tensor
-    mean_forward = share * per_stage.sum_forward_s
-    mean_backward = share * (per_stage.sum_backward_s + per_stage.sum_replay_s + per_stage.sum_offload_s)
-    mean = mean_forward + mean_backward  # mesh x batch x redo x tensor
+    forward = np.max(per_stage.forward_s, axis=0)  # mesh x pipe x batch x tensor
+    backward = np.max(per_stage.backward_s, axis=0)  # mesh x pipe x batch x redo x tensor
+    slowest = np.max(per_stage.forward_s + per_stage.backward_s, axis=0)
+    mean = share * (per_stage.sum_forward_s + per_stage.sum_backward_s)  # mesh x batch x redo x tensor
     pipeline = schedule.pipeline_time_s(
         plans.schedule,
         pp=plans.pp,
@@ -287,14 +306,15 @@ def step_time(
         slowest_forward_s=forward,
         slowest_backward_s=slowest - forward,
         sum_forward_s=per_stage.sum_forward_s,
-        sum_backward_s=per_stage.sum_backward_s + per_stage.sum_replay_s + per_stage.sum_offload_s,
+        sum_backward_s=per_stage.sum_backward_s,
         weight_grad_s=per_stage.weight_grad_s,
         send_s=send,
     )
     return StepTime(
         **_work(model, times, micro_batches * share),
         pp_comm_s=pp_comm,
-        recompute_s=micro_batches * share * per_stage.sum_replay_s,
+        launch_s=micro_batches * share * per_stage.sum_launch_s,
+        recompute_s=micro_batches * share * per_stage.sum_recompute_s,
         offload_s=micro_batches * share * per_stage.sum_offload_s,
         imbalance_s=micro_batches * (slowest - mean),
         bubble_s=np.asarray(pipeline - micro_batches * slowest),
@@ -309,12 +329,20 @@ def _layer_totals(model: ModelSpec) -> dict[str, int]:
     return {"windowed": windowed, "full": model.n_layers - windowed, "moe": moe, "dense": model.n_layers - moe}
 
 
+def _is_mtp_kind(model: ModelSpec, name: str) -> bool:
+    """Whether a multi-token-prediction module has this kind of sublayer: those of the last layer."""
+    return name in (
+        "windowed" if model.layer_is_windowed[-1] else "full",
+        "moe" if model.layer_is_moe[-1] else "dense",
+    )
+
+
 def _work(model: ModelSpec, times: ModelTimes, repeats: Array) -> dict[str, Array]:
     """The average stage's terms over all micro-batches."""
     n_heads = 1.0 + model.mtp_layers
     parts: list[tuple[float, Sublayer]] = [(1.0, times.embedding), (n_heads, times.head)]
     for name, sublayer in times.kinds.items():
-        extra = model.mtp_layers if name in ("moe", "full") or (name == "dense" and not model.is_moe) else 0
+        extra = model.mtp_layers if _is_mtp_kind(model, name) else 0
         parts.append((float(_layer_totals(model)[name] + extra), sublayer))
 
     def term(*names: str) -> Array:
@@ -329,7 +357,6 @@ def _work(model: ModelSpec, times: ModelTimes, repeats: Array) -> dict[str, Arra
         "matmul_s": term("matmul_s", "latent_matmul_s"),
         "attention_s": term("attention_s"),
         "memory_bound_s": term("norm_s", "activation_s", "other_memory_s"),
-        "launch_s": term("launch_s"),
         "tp_comm_s": term("tp_comm_s"),
         "cp_comm_s": term("cp_comm_s"),
         "ep_comm_s": term("ep_comm_s"),

@@ -71,12 +71,14 @@ class FrameworkProfile(Spec):
     overlap_param: bool
     overlap_tp: bool
     overlap_ep: bool = False
+    overlaps_input_grad: bool = True
+    """Whether tp ranks exchange the gradient of a layer's input while they compute that of its weight."""
     schedules: Annotated[tuple[str, ...], TupleFromList] = ("1f1b", "interleaved")
     recompute_modes: Annotated[tuple[str, ...], TupleFromList] = ("none", "selective", "full")
 
     # what the framework itself costs
     host_launch_us: PositiveFloat
-    """Time the host needs to launch one kernel; a layer is never faster than its launches."""
+    """Time the host needs per launch, the Python in between included; a layer is never faster than its launches."""
     step_overhead_us: NonNegativeFloat = 0.0
     """Per step: data loader, logging, scheduler, gradient-norm synchronization."""
     micro_batch_overhead_us: NonNegativeFloat = 0.0

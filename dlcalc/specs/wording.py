@@ -219,7 +219,7 @@ def _hint(given: object, errors: Sequence[ErrorDetails], choices: Iterable[str])
             return f"; did you mean {_listed(near)}?"
         if "true or false" in kinds and given.lower() in _BOOLEAN_WORDS:
             return f"; write {_BOOLEAN_WORDS[given.lower()]}"
-        digits = re.sub(r"[_\s]|,(?=\d{3}\b)", "", given[:_LONGEST_SHOWN])
+        digits = re.sub(r"_|[,\s](?=\d{3}\b)", "", given[:_LONGEST_SHOWN])
         if kinds & {"a whole number", "a number"} and re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", digits):
             return f"; write {digits}" + (" without quotes" if digits == given else "")
     elif "text" in kinds and isinstance(given, int | float):

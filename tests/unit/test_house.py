@@ -4,13 +4,15 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from dlcalc.calculators.references import REFERENCES
 
-PACKAGE = Path(__file__).resolve().parents[2] / "dlcalc"
+CHECKOUT = Path(__file__).resolve().parents[2]
+PACKAGE = CHECKOUT / "dlcalc"
 FILES = sorted(PACKAGE.rglob("*.py"))
 DOORS = {path for path in PACKAGE.glob("*.py") if "def main(" in path.read_text()}
 
@@ -79,6 +81,20 @@ def test_equations_know_neither_files_nor_plans():
         assert {name.split(".")[0] for name in imported(path)} <= allowed, path.name
         floors = {name.split(".")[1] for name in imported(path) if name.startswith("dlcalc.")}
         assert floors <= {"calculators", "specs", "utils"}, path.name
+
+
+def test_the_lock_pins_what_the_project_needs_and_names_no_host():
+    lock = (CHECKOUT / "constraints.txt").read_text()
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[<>=!~;\[ ]", need)[0].lower().replace("_", "-") for need in needed}
+    entries = re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", lock, flags=re.MULTILINE).rstrip())
+    pinned = {entry.split("==")[0] for entry in entries}
+    assert names <= pinned
+    assert "torch" not in pinned  # see `checks`
+    assert not [name for name in pinned if name.startswith(("nvidia", "cuda"))]
+    assert not [entry for entry in entries if "--hash=sha256:" not in entry]
+    assert "://" not in lock
 
 
 def test_every_module_says_what_it_is_for():
