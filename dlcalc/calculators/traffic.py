@@ -37,6 +37,13 @@ GATED = {True: Traffic(6, 10), False: Traffic(10, 16)}
 UNGATED = {True: Traffic(4, 6), False: Traffic(8, 10)}
 """bias + GELU."""
 DROPOUT_MASK_BYTES = 1.0
+GATED_WITH_BIAS = Traffic(34, 60)
+"""Experts with biases and a clamped gate (gpt-oss) in single operations: two biases (8), two clamps (8), sigmoid (4), three products and a sum (14);
+backward nearly twice that."""
+ACCUMULATE_BYTES = {2: 8.0, 4: 12.0}
+"""Per weight, where its gradient is added to its buffer (of so many bytes) in a pass of its own: written, read, added."""
+GATHER_COPY_BYTES, SCATTER_COPY_BYTES = 4.0, 8.0
+"""Per weight, where ZeRO 3 copies gathered weights out of (or gradients into) its buffers."""
 PERMUTE = Traffic(14, 14)
 """Routed tokens are gathered (4), sorted by local expert on arrival (4), sorted back (4), and summed with their weights (2 and a share)."""
 ROUTER = Traffic(24, 24)
@@ -86,6 +93,36 @@ def activation_traffic_bytes(elements: Array, *, gated: bool, profile: Framework
     """
     per = (GATED if gated else UNGATED)[profile.fused_activation]
     return elements * per.forward, elements * per.backward
+
+
+def expert_activation_traffic_bytes(
+    elements: Array, *, gated: bool, has_bias: bool, profile: FrameworkProfile
+) -> tuple[Array, Array]:
+    """Forward and backward bytes of the experts' non-linearity; biases keep it from being fused.
+
+    Source: [derived] operand by operand, see ``GATED_WITH_BIAS``.
+    """
+    if not has_bias:
+        return activation_traffic_bytes(elements, gated=gated, profile=profile)
+    return elements * GATED_WITH_BIAS.forward, elements * GATED_WITH_BIAS.backward
+
+
+def accumulation_traffic_bytes(params: Array, *, profile: FrameworkProfile) -> Array:
+    """Bytes of adding the gradients of ``params`` weights to their buffers, once a micro-batch.
+
+    Source: [derived] operand by operand, see ``ACCUMULATE_BYTES``.
+    """
+    if profile.fused_grad_accumulation:
+        return 0.0 * np.asarray(params)
+    return params * ACCUMULATE_BYTES[min(profile.grad_bytes, 4)]
+
+
+def sharding_copy_traffic_bytes(params: Array, *, gathers: Array, scatters: Array) -> Array:
+    """Bytes that ZeRO 3 copies between its communication buffers and ``params`` weights in a step.
+
+    Source: [zhao2023fsdp] section 4: flat parameters and their views; [derived] a read and a write each, gradients widened.
+    """
+    return params * (gathers * GATHER_COPY_BYTES + scatters * SCATTER_COPY_BYTES)
 
 
 def routing_traffic_bytes(tokens: Array, routed_elements: Array, *, n_experts: int) -> tuple[Array, Array]:

@@ -120,7 +120,8 @@ def attention_sublayer(
         qk = traffic.norm_traffic_bytes(tokens * model.head_dim * (heads + kv_heads), profile=profile)
         norm = (norm[0] + qk[0], norm[1] + qk[1])
     cast = _cast_traffic(matmuls, machine)
-    comm_f, comm_b = _tp_comm(plans, links, machine, tokens * hidden, times, ("qkv", "out"))
+    apart = 1.0 if profile.fused_projections or model.is_mla else 3.0
+    comm_f, comm_b = _tp_comm(plans, links, machine, tokens * hidden, times, ("qkv", "out"), apart)
     cp_f, cp_b = _cp_comm(model, plans, links, machine, core_f, core_b, kv_heads)
     n_launches = launches.attention_launches_count(
         model, profile, n_matmuls=len(matmuls), collectives=_tp_collectives(plans), casts=_casts(machine)
@@ -129,11 +130,11 @@ def attention_sublayer(
         machine, matmuls, times, n_launches,
         Pass(
             attention_s=core_f, norm_s=_moved_s(machine, norm[0]), tp_comm_s=comm_f, cp_comm_s=cp_f,
-            other_memory_s=_moved_s(machine, residual[0] + rope[0] + cast[0]),
+            other_memory_s=_moved_s(machine, residual[0] + rope[0], cast[0]),
         ),
         Pass(
             attention_s=core_b, norm_s=_moved_s(machine, norm[1]), tp_comm_s=comm_b, cp_comm_s=cp_b,
-            other_memory_s=_moved_s(machine, residual[1] + rope[1] + cast[1]),
+            other_memory_s=_moved_s(machine, residual[1] + rope[1], cast[1]),
         ),
     )  # fmt: skip
 
@@ -154,7 +155,8 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     residual = traffic.residual_traffic_bytes(own_tokens * hidden, profile=profile)
     activation = traffic.activation_traffic_bytes(tokens * width, gated=model.gated_mlp, profile=profile)
     cast = _cast_traffic(matmuls, machine)
-    comm_f, comm_b = _tp_comm(plans, links, machine, tokens * hidden, times, ("up", "down"))
+    apart = 1.0 if profile.fused_projections else 1.0 + model.gated_mlp
+    comm_f, comm_b = _tp_comm(plans, links, machine, tokens * hidden, times, ("up", "down"), apart)
     n_launches = launches.mlp_launches_count(
         model, profile, collectives=_tp_collectives(plans), casts=_casts(machine)
     )
@@ -162,11 +164,11 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         machine, matmuls, times, n_launches,
         Pass(
             norm_s=_moved_s(machine, norm[0]), activation_s=_moved_s(machine, activation[0]), tp_comm_s=comm_f,
-            other_memory_s=_moved_s(machine, residual[0] + cast[0]),
+            other_memory_s=_moved_s(machine, residual[0], cast[0]),
         ),
         Pass(
             norm_s=_moved_s(machine, norm[1]), activation_s=_moved_s(machine, activation[1]), tp_comm_s=comm_b,
-            other_memory_s=_moved_s(machine, residual[1] + cast[1]),
+            other_memory_s=_moved_s(machine, residual[1], cast[1]),
         ),
     )  # fmt: skip
 
@@ -199,7 +201,9 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
 
     norm = traffic.norm_traffic_bytes(own_tokens * hidden * (model.norms_per_layer / 2), profile=profile)
     residual = traffic.residual_traffic_bytes(own_tokens * hidden, profile=profile)
-    activation = traffic.activation_traffic_bytes(activated, gated=model.gated_mlp, profile=profile)
+    activation = traffic.expert_activation_traffic_bytes(
+        activated, gated=model.gated_mlp, has_bias=model.expert_bias, profile=profile
+    )
     routing = traffic.routing_traffic_bytes(own_tokens, routed * hidden, n_experts=model.n_experts)
     cast = _cast_traffic(matmuls, machine)
     exchange_f, exchange_b = _ep_comm(model, plans, links, machine, own_tokens, routed, times)
@@ -218,11 +222,11 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         machine, matmuls, times, n_launches,
         Pass(
             norm_s=_moved_s(machine, norm[0]), activation_s=_moved_s(machine, activation[0]), tp_comm_s=comm_f,
-            ep_comm_s=exchange_f, other_memory_s=_moved_s(machine, residual[0] + routing[0] + cast[0]),
+            ep_comm_s=exchange_f, other_memory_s=_moved_s(machine, residual[0] + routing[0], cast[0]),
         ),
         Pass(
             norm_s=_moved_s(machine, norm[1]), activation_s=_moved_s(machine, activation[1]), tp_comm_s=comm_b,
-            ep_comm_s=exchange_b, other_memory_s=_moved_s(machine, residual[1] + routing[1] + cast[1]),
+            ep_comm_s=exchange_b, other_memory_s=_moved_s(machine, residual[1] + routing[1], cast[1]),
         ),
     )  # fmt: skip
 
@@ -279,7 +283,7 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
 
 ALIGNED_ELEMENTS = 8
 """Rows of 16-bit operands must start on 16 bytes for tensor cores to run at full rate."""
-UNALIGNED_FACTOR = 3.0
+UNALIGNED_FACTOR = 2.5
 """Time of a matmul whose rows do not, over that of one whose do: 75 to 120 against 250 TFLOP/s for a vocabulary of 50,257 on an A100."""
 
 
@@ -324,9 +328,13 @@ def _is_low_precision(machine: Machine) -> bool:
     return machine.recipe.precision in traffic.CAST_BYTES
 
 
-def _moved_s(machine: Machine, traffic_bytes: Array) -> Array:
+def _moved_s(machine: Machine, traffic_bytes: Array, cast_bytes: Array = ZERO) -> Array:
+    """Time of memory-bound passes; quantizing passes are counted in full, so nothing comes on top of them."""
+    factor = machine.recipe.framework.memory_pass_factor
     return np.asarray(
-        kernels.memory_bound_time_s(traffic_bytes, rates=machine.memory, hbm_bytes_per_s=machine.hbm_bytes_per_s)
+        kernels.memory_bound_time_s(
+            factor * traffic_bytes + cast_bytes, rates=machine.memory, hbm_bytes_per_s=machine.hbm_bytes_per_s
+        )
     )
 
 
@@ -384,9 +392,11 @@ def _matmul_times_in(matmuls: list[Matmul], unit: MatmulMachine, machine: Machin
             hbm_bytes_per_s=unit.hbm_bytes_per_s,
             n_sms=unit.n_sms,
             input_bytes=unit.input_bytes,
+            l2_bytes=unit.l2_bytes,
             output_bytes=output_bytes.reshape(len(output_bytes), -1)[:, 0].reshape(-1, *[1] * len(shape)),
         )
     )  # fmt: skip
+    seconds = seconds * unit.training_factor
     count = len(matmuls)
     return {
         matmul.name: MatmulTime(seconds[i], seconds[count + i], seconds[2 * count + i])
@@ -445,9 +455,10 @@ def _attention_core(
         "rates": machine.attention,
         "kernel": profile.attention,
     }
+    slower = machine.sixteen_bit.training_factor
     return (
-        np.asarray(kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)),
-        np.asarray(kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)),
+        slower * np.asarray(kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)),
+        slower * np.asarray(kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)),
     )
 
 
@@ -457,12 +468,12 @@ STORES_SCORES = ("unfused", "megatron_fused")
 
 def _tp_comm(
     plans: Plans, links: Links, machine: Machine, elements: Array, times: Mapping[str, MatmulTime],
-    edges: tuple[str | None, str | None],
+    edges: tuple[str | None, str | None], apart: float = 1.0,
 ) -> tuple[Array, Array]:  # fmt: skip
     """Exposed tensor-parallel communication of a column-parallel and a row-parallel linear layer.
 
     Without sequence parallelism one all-reduce a pass, that of the backward pass behind the weight gradient where the trainer
-    overlaps it. With it, an all-gather and a reduce-scatter a pass, and the input gathered once more for its weight gradient.
+    overlaps it (``apart`` of them where as many projections exchange it on their own). With it, an all-gather and a reduce-scatter a pass, and the input gathered once more for its weight gradient.
     With ``overlap_tp`` all but the first of tp chunks hides behind the matmul it feeds.
     """
     size = 2.0 * elements
@@ -485,7 +496,7 @@ def _tp_comm(
         again = np.maximum(0.0, gather - column.input_grad_s)  # the input gathered again, behind the input gradient
         behind = column.weight_grad_s * machine.recipe.framework.overlaps_input_grad
         backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + again
-        backward_whole = backward_whole + np.maximum(0.0, both - behind)
+        backward_whole = backward_whole + np.maximum(0.0, apart * both - behind)
     if row is not None:
         forward_sharded = forward_sharded + exposed(scatter, row.forward_s)
         backward_sharded = backward_sharded + exposed(gather, row.input_grad_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from dlcalc.calculators.kernels import L2_BYTES
 from dlcalc.specs.calibration import AttentionRates, MatmulRates, MemoryRates
 from dlcalc.specs.hardware import HardwareSpec, Precision
 from dlcalc.specs.recipe import Recipe
@@ -21,6 +22,9 @@ class MatmulMachine:
     hbm_bytes_per_s: float
     n_sms: float
     input_bytes: float
+    l2_bytes: float
+    training_factor: float
+    """Time inside a training step over that of the kernel alone."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Machine:
             hbm_bytes_per_s=self.hbm_bytes_per_s,
             n_sms=self.n_sms,
             input_bytes=ELEMENT_BYTES[precision],
+            l2_bytes=self.hardware.device.l2_mib.value * 2.0**20 if self.hardware.device.l2_mib else L2_BYTES,
+            training_factor=self.hardware.calibration.training_factor.get("bf16" if precision == "fp16" else precision, 1.0),
         )
 
 

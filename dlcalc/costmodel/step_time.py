@@ -72,14 +72,15 @@ class StepTime:
         work = (self.matmul_s + self.attention_s + self.memory_bound_s) + (
             self.tp_comm_s + self.cp_comm_s + self.ep_comm_s + self.launch_s
         )  # mesh x batch x tensor
-        return (work + self.pp_comm_s + self.overhead_s) + (
+        return (work + self.pp_comm_s) + (
             self.recompute_s + self.offload_s + self.imbalance_s + self.bubble_s
         )  # mesh x pipe x batch x redo x tensor
 
     @cached_property
     def sent_s(self) -> Array:
-        """What data-parallel ranks exchange and update."""
-        return (self.optimizer_s + self.param_gather_sent_s) + self.grad_reduce_sent_s  # mesh x data x pipe x batch
+        """What data-parallel ranks exchange and update, and what comes with every step and micro-batch."""
+        exchanged = self.param_gather_sent_s + self.grad_reduce_sent_s  # mesh x data x pipe x batch
+        return (self.optimizer_s + self.overhead_s) + exchanged
 
     @property
     def total_s(self) -> Array:
@@ -320,7 +321,8 @@ def step_time(
         bubble_s=np.asarray(pipeline - micro_batches * slowest),
         **_data_parallel(plans, links, params, machine, micro_batches, forward, backward),
         optimizer_s=_optimizer_s(plans, params, machine),
-        overhead_s=(profile.step_overhead_us + profile.micro_batch_overhead_us * micro_batches) * 1e-6,
+        overhead_s=(profile.step_overhead_us + profile.micro_batch_overhead_us * micro_batches) * 1e-6
+        + _gradient_passes_s(plans, params, machine, micro_batches),
     )
 
 
@@ -428,6 +430,17 @@ def _gather_comm(link: GroupLink, size_bytes: Array, machine: Machine) -> Array:
             fabric=rates.fabric_collectives["all_gather"],
         )
     )
+
+
+def _gradient_passes_s(plans: Plans, params: StageParams, machine: Machine, micro_batches: Array) -> Array:
+    """Passes over weights and gradients that come with every micro-batch: accumulation, and the copies of ZeRO 3."""
+    held = params.dense + params.expert  # mesh x pipe
+    stage_3 = plans.zero_stage == 3
+    moved = micro_batches * (
+        (1.0 - stage_3) * traffic.accumulation_traffic_bytes(held, profile=machine.recipe.framework)
+        + stage_3 * traffic.sharding_copy_traffic_bytes(held, gathers=np.float64(2.0), scatters=np.float64(1.0))
+    )
+    return np.asarray(moved / (machine.hbm_bytes_per_s * machine.memory.hbm_fraction))
 
 
 def _optimizer_s(plans: Plans, params: StageParams, machine: Machine) -> Array:

@@ -128,6 +128,9 @@ class Calibration(Spec):
     """By precision; a precision that was not measured uses bf16's fractions of its own peak."""
     attention: dict[str, AttentionRates]
     memory: MemoryRates
+    training_factor: dict[str, PositiveFloat] = {}
+    """By precision: time of a matmul or of attention inside a training step over that alone, from measured runs: power shared with all else,
+    layouts of gradients. A precision that is not named: 1."""
     node_collectives: dict[str, CollectiveRates]
     """By operation: all_gather, reduce_scatter, all_reduce, all_to_all, send."""
     fabric_collectives: dict[str, CollectiveRates]

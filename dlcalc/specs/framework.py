@@ -33,6 +33,10 @@ class FrameworkProfile(Spec):
     fused_residual: bool
     """bias + dropout + residual in one kernel."""
     fused_rope: bool
+    fused_projections: bool = True
+    """Q, K and V, and gate and up, in one matmul each; False: one per projection, each with its own exchange of the input's gradient."""
+    fused_grad_accumulation: bool = True
+    """A weight's gradient is added to its buffer inside the matmul; False: in a pass of its own."""
     cross_entropy: CrossEntropy
     dropout: bool = False
     keeps_gathered_inputs: bool = False
@@ -79,6 +83,8 @@ class FrameworkProfile(Spec):
     # what the framework itself costs
     host_launch_us: PositiveFloat
     """Time the host needs per launch, the Python in between included; a layer is never faster than its launches."""
+    memory_pass_factor: PositiveFloat = 1.0
+    """Bytes that memory-bound operations really move over those counted: layout changes and copies nobody lists."""
     step_overhead_us: NonNegativeFloat = 0.0
     """Per step: data loader, logging, scheduler, gradient-norm synchronization."""
     micro_batch_overhead_us: NonNegativeFloat = 0.0

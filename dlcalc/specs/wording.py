@@ -98,7 +98,8 @@ def worded(complaint: Complaint, spec_class: type[BaseModel]) -> str:
         shown_context = {name: shown(value) for name, value in context.items()}
         return f"must {_BOUNDS[kind].format(**shown_context)}, not {shown(given)}"
     if kind == "union_tag_invalid":
-        return f"{context['discriminator']} must be one of {context['expected_tags']}, not {shown(context['tag'])}"
+        key, known = context["discriminator"].strip("'"), _listed(_choices(context["expected_tags"]))
+        return f"{key} must be one of {known}, not {shown(context['tag'])}"
     text = error["msg"].replace("Input should", "must", 1)
     return f"{text[0].lower()}{text[1:]}, not {shown(given)}"
 
@@ -241,9 +242,18 @@ def _keys_at(spec_class: type[BaseModel], loc: Iterable[int | str]) -> set[str]:
     """Every key allowed in the mapping at ``loc``."""
     places: list[Any] = [spec_class]
     for part in loc:
-        places = [inner for place in places for inner in _inner_types(place, part)]
+        named = [place for place in places if _is_alternative(place, part)]
+        places = named or [inner for place in places for inner in _inner_types(place, part)]
     models = [place for place in places if isinstance(place, type) and issubclass(place, BaseModel)]
     return {field.alias or name for model in models for name, field in model.model_fields.items()}
+
+
+def _is_alternative(annotation: object, part: int | str) -> bool:
+    """Whether ``part`` of a loc is no key but names this member of a union: by its class, or by its own tag."""
+    if not isinstance(annotation, type) or not issubclass(annotation, BaseModel) or part in annotation.model_fields:
+        return False
+    tags = (get_args(field.annotation) for field in annotation.model_fields.values())
+    return part == annotation.__name__ or any(part in tag for tag in tags)
 
 
 def _inner_types(annotation: object, part: int | str) -> list[Any]:
@@ -252,7 +262,7 @@ def _inner_types(annotation: object, part: int | str) -> list[Any]:
         for name, field in annotation.model_fields.items():
             if part in {name, field.alias}:
                 return _alternatives(field.annotation)
-        return [annotation]  # the name of a union's alternative, not of a key
+        return [annotation]  # a name that pydantic made up, such as that of a validator
     arguments = get_args(annotation)
     if get_origin(annotation) is dict:
         return _alternatives(arguments[1])

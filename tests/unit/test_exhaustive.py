@@ -86,6 +86,11 @@ def test_the_front_holds_every_plan_that_nothing_beats():
     assert front(steps, memory).tolist() == expected
 
     filtered = ParetoFilter()
-    kept = np.concatenate([start + filtered.candidates(steps[start : start + 57], memory[start : start + 57]) for start in range(0, 400, 57)])
+    kept = np.concatenate(
+        [
+            start + filtered.candidates(steps[start : start + 57], memory[start : start + 57])
+            for start in range(0, 400, 57)
+        ]
+    )
     pairs = {(steps[i], memory[i]) for i in kept[front(steps[kept], memory[kept])]}
     assert pairs == {(steps[i], memory[i]) for i in expected}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -326,6 +327,36 @@ def test_permission_denied_is_one_line(file, monkeypatch):
 )  # fmt: skip
 def test_a_schema_mistake_says_what_would_be_right(file, text, problem):
     assert says(file(text)) == f"m.yaml:1: {problem}"
+
+
+class Dense(Spec):
+    kind: Literal["dense"]
+    width: PositiveInt
+
+
+class Sparse(Spec):
+    kind: Literal["sparse"]
+    experts: PositiveInt
+
+
+class Block(Spec):
+    mlp: Annotated[Dense | Sparse, Field(discriminator="kind")]
+    built: date | None = None
+    table: dict[str, tuple[int, Dense]] = {}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("mlp: {kind: spars}", "mlp: kind must be one of dense or sparse, not 'spars'"),
+        ("mlp: {kind: dense, widht: 4}", "mlp.width: required key is missing\nm.yaml:1: mlp.widht: no such key; did you mean width?"),
+        ("mlp: {kind: sparse, width: 4, experts: 1}", "mlp.width: no such key; known: experts, kind"),
+        ("mlp: {kind: dense, width: 4}\nbuilt: soon", "built: must be a valid date, not 'soon'"),
+    ],
+)  # fmt: skip
+def test_other_complaints_are_made_readable(file, text, problem):
+    line = text.count("\n") + 1
+    assert says(file(text), Block) == f"m.yaml:{line}: {problem}"
 
 
 def test_all_mistakes_are_listed_by_line_with_missing_keys_at_their_parent(file):

@@ -1,0 +1,332 @@
+"""Fit what kernels cannot show to measured runs: overheads of frameworks, and how much slower a device computes inside a training step.
+
+    python benchmarks/fit_runs.py                    # fit, print errors before and after, write nothing
+    python benchmarks/fit_runs.py --write            # and write the constants into configs/
+    python benchmarks/fit_runs.py --leave-out        # fit without each source (or model) in turn and score it
+
+Constants are per device or per framework, never per model or per run. Each has bounds and a prior at its physical value, from which it
+moves only as far as the runs support: the sum of squared log errors, each source weighing the same, plus squared distances from the prior.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from dlcalc.costmodel.estimate import estimate
+from dlcalc.costmodel.plans import KNOBS, Plans
+from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.specs.hardware import HardwareSpec
+from dlcalc.specs.load import config_dir
+from dlcalc.specs.recipe import Recipe
+from dlcalc.validation.runs import MeasuredRun, RunSetting, read_models, read_runs, setting_of
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One number to fit: where it lives, how far it may go, and how far it goes without good reason."""
+
+    kind: str
+    """device or framework"""
+    owner: str
+    path: str
+    low: float
+    high: float
+    spread: float
+    """Standard deviation of the prior, as a factor (in logarithms)."""
+    meaning: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.owner}.{self.path}"
+
+
+def device(owner: str, path: str, low: float, high: float, spread: float, meaning: str) -> Constant:
+    return Constant("device", owner, path, low, high, spread, meaning)
+
+
+def framework(owner: str, path: str, low: float, high: float, spread: float, meaning: str) -> Constant:
+    return Constant("framework", owner, path, low, high, spread, meaning)
+
+
+SLOWER = "matmul and attention inside a training step over alone"
+LAUNCH = "host time per launch"
+PASSES = "memory traffic over that counted"
+SLOWDOWN = "slowing of compute by communication behind it"
+PER_BATCH = "host time per micro-batch"
+CONSTANTS = [
+    device("a100_80gb", "training_factor.bf16", 0.7, 1.4, 0.1, SLOWER),
+    device("h100", "training_factor.bf16", 0.7, 1.5, 0.1, SLOWER),
+    device("h100", "training_factor.fp8", 0.7, 1.5, 0.1, SLOWER),
+    device("h100_96gb_500w", "training_factor.bf16", 0.8, 1.8, 0.2, SLOWER),
+    device("h100_96gb_500w", "training_factor.fp8", 0.8, 1.8, 0.2, SLOWER),
+    device("b200", "training_factor.bf16", 0.8, 1.6, 0.15, SLOWER),
+    device("b200", "training_factor.fp8", 0.7, 1.6, 0.1, SLOWER),
+    device("b200", "training_factor.mxfp8", 0.7, 1.6, 0.1, SLOWER),
+    device("gb200_nvl72", "training_factor.bf16", 0.8, 1.6, 0.15, SLOWER),
+    device("gb200_nvl72", "training_factor.fp8", 0.7, 1.6, 0.1, SLOWER),
+    device("gb200_nvl72", "training_factor.mxfp8", 0.7, 1.6, 0.1, SLOWER),
+    device("gb200_nvl72", "training_factor.nvfp4", 0.7, 1.6, 0.1, SLOWER),
+    *(
+        framework(name, "host_launch_us", 2.0, 80.0, 0.5, LAUNCH)
+        for name in (
+            "aleph_scaling", "megatron_deepspeed", "megatron_legacy", "megatron", "megatron_bridge", "fsdp_composer", "torchtitan",
+        )
+    ),
+    *(
+        framework(name, "memory_pass_factor", 0.6, 3.0, 0.3, PASSES)
+        for name in (
+            "aleph_scaling", "megatron_deepspeed", "megatron_legacy", "megatron", "megatron_bridge", "fsdp_composer", "torchtitan",
+        )
+    ),
+    *(
+        framework(name, "overlap_slowdown", 0.01, 0.6, 0.5, SLOWDOWN)
+        for name in ("fsdp_composer", "torchtitan", "megatron_bridge")
+    ),
+    *(
+        framework(name, "micro_batch_overhead_us", 10, 20000, 1.0, PER_BATCH)
+        for name in ("aleph_scaling", "megatron_deepspeed", "fsdp_composer", "megatron")
+    ),
+    *(
+        framework(name, "step_overhead_us", 500, 200000, 1.0, "host time per step")
+        for name in ("megatron_deepspeed", "fsdp_composer", "megatron")
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that share everything but the plan, so that they are estimated together."""
+
+    setting: RunSetting
+    plans: Plans
+    measured_s: Array
+    sources: tuple[str, ...]
+    models: tuple[str, ...]
+    cases: tuple[str, ...]
+    weight: Array
+
+
+def usable(run: MeasuredRun) -> bool:
+    """Whether a run's step time may be fitted: measured, of a whole model, and with settings that its source vouches for."""
+    return bool(run.number("step_time_s")) and run.extras.get("scope") != "one_transformer_layer" and run.extras.get("trust") != "B"
+
+
+def load() -> list[Group]:
+    folder = config_dir() / "measured"
+    models, registry = read_models(folder / "models.yaml"), HardwareRegistry()
+    found: dict[str, list[tuple[MeasuredRun, RunSetting]]] = {}
+    for file in sorted(folder.glob("*.csv")):
+        for run in read_runs(file):
+            if not usable(run):
+                continue
+            setting = setting_of(run, models, registry)
+            key = repr((setting.model, setting.hardware.name, setting.hardware.node, setting.hardware.fabric, setting.recipe, setting.custom_split))
+            found.setdefault(key, []).append((run, setting))
+    counts: dict[str, int] = {}
+    for members in found.values():
+        for run, _ in members:
+            counts[run.source] = counts.get(run.source, 0) + 1
+    groups = []
+    for members in found.values():
+        rows = {knob: np.array([float(getattr(setting.plan, knob)) for _, setting in members]) for knob in KNOBS}
+        groups.append(
+            Group(
+                setting=members[0][1],
+                plans=Plans.rows(rows),
+                measured_s=np.array([run.number("step_time_s") for run, _ in members], dtype=float),
+                sources=tuple(run.source for run, _ in members),
+                models=tuple(run.text("model") for run, _ in members),
+                cases=tuple(run.case for run, _ in members),
+                weight=np.array([counts[run.source] ** -0.5 for run, _ in members]),
+            )
+        )
+    return groups
+
+
+def owner_of(hardware: HardwareSpec) -> str:
+    return hardware.name
+
+
+def start_of(constant: Constant, registry: HardwareRegistry) -> float:
+    """The value in configs today."""
+    if constant.kind == "device":
+        calibration = registry.load(constant.owner).calibration
+        section, _, key = constant.path.partition(".")
+        return float(getattr(calibration, section).get(key, 1.0))
+    from dlcalc.specs.framework_registry import load_framework
+
+    return float(getattr(load_framework(constant.owner), constant.path))
+
+
+def changed(setting: RunSetting, values: dict[tuple[str, str, str], float]) -> tuple[HardwareSpec, Recipe]:
+    """The run's hardware and recipe with these constants in place."""
+    hardware, recipe = setting.hardware, setting.recipe
+    own = {path.partition(".")[2]: value for (kind, owner, path), value in values.items() if kind == "device" and owner == hardware.name}
+    if own:
+        factors = {**hardware.calibration.training_factor, **own}
+        hardware = hardware.model_copy(update={"calibration": hardware.calibration.model_copy(update={"training_factor": factors})})
+    settings = {path: value for (kind, owner, path), value in values.items() if kind == "framework" and owner == recipe.framework.name}
+    if settings:
+        recipe = recipe.model_copy(update={"framework": recipe.framework.model_copy(update=settings)})
+    return hardware, recipe
+
+
+def errors(groups: Sequence[Group], constants: Sequence[Constant], values: Array) -> list[Array]:
+    """Log of estimated over measured, group by group."""
+    table = {(c.kind, c.owner, c.path): float(v) for c, v in zip(constants, values, strict=True)}
+    found = []
+    for group in groups:
+        hardware, recipe = changed(group.setting, table)
+        estimated = estimate(group.setting.model, hardware, recipe, group.plans, custom_split=group.setting.custom_split)
+        found.append(np.log(np.broadcast_to(estimated.step_time_s, group.measured_s.shape) / group.measured_s))
+    return found
+
+
+def touched_by(group: Group, constant: Constant) -> bool:
+    if constant.kind == "device":
+        precision = constant.path.partition(".")[2]
+        own = "bf16" if group.setting.recipe.precision == "fp16" else group.setting.recipe.precision
+        return group.setting.hardware.name == constant.owner and precision in (own, "bf16")
+    return group.setting.recipe.framework.name == constant.owner
+
+
+def fit(groups: Sequence[Group], constants: Sequence[Constant], starts: Array, passes: int = 3) -> Array:
+    """Damped Gauss-Newton in logarithms; the Jacobian re-estimates only the groups that a constant touches."""
+    lows, highs = (np.log([getattr(c, side) for c in constants]) for side in ("low", "high"))
+    priors = np.log(np.clip(starts, np.exp(lows), np.exp(highs)))
+    spreads = np.array([c.spread for c in constants])
+    touched = [[i for i, g in enumerate(groups) if touched_by(g, c)] for c in constants]
+    weights = np.concatenate([g.weight for g in groups]) * 10.0
+    offsets = np.cumsum([0, *(len(g.measured_s) for g in groups)])
+
+    def residuals(x: Array) -> Array:
+        return np.concatenate([*errors(groups, constants, np.exp(x)), (x - priors)])
+
+    def scaled(x: Array) -> Array:
+        r = residuals(x)
+        n = len(weights)
+        return np.concatenate([weights * r[:n] / 0.05, r[n:] / spreads])
+
+    def jacobian(x: Array) -> Array:
+        base = errors(groups, constants, np.exp(x))
+        columns = np.zeros((len(weights) + len(x), len(x)))
+        for j in range(len(x)):
+            h = 1e-3
+            moved = np.array(x)
+            moved[j] += h
+            part = errors([groups[i] for i in touched[j]], constants, np.exp(moved))
+            for i, after in zip(touched[j], part, strict=True):
+                columns[offsets[i] : offsets[i + 1], j] = weights[offsets[i] : offsets[i + 1]] * (after - base[i]) / h / 0.05
+            columns[len(weights) + j, j] = 1.0 / spreads[j]
+        return columns
+
+    start = np.clip(priors, lows + 1e-6, highs - 1e-6)
+    answer = least_squares(scaled, start, jac=jacobian, bounds=(lows, highs), loss="soft_l1", max_nfev=passes * 4)
+    return np.exp(answer.x)
+
+
+def summary(groups: Sequence[Group], found: Iterable[Array]) -> dict[str, Array]:
+    by_source: dict[str, list[float]] = {}
+    for group, error in zip(groups, found, strict=True):
+        for source, value in zip(group.sources, np.expm1(error), strict=True):
+            by_source.setdefault(source, []).append(float(value))
+    return {source: np.array(values) for source, values in sorted(by_source.items())}
+
+
+def show(title: str, table: dict[str, Array]) -> None:
+    print(f"\n{title}\n{'source':20s} {'runs':>5s} {'median':>7s} {'mean':>7s} {'p90':>7s} {'worst':>7s} {'bias':>7s}")
+    for source, values in table.items():
+        a = np.abs(values) * 100
+        print(
+            f"{source:20s} {len(a):5d} {np.median(a):7.1f} {a.mean():7.1f} {np.quantile(a, 0.9):7.1f} {a.max():7.1f} {np.median(values) * 100:+7.1f}"
+        )
+
+
+def write(constants: Sequence[Constant], values: Array) -> None:
+    """Put the constants into their YAML files, changing nothing else."""
+    folder = config_dir()
+    for constant, value in zip(constants, values, strict=True):
+        file = folder / ("frameworks" if constant.kind == "framework" else "") / f"{constant.owner}.yaml"
+        text = file.read_text()
+        if constant.kind == "framework":
+            line = f"{constant.path}: {value:.4g}"
+            text, n = re.subn(rf"^{constant.path}:.*$", line, text, flags=re.M)
+            if not n:
+                text = text.rstrip("\n") + f"\n{line}\n"
+        else:
+            key = constant.path.partition(".")[2]
+            if re.search(r"^  training_factor:", text, flags=re.M):
+                old = dict(re.findall(r"(\w+): ([\d.]+)", re.search(r"^  training_factor: \{(.*)\}", text, flags=re.M)[1]))
+            else:
+                old = {}
+                text = re.sub(r"^  node_collectives:", "  training_factor: {}\n  node_collectives:", text, count=1, flags=re.M)
+                if "training_factor" not in text:
+                    text = re.sub(r"^(calibration:.*)$", r"\1\n  training_factor: {}", text, count=1, flags=re.M)
+            old[key] = f"{value:.3f}"
+            body = ", ".join(f"{k}: {v}" for k, v in sorted(old.items()))
+            text = re.sub(r"^  training_factor: \{.*\}", f"  training_factor: {{{body}}}", text, flags=re.M)
+        file.write_text(text)
+
+
+def left_out(groups: Sequence[Group], constants: Sequence[Constant], starts: Array) -> dict[str, Array]:
+    """Errors on each source when it was not fitted; where a source alone covers a device, on each of its models."""
+    found: dict[str, Array] = {}
+    alone = sources_alone_on_a_device(groups)
+    for source in sorted({s for g in groups for s in g.sources}):
+        models = sorted({m for g in groups for s, m in zip(g.sources, g.models, strict=True) if s == source})
+        folds: list[Callable[[str, str], bool]] = (
+            [lambda s, m, only=model: s == source and m == only for model in models]
+            if source in alone and len(models) > 1
+            else [lambda s, m: s == source]
+        )
+        values: list[float] = []
+        for out in folds:
+            inside = [g for g in groups if not out(g.sources[0], g.models[0])]
+            outside = [g for g in groups if out(g.sources[0], g.models[0])]
+            fitted = fit(inside, constants, starts)
+            values += [float(v) for error in errors(outside, constants, fitted) for v in np.expm1(error)]
+        found[source] = np.array(values)
+    return found
+
+
+def sources_alone_on_a_device(groups: Sequence[Group]) -> set[str]:
+    by_device: dict[str, set[str]] = {}
+    for group in groups:
+        by_device.setdefault(group.setting.hardware.name, set()).update(group.sources)
+    by_framework: dict[str, set[str]] = {}
+    for group in groups:
+        by_framework.setdefault(group.setting.recipe.framework.name, set()).update(group.sources)
+    return {next(iter(s)) for table in (by_device, by_framework) for s in table.values() if len(s) == 1}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--leave-out", action="store_true")
+    arguments = parser.parse_args()
+    groups, registry = load(), HardwareRegistry()
+    constants = [c for c in CONSTANTS if any(touched_by(g, c) for g in groups)]
+    starts = np.array([start_of(c, registry) for c in constants])
+    show("before", summary(groups, errors(groups, constants, starts)))
+    fitted = fit(groups, constants, starts)
+    show("after", summary(groups, errors(groups, constants, fitted)))
+    for constant, before, after in zip(constants, starts, fitted, strict=True):
+        at_bound = " at its bound" if min(abs(np.log(after / constant.low)), abs(np.log(constant.high / after))) < 1e-3 else ""
+        print(f"{constant.name:45s} {before:9.4g} -> {after:9.4g}{at_bound}   {constant.meaning}")
+    if arguments.write:
+        write(constants, fitted)
+    if arguments.leave_out:
+        show("left out", left_out(groups, constants, starts))
+
+
+if __name__ == "__main__":
+    main()

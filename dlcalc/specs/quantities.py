@@ -1,0 +1,86 @@
+"""Numbers as people type them on a command line: ``70b``, ``64x8``, ``52.4``; nonsense is one clear line.
+
+``what`` is the option, for the message. A number is plain decimal text: no ``nan``, ``inf`` or ``1_000``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from dlcalc.errors import DlcalcError
+
+SMALLEST, LARGEST = 1e-9, 1e18
+"""Beyond these, no quantity of training makes sense, and products may overflow."""
+
+MAX_DEVICES = 10_000_000
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))([a-z]*)", re.ASCII | re.IGNORECASE)
+_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_NOT_NUMBERS = {"nan", "inf", "infinity"}
+
+
+def is_number(text: str) -> bool:
+    """Whether ``text`` is meant as a number, whatever its value."""
+    return bool(_NUMBER.fullmatch(text.strip())) or text.strip().lstrip("+-").casefold() in _NOT_NUMBERS
+
+
+def positive_number(text: str, what: str) -> float:
+    """``text`` as a number above 0."""
+    if not _NUMBER.fullmatch(text.strip()):
+        raise DlcalcError(f"{what}: {_shown(text)} is not a number above 0, such as 52.4")
+    return _in_range(float(text), text, what)
+
+
+def positive_count(text: str, what: str, example: str) -> int:
+    """``text`` as a whole number above 0; ``8e3`` is one."""
+    if not _NUMBER.fullmatch(text.strip()) or not float(text).is_integer():
+        raise DlcalcError(f"{what}: {_shown(text)} is not a whole number above 0, such as {example}")
+    return int(_in_range(float(text), text, what))
+
+
+def fraction(text: str, what: str) -> float:
+    """``text`` as a share: above 0 and at most 1."""
+    if _NUMBER.fullmatch(text.strip()) and SMALLEST <= float(text) <= 1.0:
+        return float(text)
+    percent = "; 95 % is 0.95" if is_number(text) and 1 < float(text) <= 100 else ""
+    raise DlcalcError(f"{what}: {_shown(text)} is not a number above 0 and at most 1, such as 0.95{percent}")
+
+
+def device_count(text: str, what: str) -> int:
+    """``512``, or nodes times devices of each: ``64x8``."""
+    factors = text.strip().casefold().split("x")
+    if not 1 <= len(factors) <= 2 or not all(re.fullmatch(r"\d{1,18}", factor, re.ASCII) for factor in factors):
+        raise DlcalcError(f"{what}: {_shown(text)} is neither a number of devices, such as 512, nor nodes x devices of each, such as 64x8")
+    n_devices = math.prod(map(int, factors))
+    if not 1 <= n_devices <= MAX_DEVICES:
+        raise DlcalcError(f"{what}: {_shown(text)} is {n_devices:,} devices; it must be from 1 to {MAX_DEVICES:,}")
+    return n_devices
+
+
+def model_size(text: str, what: str) -> float | None:
+    """Parameters that ``70b``, ``1.5t`` or ``350m`` stands for; None if it is no size but a name or a path."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        if is_number(text):
+            raise DlcalcError(f"{what}: {_shown(text)} is not a size; sizes are such as 350m, 70b or 1.5t")
+        return None
+    number, suffix = found.groups()
+    if suffix.casefold() not in _SUFFIXES:
+        unit = f"{suffix!r} is no unit" if suffix else "the unit is missing"
+        raise DlcalcError(f"{what}: {_shown(text)} is not a size: {unit}; sizes are such as 350m, 70b or 1.5t")
+    return _in_range(float(number) * _SUFFIXES[suffix.casefold()], text, what)
+
+
+def _in_range(value: float, text: str, what: str) -> float:
+    if not value > 0:
+        raise DlcalcError(f"{what}: {_shown(text)} must be above 0")
+    if not SMALLEST <= value <= LARGEST:
+        raise DlcalcError(f"{what}: {_shown(text)} must be between {SMALLEST:g} and {LARGEST:g}")
+    return value
+
+
+def _shown(text: str) -> str:
+    """What was typed, on one line and not too long."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,249 @@
+"""What people call things, in our words: hardware, frameworks, precisions, attention kernels, recomputation.
+
+A name that is none of ours is taken for the nearest of ours wherever there is one, and a remark says so; only hardware
+that is nothing like any of ours has none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from typing import NamedTuple
+
+from dlcalc.costmodel.plans import ALL_LAYERS
+
+
+class Taken(NamedTuple):
+    """Our word for something, and what to tell the reader if it is not what was written."""
+
+    word: str
+    remark: str = ""
+
+
+TRUE_WORDS = frozenset({"1", "true", "yes", "on", "y", "enabled"})
+FALSE_WORDS = frozenset({"0", "false", "no", "off", "n", "none", "disabled"})
+
+
+def switch(text: str) -> bool | None:
+    """On, off, or neither."""
+    word = text.strip().lower()
+    if word in TRUE_WORDS:
+        return True
+    return False if word in FALSE_WORDS else None
+
+
+def plain(name: str) -> str:
+    """Lower case, words joined by one underscore."""
+    return re.sub(r"[\s\-_/()+,]+", "_", name.strip().lower()).strip("_")
+
+
+# ---- hardware
+
+SIBLINGS = {
+    "a800": ("a100", "whose links are faster"),
+    "gh200": ("h200", "the same die behind another host link"),
+    "mi300": ("mi300x", ""),
+    "mi350x": ("mi355x", "which may draw more power"),
+    "tpu_v5": ("tpu_v5p", ""),
+}
+"""Machines without a file of their own, the nearest one, and how the two differ."""
+
+
+def hardware_name(written: str, known: Collection[str]) -> Taken | None:
+    """The name in ``known`` that ``written`` most likely means; None if it is like none of them."""
+    by_plain = {plain(name): name for name in known}
+    asked = plain(written)
+    if asked in by_plain:
+        return Taken(by_plain[asked])
+    for near, differs in _nearer(asked):
+        if near in by_plain:
+            because = f" ({differs})" if differs else ""
+            return Taken(by_plain[near], f"hardware {written} taken as {by_plain[near]}{because}")
+    return None
+
+
+def _nearer(asked: str) -> Iterator[tuple[str, str]]:
+    """Names to try: the chip with its memory size, then the chip alone; a sibling's if it has none."""
+    words = asked.split("_")
+    size = next((word for word in words if re.fullmatch(r"\d+g(i?b)?", word)), "")
+    pairs = ["_".join(pair) for pair in zip(words, words[1:], strict=False)]
+    for word in (*pairs, *words):
+        for chip in dict.fromkeys((word, *_without_form_factor(word))):
+            nearest, differs = SIBLINGS.get(chip, (chip, ""))
+            if size:
+                yield f"{nearest}_{re.sub(r'g.*', 'gb', size)}", differs
+            yield nearest, differs
+
+
+def _without_form_factor(word: str) -> Iterator[str]:
+    """``a100`` of ``a100sxm4``."""
+    match = re.fullmatch(r"(.*?\d+[a-z]?)(sxm|pcie|nvl|oam|hbm).*", word)
+    if match:
+        yield match[1]
+
+
+# ---- frameworks
+
+FRAMEWORKS = (
+    (r"megatron.*deepspeed|deepspeed.*megatron|neox", "megatron_deepspeed"),
+    (r"bridge|nemo", "megatron_bridge"),
+    (r"titan", "torchtitan"),
+    (r"megatron|mcore|mindspeed|primus", "megatron"),
+    (r"composer|foundry|mosaic", "fsdp_composer"),
+    (r"sagemaker|smp|smddp", "sagemaker_smp"),
+    (r"aleph", "aleph_scaling"),
+    (r"deepspeed|zero|bmtrain", "deepspeed"),
+    (r"fsdp_?2|dtensor|torchtune|olmo|levanter|maxtext|jax|xla|pax", "torchtitan"),
+    (r"colossal|nanotron|internevo|alpa|paddle|vescale|galvatron|oneflow|varuna", "megatron"),
+    (r"fsdp|torch|accelerate|hugging|transformers|lightning|litgpt|axolotl", "fsdp_composer"),
+)
+"""What a trainer's name contains, and the profile of ours that runs most alike; the first match counts."""
+
+SPLITS_NO_LAYERS = frozenset({"fsdp_composer", "deepspeed"})
+"""Profiles without tensor, context and pipeline parallelism."""
+
+
+def framework_name(written: str, known: Collection[str], *, shards_weights: bool, splits_layers: bool) -> Taken:
+    """The profile for a trainer: ZeRO 3 (``shards_weights``) and other splits decide where its name says nothing."""
+    asked = plain(written)
+    if asked in known:
+        return Taken(asked)
+    matches = (profile for pattern, profile in FRAMEWORKS if re.search(pattern, asked))
+    profile = next(matches, "torchtitan" if shards_weights else "megatron")
+    if splits_layers and profile in SPLITS_NO_LAYERS:
+        profile = "torchtitan" if shards_weights else "megatron_deepspeed"
+    return Taken(profile, f"framework {written or '(not stated)'} taken as {profile}")
+
+
+# ---- precision
+
+PRECISIONS: dict[str, str] = {
+    "bfloat16": "bf16", "amp_bf16": "bf16", "bf16_mixed": "bf16", "mixed_bf16": "bf16", "bf16_amp": "bf16", "half": "fp16",
+    "float16": "fp16", "amp_fp16": "fp16", "amp": "fp16", "fp16_mixed": "fp16", "float32": "fp32", "float8": "fp8",
+    "float": "fp32", "single": "fp32", "mx_fp8": "mxfp8", "fp8_mx": "mxfp8", "fp4": "nvfp4", "nv_fp4": "nvfp4", "fp4_nv": "nvfp4",
+}  # fmt: skip
+FAMILIES = (("mxfp8", "mxfp8"), ("fp4", "nvfp4"), ("fp8", "fp8"), ("float8", "fp8"), ("bf16", "bf16"), ("bfloat16", "bf16"),
+            ("fp16", "fp16"), ("float16", "fp16"), ("tf32", "tf32"), ("fp32", "fp32"))  # fmt: skip
+OTHER_PRECISIONS = {"bf16": "fp16", "fp16": "bf16", "mxfp8": "fp8", "tf32": "fp32"}
+"""What a device computes in where it does not have the one asked for."""
+
+
+def precision_name(written: str, recipe: str, available: Collection[str]) -> Taken | None:
+    """Our word for a precision that the device has; ``recipe`` is the scaling recipe, if the row names one. None: no such precision."""
+    asked = plain(written)
+    known = {"bf16", "fp16", "fp32", "tf32", "fp8", "mxfp8", "nvfp4"}
+    word = asked if asked in known else PRECISIONS.get(asked, "")
+    if not word:
+        word = next((ours for part, ours in FAMILIES if part in asked), "")
+    if word == "fp8" and "mx" in plain(recipe) and "mxfp8" in available:
+        word = "mxfp8"
+    if word in available:
+        return Taken(word, "" if asked == word or asked in PRECISIONS else f"precision {written} taken as {word}")
+    other = OTHER_PRECISIONS.get(word, "")
+    return Taken(other, f"precision {written} taken as {other}, which the device has") if other in available else None
+
+
+# ---- attention
+
+ATTENTION = (
+    (r"flash_?(attn|attention)?_?(v)?3|fa_?3", "flash3"),
+    (r"flash_?(attn|attention)?_?(v)?2|fa_?2|sdpa|flex|splash", "flash2"),
+    (r"flash_?(attn|attention)?_?(v)?1|fa_?1|triton|xformers|memory_efficient", "flash1"),
+    (r"(^|_)te(_|$)|cudnn|transformer_engine", "te_flash"),
+    (r"fused", "megatron_fused"),
+    (r"flash", "flash2"),
+    (r"unfused|eager|math|torch|naive|local", "unfused"),
+)
+
+
+def attention_name(written: str, known: Collection[str], default: str) -> Taken:
+    """The attention kernel, or the framework's own."""
+    asked = plain(written)
+    if not asked or asked in known:
+        return Taken(asked or default)
+    word = next((ours for pattern, ours in ATTENTION if re.search(pattern, asked)), default)
+    return Taken(word, f"attention {written} taken as {word}")
+
+
+# ---- recomputation
+
+
+class Recompute(NamedTuple):
+    """A mode of ours and the layers of each chunk it covers."""
+
+    mode: str
+    layers: int = ALL_LAYERS
+    remark: str = ""
+
+
+MODES = {
+    "none": "none", "no": "none", "off": "none", "false": "none", "0": "none",
+    "selective": "selective", "core_attn": "selective", "other:core_attn": "selective",
+    "full": "full", "uniform": "full", "true": "full", "1": "full", "yes": "full", "on": "full",
+    "other:layernorm+moe_act": "norm_act", "other:layernorm": "norm_act", "other:mla_up_proj": "mla_up_proj", "op_sac": "op_sac",
+}  # fmt: skip
+"""Spellings that mean exactly one of our modes."""
+
+PARTS = (
+    (r"mla_?up", "mla_up_proj"),
+    (r"attn|attention|sdpa", "selective"),
+    (r"norm|act|swiglu|gelu|silu|mlp|moe|expert|ffn", "norm_act"),
+)
+"""Parts of a layer that are recomputed, and the mode that comes nearest; the first match counts."""
+
+
+def recompute_mode(written: str, default: str, *, is_mla: bool, layers_per_stage: Callable[[], int]) -> Recompute:
+    """The mode and how many layers of a chunk, where the text counts them."""
+    asked = written.strip().lower()
+    if not asked:
+        return Recompute(default)
+    if asked in MODES:
+        return _without_latents(Recompute(MODES[asked]), written, is_mla=is_mla)
+    what = asked.removeprefix("other:")
+    if re.search(r"\bop_?sac|sac\b|_sac_|selective_op", what):
+        return Recompute("op_sac")
+    if re.search(r"full|block|uniform", what):
+        return _counted(what, layers_per_stage)
+    for pattern, mode in PARTS:
+        if re.search(pattern, what):
+            return _without_latents(Recompute(mode, remark=f"recompute {written} taken as {mode}"), written, is_mla=is_mla)
+    return Recompute("selective", remark=f"recompute {written} taken as selective")
+
+
+def _without_latents(found: Recompute, written: str, *, is_mla: bool) -> Recompute:
+    if found.mode != "mla_up_proj" or is_mla:
+        return found
+    return Recompute("norm_act", remark=f"recompute {written} taken as norm_act, as the model has no latent attention")
+
+
+def _counted(what: str, layers_per_stage: Callable[[], int]) -> Recompute:
+    """Full recomputation: of the layers counted, of one in so many, or of all of them; ``uniform`` counts the layers kept together."""
+    if every := re.search(r"every[_ ]?(other|\d+)", what):
+        step = 2 if every[1] == "other" else max(1, int(every[1][:6]))
+        return Recompute("full", max(1, layers_per_stage() // step))
+    count = re.search(r"layers?\D{0,3}(\d+)|(\d+)_?layers?\b", what)
+    if count is None or "uniform" in what:
+        return Recompute("full")
+    return Recompute("full", int((count[1] or count[2])[:6]))
+
+
+# ---- schedules
+
+SCHEDULES = (
+    (r"dual_?pipe", "dualpipe"),
+    (r"zb_?v|v_?schedule", "zb-v"),
+    (r"zb|zero_?bubble", "zb-h1"),
+    (r"gpipe|afab", "gpipe"),
+)
+
+
+def schedule_name(written: str, *, pp: int, vpp: int) -> Taken:
+    """The pipeline schedule; what is no word of ours runs one forward, one backward."""
+    usual = "1f1b" if vpp == 1 or pp == 1 else "interleaved"
+    if pp == 1:
+        return Taken(usual)
+    asked = plain(written)
+    special = next((ours for pattern, ours in SCHEDULES if re.search(pattern, asked)), "")
+    if special or not asked or re.search(r"1f1b|interleaved|none", asked):
+        return Taken(special or usual)
+    return Taken(usual, f"schedule {written} taken as {usual}")
