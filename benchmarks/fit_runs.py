@@ -1,11 +1,12 @@
-"""Fit what kernels cannot show to measured runs: overheads of frameworks, and how much slower a device computes inside a training step.
+"""Fit what kernels cannot show to measured runs: overheads of frameworks, slowdown of devices inside a step.
 
     python benchmarks/fit_runs.py                    # fit, print errors before and after, write nothing
     python benchmarks/fit_runs.py --write            # and write the constants into configs/
     python benchmarks/fit_runs.py --leave-out        # fit without each source (or model) in turn and score it
 
-Constants are per device or per framework, never per model or per run. Each has bounds and a prior at its physical value, from which it
-moves only as far as the runs support: the sum of squared log errors, each source weighing the same, plus squared distances from the prior.
+Constants are per device or per framework, never per model or per run. Each has bounds and a prior at its physical
+value, from which it moves only as far as the runs support: the sum of squared log errors, each source weighing the
+same, plus squared distances from the prior.
 """
 
 from __future__ import annotations
@@ -62,6 +63,15 @@ LAUNCH = "host time per launch"
 PASSES = "memory traffic over that counted"
 SLOWDOWN = "slowing of compute by communication behind it"
 PER_BATCH = "host time per micro-batch"
+FRAMEWORKS = [
+    "aleph_scaling",
+    "megatron_deepspeed",
+    "megatron_legacy",
+    "megatron",
+    "megatron_bridge",
+    "fsdp_composer",
+    "torchtitan",
+]
 CONSTANTS = [
     device("a100_80gb", "training_factor.bf16", 0.7, 1.4, 0.1, SLOWER),
     device("h100", "training_factor.bf16", 0.7, 1.5, 0.1, SLOWER),
@@ -75,18 +85,8 @@ CONSTANTS = [
     device("gb200_nvl72", "training_factor.fp8", 0.7, 1.6, 0.1, SLOWER),
     device("gb200_nvl72", "training_factor.mxfp8", 0.7, 1.6, 0.1, SLOWER),
     device("gb200_nvl72", "training_factor.nvfp4", 0.7, 1.6, 0.1, SLOWER),
-    *(
-        framework(name, "host_launch_us", 2.0, 80.0, 0.5, LAUNCH)
-        for name in (
-            "aleph_scaling", "megatron_deepspeed", "megatron_legacy", "megatron", "megatron_bridge", "fsdp_composer", "torchtitan",
-        )
-    ),
-    *(
-        framework(name, "memory_pass_factor", 0.6, 3.0, 0.3, PASSES)
-        for name in (
-            "aleph_scaling", "megatron_deepspeed", "megatron_legacy", "megatron", "megatron_bridge", "fsdp_composer", "torchtitan",
-        )
-    ),
+    *(framework(name, "host_launch_us", 2.0, 80.0, 0.5, LAUNCH) for name in FRAMEWORKS),
+    *(framework(name, "memory_pass_factor", 0.6, 3.0, 0.3, PASSES) for name in FRAMEWORKS),
     *(
         framework(name, "overlap_slowdown", 0.01, 0.6, 0.5, SLOWDOWN)
         for name in ("fsdp_composer", "torchtitan", "megatron_bridge")
@@ -116,8 +116,12 @@ class Group:
 
 
 def usable(run: MeasuredRun) -> bool:
-    """Whether a run's step time may be fitted: measured, of a whole model, and with settings that its source vouches for."""
-    return bool(run.number("step_time_s")) and run.extras.get("scope") != "one_transformer_layer" and run.extras.get("trust") != "B"
+    """Whether a run's step time may be fitted: measured, of a whole model, with settings its source vouches for."""
+    return (
+        bool(run.number("step_time_s"))
+        and run.extras.get("scope") != "one_transformer_layer"
+        and run.extras.get("trust") != "B"
+    )
 
 
 def load() -> list[Group]:
@@ -129,7 +133,16 @@ def load() -> list[Group]:
             if not usable(run):
                 continue
             setting = setting_of(run, models, registry)
-            key = repr((setting.model, setting.hardware.name, setting.hardware.node, setting.hardware.fabric, setting.recipe, setting.custom_split))
+            key = repr(
+                (
+                    setting.model,
+                    setting.hardware.name,
+                    setting.hardware.node,
+                    setting.hardware.fabric,
+                    setting.recipe,
+                    setting.custom_split,
+                )
+            )
             found.setdefault(key, []).append((run, setting))
     counts: dict[str, int] = {}
     for members in found.values():
@@ -170,11 +183,21 @@ def start_of(constant: Constant, registry: HardwareRegistry) -> float:
 def changed(setting: RunSetting, values: dict[tuple[str, str, str], float]) -> tuple[HardwareSpec, Recipe]:
     """The run's hardware and recipe with these constants in place."""
     hardware, recipe = setting.hardware, setting.recipe
-    own = {path.partition(".")[2]: value for (kind, owner, path), value in values.items() if kind == "device" and owner == hardware.name}
+    own = {
+        path.partition(".")[2]: value
+        for (kind, owner, path), value in values.items()
+        if kind == "device" and owner == hardware.name
+    }
     if own:
         factors = {**hardware.calibration.training_factor, **own}
-        hardware = hardware.model_copy(update={"calibration": hardware.calibration.model_copy(update={"training_factor": factors})})
-    settings = {path: value for (kind, owner, path), value in values.items() if kind == "framework" and owner == recipe.framework.name}
+        hardware = hardware.model_copy(
+            update={"calibration": hardware.calibration.model_copy(update={"training_factor": factors})}
+        )
+    settings = {
+        path: value
+        for (kind, owner, path), value in values.items()
+        if kind == "framework" and owner == recipe.framework.name
+    }
     if settings:
         recipe = recipe.model_copy(update={"framework": recipe.framework.model_copy(update=settings)})
     return hardware, recipe
@@ -186,7 +209,9 @@ def errors(groups: Sequence[Group], constants: Sequence[Constant], values: Array
     found = []
     for group in groups:
         hardware, recipe = changed(group.setting, table)
-        estimated = estimate(group.setting.model, hardware, recipe, group.plans, custom_split=group.setting.custom_split)
+        estimated = estimate(
+            group.setting.model, hardware, recipe, group.plans, custom_split=group.setting.custom_split
+        )
         found.append(np.log(np.broadcast_to(estimated.step_time_s, group.measured_s.shape) / group.measured_s))
     return found
 
@@ -225,7 +250,9 @@ def fit(groups: Sequence[Group], constants: Sequence[Constant], starts: Array, p
             moved[j] += h
             part = errors([groups[i] for i in touched[j]], constants, np.exp(moved))
             for i, after in zip(touched[j], part, strict=True):
-                columns[offsets[i] : offsets[i + 1], j] = weights[offsets[i] : offsets[i + 1]] * (after - base[i]) / h / 0.05
+                columns[offsets[i] : offsets[i + 1], j] = (
+                    weights[offsets[i] : offsets[i + 1]] * (after - base[i]) / h / 0.05
+                )
             columns[len(weights) + j, j] = 1.0 / spreads[j]
         return columns
 
@@ -246,9 +273,9 @@ def show(title: str, table: dict[str, Array]) -> None:
     print(f"\n{title}\n{'source':20s} {'runs':>5s} {'median':>7s} {'mean':>7s} {'p90':>7s} {'worst':>7s} {'bias':>7s}")
     for source, values in table.items():
         a = np.abs(values) * 100
-        print(
-            f"{source:20s} {len(a):5d} {np.median(a):7.1f} {a.mean():7.1f} {np.quantile(a, 0.9):7.1f} {a.max():7.1f} {np.median(values) * 100:+7.1f}"
-        )
+        columns = (np.median(a), a.mean(), np.quantile(a, 0.9), a.max())
+        bias = np.median(values) * 100
+        print(f"{source:20s} {len(a):5d}", *(f"{column:7.1f}" for column in columns), f"{bias:+7.1f}")
 
 
 def write(constants: Sequence[Constant], values: Array) -> None:
@@ -265,10 +292,14 @@ def write(constants: Sequence[Constant], values: Array) -> None:
         else:
             key = constant.path.partition(".")[2]
             if re.search(r"^  training_factor:", text, flags=re.M):
-                old = dict(re.findall(r"(\w+): ([\d.]+)", re.search(r"^  training_factor: \{(.*)\}", text, flags=re.M)[1]))
+                old = dict(
+                    re.findall(r"(\w+): ([\d.]+)", re.search(r"^  training_factor: \{(.*)\}", text, flags=re.M)[1])
+                )
             else:
                 old = {}
-                text = re.sub(r"^  node_collectives:", "  training_factor: {}\n  node_collectives:", text, count=1, flags=re.M)
+                text = re.sub(
+                    r"^  node_collectives:", "  training_factor: {}\n  node_collectives:", text, count=1, flags=re.M
+                )
                 if "training_factor" not in text:
                     text = re.sub(r"^(calibration:.*)$", r"\1\n  training_factor: {}", text, count=1, flags=re.M)
             old[key] = f"{value:.3f}"
@@ -284,9 +315,9 @@ def left_out(groups: Sequence[Group], constants: Sequence[Constant], starts: Arr
     for source in sorted({s for g in groups for s in g.sources}):
         models = sorted({m for g in groups for s, m in zip(g.sources, g.models, strict=True) if s == source})
         folds: list[Callable[[str, str], bool]] = (
-            [lambda s, m, only=model: s == source and m == only for model in models]
+            [lambda s, m, only=model, of=source: s == of and m == only for model in models]
             if source in alone and len(models) > 1
-            else [lambda s, m: s == source]
+            else [lambda s, m, of=source: s == of]
         )
         values: list[float] = []
         for out in folds:
@@ -312,15 +343,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--leave-out", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="SOURCE", help="fit and score these sources alone")
     arguments = parser.parse_args()
     groups, registry = load(), HardwareRegistry()
+    if arguments.only:
+        groups = [group for group in groups if group.sources[0] in arguments.only]
     constants = [c for c in CONSTANTS if any(touched_by(g, c) for g in groups)]
     starts = np.array([start_of(c, registry) for c in constants])
     show("before", summary(groups, errors(groups, constants, starts)))
     fitted = fit(groups, constants, starts)
     show("after", summary(groups, errors(groups, constants, fitted)))
     for constant, before, after in zip(constants, starts, fitted, strict=True):
-        at_bound = " at its bound" if min(abs(np.log(after / constant.low)), abs(np.log(constant.high / after))) < 1e-3 else ""
+        at_bound = (
+            " at its bound" if min(abs(np.log(after / constant.low)), abs(np.log(constant.high / after))) < 1e-3 else ""
+        )
         print(f"{constant.name:45s} {before:9.4g} -> {after:9.4g}{at_bound}   {constant.meaning}")
     if arguments.write:
         write(constants, fitted)

@@ -2,8 +2,8 @@
 
     python benchmarks/search_speed.py [--devices 1024] [--blocks 40]
 
-The reference study is a dense 70B model on 1,024 H100 with every knob over its whole range. A plan counts when it was estimated in full
-(time and memory) or refused by a constraint computed for it. Nothing is written.
+The reference study is a dense 70B model on 1,024 H100 with every knob over its whole range. A plan counts when it was
+estimated in full (time and memory) or refused by a constraint computed for it. Nothing is written.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/tuned_recipes.py [--within 0.10]
 
-For every tuned recipe among the measured runs (Megatron-Bridge performance recipes, trust A), the search with that run's model, hardware,
-devices, batch and precision: how much slower than its own best plan it thinks the tuned plan is, and which plan it prefers.
+For every tuned recipe among the measured runs (Megatron-Bridge performance recipes, trust A), the search with that
+run's model, hardware, devices, batch and precision: how much slower than its own best plan it thinks the tuned plan is,
+and which plan it prefers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,20 @@ from dlcalc.specs.load import config_dir
 from dlcalc.specs.space import KnobRanges
 from dlcalc.validation.runs import RunSetting, read_models, read_runs, setting_of
 
-SHOWN = ("tp", "cp", "pp", "dp", "ep", "vpp", "micro_batch", "recompute", "recompute_layers", "zero_stage", "dp_replicate", "offload_layers")
+SHOWN = (
+    "tp",
+    "cp",
+    "pp",
+    "dp",
+    "ep",
+    "vpp",
+    "micro_batch",
+    "recompute",
+    "recompute_layers",
+    "zero_stage",
+    "dp_replicate",
+    "offload_layers",
+)
 
 
 def searched(setting: RunSetting, devices: int) -> Found:
@@ -65,7 +79,11 @@ def main() -> None:
         tuned, best = float(own.step_time_s), float(found.leaders.step_time_s[0])
         slower = tuned / best - 1.0
         close += slower <= arguments.within
-        note = "" if bool(own.fits) else f"  REFUSED: {float(own.memory_bytes) / 2**30:.1f} of {own.capacity_bytes / 2**30:.1f} GiB"
+        note = (
+            ""
+            if bool(own.fits)
+            else f"  REFUSED: {float(own.memory_bytes) / 2**30:.1f} of {own.capacity_bytes / 2**30:.1f} GiB"
+        )
         print(f"{run.case:75s} {slower * 100:+6.1f} %{note}")
         if slower > arguments.within:
             print(f"    measured {run.number('step_time_s'):.3f} s, estimated {tuned:.3f} s: {words(setting.plan)}")

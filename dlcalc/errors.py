@@ -4,7 +4,8 @@
     ├── SpecError               a YAML or JSON file says something impossible: file, line, field, problem
     ├── UnknownNameError        a model, hardware, framework or knob name nobody knows (with the nearest ones)
     ├── InfeasibleSpaceError    exit 3: every plan of every scenario was refused
-    └── ResultError             a result directory that is damaged, foreign, or already there
+    ├── ResultError             a result directory that is damaged, foreign, or already there
+    └── CheckpointError         a checkpoint that is damaged, unknown, or refused for what its pickle calls
 
 A door catches ``DlcalcError`` alone. Anything else is a bug of dlcalc and keeps its traceback.
 """
@@ -75,6 +76,10 @@ class InfeasibleSpaceError(DlcalcError):
 
 class ResultError(DlcalcError):
     """A result directory that cannot be read or must not be written."""
+
+
+class CheckpointError(DlcalcError):
+    """A checkpoint that cannot be read, or whose pickle names what no checkpoint needs."""
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

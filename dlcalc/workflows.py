@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlcalc.calculators import params
-from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
-from dlcalc.costmodel.plans import KNOBS, NAMES, Plans, value_of
+from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
+from dlcalc.costmodel.plans import KNOBS, NAMES, value_of
 from dlcalc.errors import DlcalcError
-from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.report.summary import Breakdown, DryRun, HardwareRow, Miss, ModelRow, PlanRow, ScenarioSummary, Summary
-from dlcalc.results.manifest import ScenarioOrigin, ShardRecord, StudyOrigin
+from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.schema import COLUMNS
-from dlcalc.results.writer import ShardHeader, ShardWriter, StudyWriter, open_study
-from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, outputs_of, search_block
-from dlcalc.search.executors import Shard, run, shards_of
-from dlcalc.search.pareto import ParetoFilter, front
+from dlcalc.results.writer import open_study
+from dlcalc.search.executors import shards_of
+from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, SortKey, search_block
 from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.space import SpaceSpec, TopRows
+from dlcalc.workflows_sweep import Progress, estimate_rows, rows_of, sweep
 
 MOST_ROWS = 20_000_000
 """Rows kept under ``keep: auto``; a study with more that fit keeps the best and the Pareto front."""
 LEADERS = 1000
 NEAR_ROWS = 20
-Progress = Callable[[int, int], None]
-"""Called with plans done and plans in all."""
 
 
 def run_search(
@@ -55,7 +51,7 @@ def run_search(
     """Search the study described by ``space_file``, write every kept plan, and say what was found."""
     began = time.perf_counter()
     space = load_spec(space_file, SpaceSpec)
-    scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_dirs))
+    scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
     key: SortKey = "memory" if sort == "memory" else "step_time"
     n_kept, what = _keep_of(space, keep)
     n_plans = sum(scenario.n_plans for scenario in scenarios)
@@ -68,14 +64,14 @@ def run_search(
         mode: Keep = "feasible" if what == "auto" else what  # type: ignore[assignment]
         headers = {position: study.header(position, NAMES) for position in found}
         if counts_first:
-            _sweep(scenarios, shards, study, headers, found, None, n_kept, key, jobs, progress)
+            sweep(scenarios, shards, study, headers, found, None, n_kept, key, jobs, progress)
             if sum(f.n_fit for f in found.values()) <= MOST_ROWS:
                 found = {position: Found() for position in found}
-                _sweep(scenarios, shards, study, headers, found, "feasible", n_kept, key, jobs, progress)
+                sweep(scenarios, shards, study, headers, found, "feasible", n_kept, key, jobs, progress)
             else:
-                _sweep(scenarios, shards, study, headers, {p: Found() for p in found}, "pareto", n_kept, key, jobs, None)
+                sweep(scenarios, shards, study, headers, {p: Found() for p in found}, "pareto", n_kept, key, jobs, None)
         else:
-            _sweep(scenarios, shards, study, headers, found, mode, n_kept, key, jobs, progress)
+            sweep(scenarios, shards, study, headers, found, mode, n_kept, key, jobs, progress)
         seconds = time.perf_counter() - began
         summary = _summary(space, scenarios, found, directory, seconds, top, key)
         study.finish(summary)
@@ -85,7 +81,7 @@ def run_search(
 def dry_run(space_file: Path, *, out: Path | None = None, hardware_dirs: Sequence[Path] = ()) -> DryRun:
     """Count the space and estimate time and size of the result, from one block actually evaluated."""
     space = load_spec(space_file, SpaceSpec)
-    scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_dirs))
+    scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
     n_plans = sum(scenario.n_plans for scenario in scenarios)
     largest = max(scenarios, key=lambda scenario: scenario.n_plans)
     start, stop = next(largest.blocks(BLOCK_PLANS))
@@ -120,7 +116,7 @@ BYTES_PER_ROW = 40
 
 def list_hardware(hardware_dirs: Sequence[Path] = ()) -> list[HardwareRow]:
     """Every machine that can be named."""
-    registry = HardwareRegistry(folders=hardware_dirs)
+    registry = HardwareRegistry(folders=hardware_search_path(hardware_dirs))
     rows: list[HardwareRow] = []
     for name in registry.names():
         spec = registry.load(name)
@@ -159,168 +155,6 @@ def list_models() -> list[ModelRow]:
         }
         for name, model in ((name, load_model(name)) for name in model_names())
     ]
-
-
-# ---- the sweep ----------------------------------------------------------------------------------------------------
-
-
-def _sweep(
-    scenarios: Sequence[Scenario],
-    shards: Sequence[Shard],
-    study: StudyWriter,
-    headers: Mapping[int, ShardHeader],
-    found: dict[int, Found],
-    what: Keep | None,
-    n_kept: int,
-    key: SortKey,
-    jobs: int | None,
-    progress: Progress | None,
-) -> None:
-    """Evaluate every shard that is not finished yet; ``what`` None only counts and writes nothing."""
-    total = sum(shard.n_plans for shard in shards)
-    done = 0
-    todo = []
-    for shard in shards:
-        record = study.finished.get((shard.scenario, shard.number)) if what else None
-        if record is None:
-            todo.append(shard)
-            continue
-        found[shard.scenario].add(_found_of(record), keep=n_kept, key=key)
-        done += shard.n_plans
-    if progress:
-        progress(done, total)
-    work = partial(_shard, list(scenarios), study.directory, dict(headers), what, n_kept, key)
-    for shard, (part, record) in run(work, todo, jobs=jobs):
-        if record is not None:
-            study.add(record)
-        found[shard.scenario].add(part, keep=n_kept, key=key)
-        done += shard.n_plans
-        if progress:
-            progress(done, total)
-
-
-def _shard(
-    scenarios: list[Scenario],
-    directory: Path,
-    headers: dict[int, ShardHeader],
-    what: Keep | None,
-    n_kept: int,
-    key: SortKey,
-    shard: Shard,
-) -> tuple[Found, ShardRecord | None]:
-    """One shard: evaluate its blocks, write its file."""
-    scenario = scenarios[shard.scenario]
-    found = Found()
-    if what is None:
-        _blocks(scenario, shard, found, n_kept, key, None, "top")
-        return found, None
-    with ShardWriter(directory, headers[shard.scenario], shard.number) as rows:
-        if what in ("all", "feasible"):
-            _blocks(scenario, shard, found, n_kept, key, rows.write, what)
-        else:
-            chosen: list[Mapping[str, Any]] = []
-            _blocks(scenario, shard, found, n_kept, key, chosen.append, what)
-            rows.write(_chosen_rows(scenario, found, chosen, what))
-    per_row = scenario.n_plans // scenario.shape[0]
-    record = rows.record(
-        start=shard.start * per_row,
-        stop=shard.stop * per_row,
-        n_plans=found.n_plans,
-        n_fit=found.n_fit,
-        refused=found.refused,
-        state=_state_of(found),
-    )
-    return found, record
-
-
-def _blocks(
-    scenario: Scenario,
-    shard: Shard,
-    found: Found,
-    n_kept: int,
-    key: SortKey,
-    rows: Callable[[Mapping[str, Any]], None] | None,
-    what: Keep,
-) -> None:
-    pareto = ParetoFilter() if what == "pareto" else None
-    per_row = scenario.n_plans // scenario.shape[0]
-    step = max(1, BLOCK_PLANS // per_row)
-    for start in range(shard.start, shard.stop, step):
-        stop = min(start + step, shard.stop)
-        part = search_block(
-            scenario,
-            start,
-            stop,
-            keep=n_kept,
-            key=key,
-            bound=found.bound(n_kept, key),
-            fastest=found.fastest,
-            rows=rows,
-            what=what,
-            pareto=pareto,
-        )
-        found.add(part, keep=n_kept, key=key)
-
-
-def _chosen_rows(scenario: Scenario, found: Found, blocks: list[Mapping[str, Any]], what: Keep) -> dict[str, Any]:
-    """Rows of a shard that keeps only its best, or its best and its front, each plan once, in the order of the space."""
-    index = found.leaders.index
-    if what == "pareto" and blocks:
-        candidates = np.concatenate([np.asarray(block["plan_index"]) for block in blocks])
-        steps = np.concatenate([np.asarray(block["step_time_s"]) for block in blocks])
-        memory = np.concatenate([np.asarray(block["memory_bytes"]) for block in blocks])
-        index = np.concatenate([index, candidates[front(steps, memory)]])
-    index = np.unique(index)
-    return rows_of(scenario, index)
-
-
-def rows_of(scenario: Scenario, index: Any) -> dict[str, Any]:  # noqa: ANN401 an array of plan indices
-    """Columns of a result for the plans at ``index``: estimated as rows, which gives what the grid gave."""
-    found = estimate_rows(scenario, index)
-    where = (np.arange(len(index)),)
-    columns: dict[str, Any] = {"plan_index": np.asarray(index, dtype=np.int64), **found.plans.columns()}
-    step, memory = np.broadcast_to(found.step_time_s, len(index)), np.broadcast_to(found.memory_bytes, len(index))
-    return columns | outputs_of(scenario, found, where, step, memory)
-
-
-def estimate_rows(scenario: Scenario, index: Any) -> Estimate:  # noqa: ANN401 an array of plan indices
-    """The estimate of single plans of a scenario."""
-    return estimate(
-        scenario.model,
-        scenario.hardware,
-        scenario.recipe,
-        scenario.rows(np.asarray(index)),
-        custom_split=scenario.custom_split,
-        memory_headroom=scenario.memory_headroom,
-    )
-
-
-def _state_of(found: Found) -> dict[str, Any]:
-    """What a resumed search needs of a finished shard."""
-    return {
-        name: [part.index.tolist(), part.step_time_s.tolist(), part.memory_bytes.tolist()]
-        for name, part in (("leaders", found.leaders), ("near", found.near), ("misses", found.misses))
-    }
-
-
-def _found_of(record: ShardRecord) -> Found:
-    parts = {
-        name: Leaders(np.array(index, dtype=np.int64), np.array(step), np.array(memory))
-        for name, (index, step, memory) in record.state.items()
-    }
-    return Found(
-        n_plans=record.n_plans,
-        n_fit=record.n_fit,
-        n_refused=record.n_plans - record.n_fit,
-        refused=_counter(record.refused),
-        **parts,
-    )
-
-
-def _counter(counts: Mapping[str, int]) -> Any:  # noqa: ANN401 a Counter
-    from collections import Counter
-
-    return Counter(counts)
 
 
 # ---- the summary --------------------------------------------------------------------------------------------------
@@ -489,6 +323,3 @@ def _origin_of(
             for scenario in scenarios
         ),
     )
-
-
-__all__ = ["Plans", "dry_run", "list_hardware", "list_models", "os", "run_search"]

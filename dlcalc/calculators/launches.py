@@ -1,7 +1,7 @@
 """How many kernels a sublayer launches in its forward pass: what the host has to do, however small the work.
 
-A layer is never faster than its launches, unless they are replayed from a graph. Counts are of PyTorch operations that reach the device, from
-reading the trainers' layers; a collective counts once. The backward pass launches twice as many.
+A layer is never faster than its launches, unless they are replayed from a graph. Counts are of PyTorch operations that
+reach the device, from reading the trainers' layers; a collective counts once. The backward pass launches twice as many.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ BACKWARD_FACTOR = 2.0
 """Launches of a backward pass over those of the forward pass: two matmuls for one, a gradient for each operand."""
 
 CORE = {"unfused": 10.0, "megatron_fused": 6.0}
-"""Of the attention core where scores are stored: two matmuls, transposes, scale, mask, softmax, dropout; fused kernels 3 with their reshapes."""
+"""Of the attention core where scores are stored: two matmuls, transposes, scale, mask, softmax, dropout; fused kernels
+3 with their reshapes."""
 ROUTING = 16.0
 """Router (6), permutation and its inverse (4), sorting by local expert and back (4), counts and offsets (2)."""
 
@@ -65,9 +66,10 @@ def moe_launches_count(
     collectives: Numeric,
     casts: float,
 ) -> Numeric:
-    """Of a mixture of experts: routing, two matmuls of each local expert, activation, norm, residual, shared experts, collectives.
+    """Of a mixture of experts: routing, two matmuls per local expert, activation, norm, residual, the rest.
 
-    A grouped matmul of a training library issues one matmul per expert on a few streams, and quantizes each expert's tokens apart.
+    The rest is shared experts and collectives. A grouped matmul of a training library issues one matmul per expert on
+    a few streams, and quantizes each expert's tokens apart.
 
     Source: [derived] operations of each trainer's layer, one by one.
     """

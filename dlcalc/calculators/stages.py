@@ -1,8 +1,8 @@
 """Which layers sit on which pipeline stage.
 
-A pipeline of ``pp`` stages with ``vpp`` chunks each cuts the layers into ``pp * vpp`` consecutive chunks. Chunk ``c`` sits on
-stage ``c mod pp`` (interleaved), except under V-shaped schedules, where stage ``s`` holds chunks ``s`` and ``2 pp - 1 - s``.
-How much time or memory a layer takes is not known here.
+A pipeline of ``pp`` stages with ``vpp`` chunks each cuts the layers into ``pp * vpp`` consecutive chunks. Chunk ``c``
+sits on stage ``c mod pp`` (interleaved), except under V-shaped schedules, where stage ``s`` holds chunks ``s`` and ``2
+pp - 1 - s``. How much time or memory a layer takes is not known here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dlcalc.specs.model import ModelSpec
 Array = NDArray[np.float64]
 
 SPLITS = ("even", "embedding_and_loss", "custom")
-"""even: equally many layers per chunk; embedding_and_loss: each of the two counts as one layer; custom: given outright."""
+"""even: equally many layers per chunk; embedding_and_loss: each of the two counts as one layer; custom: given
+outright."""
 EVEN, EMBEDDING_AND_LOSS, CUSTOM = range(3)
 
 
@@ -51,14 +52,17 @@ class StageLayers:
         return self.dense + self.moe
 
 
-def first_layer_count(n_layers: int, chunk: Array, *, n_chunks: Array, split: Array) -> Array:
-    """Layers before chunk ``chunk``: ``clip(round(c (L + w) / C) - w / 2, 0, L)``, w = 2 if embedding and loss weigh a layer each, else 0.
+def first_layer_count(n_layers: int, chunk: Array, *, n_chunks: Array | float, split: Array | float) -> Array:
+    """Layers before chunk ``chunk``: ``clip(round(c (L + w) / C) - w / 2, 0, L)``.
 
-    Assumes: chunks as equal as whole layers allow. Source: [derived] equal shares of L + w units, the outer two of which are not layers.
+    w is 2 where the embedding and the loss weigh a layer each, else 0.
+
+    Assumes: chunks as equal as whole layers allow.
+    Source: [derived] equal shares of L + w units, the outer two of which are not layers.
     """
     weight = 2.0 * (split == EMBEDDING_AND_LOSS)
     cut = np.floor(chunk * (n_layers + weight) / n_chunks + 0.5) - weight / 2
-    return np.clip(cut, 0, n_layers)
+    return np.asarray(np.clip(cut, 0, n_layers))
 
 
 def stage_layers_count(
@@ -73,30 +77,35 @@ def stage_layers_count(
     """Layers by kind on the three bounding stages, on the broadcast shape of the arguments.
 
     ``custom`` gives the layers of each chunk in order, read where ``split`` is CUSTOM; it must have pp * vpp entries.
+
+    Source: [narayanan2021] section 2.2, which stage holds which chunk of an interleaved pipeline.
     """
     pp, vpp, schedule, split = np.broadcast_arrays(pp, vpp, schedule, split)
     flat = np.stack([pp.ravel(), vpp.ravel(), schedule.ravel(), split.ravel()], axis=1)
     layouts, where = np.unique(flat, axis=0, return_inverse=True)  # few: a pipeline has few shapes
     kinds = np.array([model.layer_is_windowed, model.layer_is_moe], dtype=float)
     before = np.concatenate([np.zeros((2, 1)), np.cumsum(kinds, axis=1)], axis=1)  # (kind, layers + 1)
-    columns = [_three_stages(before, *layout, custom) for layout in layouts.tolist()]
+    columns = [_three_stages(before, layout, custom) for layout in layouts.tolist()]
     table = np.array(columns).reshape(len(layouts), 8, 3)[where.ravel()]
     table = np.moveaxis(table, 0, -1).reshape((8, 3, *pp.shape))
-    return StageLayers(*table[:6], heads=table[6], most_layers=table[7, 0], fewest_layers=table[7, 2])
+    stage, windowed, full, dense, moe, embeddings, heads, extremes = table
+    return StageLayers(
+        stage, windowed, full, dense, moe, embeddings, heads, most_layers=extremes[0], fewest_layers=extremes[2]
+    )
 
 
 def _three_stages(
-    before: Array, pp_: float, vpp_: float, schedule: float, split: float, custom: tuple[int, ...] | None
+    before: Array, layout: tuple[float, float, float, float], custom: tuple[int, ...] | None
 ) -> list[list[float]]:
-    """The rows of :class:`StageLayers` for one pipeline shape; ``before`` counts windowed and expert layers up to each layer."""
+    """The rows of :class:`StageLayers` for one pipeline; ``before`` counts windowed and expert layers up to each."""
     n_layers = before.shape[1] - 1
-    pp, vpp = int(pp_), int(vpp_)
+    pp, vpp, schedule, split = int(layout[0]), int(layout[1]), layout[2], layout[3]
     n_chunks = pp * vpp
     chunk = np.arange(n_chunks + 1.0)
     if split == CUSTOM and custom is not None and len(custom) == n_chunks:
         cut = np.concatenate([[0.0], np.cumsum(custom)])
     else:
-        cut = first_layer_count(n_layers, chunk, n_chunks=np.float64(n_chunks), split=np.float64(split))
+        cut = first_layer_count(n_layers, chunk, n_chunks=n_chunks, split=split)
     at = np.minimum(cut, n_layers).astype(int)
     windowed, moe = np.diff(before[:, at], axis=1)
     layers = np.diff(cut)

@@ -1,8 +1,8 @@
 """Bytes that memory-bound operations move through device memory, and how many kernels do it.
 
-Each function counts reads and writes of whole tensors, operand by operand, in the precision the trainer uses. Elements are per device and
-per micro-batch. Time is bytes over achieved bandwidth (``kernels.memory_bound_time_s``); caches between kernels are ignored, which
-overstates the time of tensors much smaller than the last-level cache.
+Each function counts reads and writes of whole tensors, operand by operand, in the precision the trainer uses. Elements
+are per device and per micro-batch. Time is bytes over achieved bandwidth (``kernels.memory_bound_time_s``); caches
+between kernels are ignored, which overstates the time of tensors much smaller than the last-level cache.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ class Traffic(NamedTuple):
 
 
 NORM = {True: Traffic(4, 8), False: Traffic(36, 70)}
-"""Fused: read x, write y; backward reads x and dy, writes dx, and reads x once more for the weight's gradient. Unfused (PyTorch
-operations on an fp32 copy): cast (6), square (8), mean (4), scale (8), cast (6), weight (4); backward about twice that."""
+"""Fused: read x, write y; backward reads x and dy, writes dx, and reads x once more for the weight's gradient. Unfused
+(PyTorch operations on an fp32 copy): cast (6), square (8), mean (4), scale (8), cast (6), weight (4); backward about
+twice that."""
 RESIDUAL = {True: Traffic(6, 6), False: Traffic(10, 10)}
-"""bias + dropout + add in one kernel: two reads, one write; unfused adds one more pass. Backward: one add of two gradients."""
+"""bias + dropout + add in one kernel: two reads, one write; unfused adds one more pass. Backward: one add of two
+gradients."""
 ROPE = {True: Traffic(4, 4), False: Traffic(18, 18)}
 """One pass, or rotate-half (4), two products (4 each) and a sum (6)."""
 GATED = {True: Traffic(6, 10), False: Traffic(10, 16)}
@@ -37,25 +39,29 @@ GATED = {True: Traffic(6, 10), False: Traffic(10, 16)}
 UNGATED = {True: Traffic(4, 6), False: Traffic(8, 10)}
 """bias + GELU."""
 DROPOUT_MASK_BYTES = 1.0
-GATED_WITH_BIAS = Traffic(34, 60)
-"""Experts with biases and a clamped gate (gpt-oss) in single operations: two biases (8), two clamps (8), sigmoid (4), three products and a sum (14);
-backward nearly twice that."""
+GATED_WITH_BIAS = Traffic(84, 170)
+"""Experts with biases and a clamped gate (gpt-oss), operation by operation in fp32: two casts (12), two clamps (16),
+scale, sigmoid and product (24), sum (8), product (12), cast and weight (12); backward twice that."""
 ACCUMULATE_BYTES = {2: 8.0, 4: 12.0}
-"""Per weight, where its gradient is added to its buffer (of so many bytes) in a pass of its own: written, read, added."""
+"""Per weight, where its gradient is added to its buffer (of so many bytes) in a pass of its own: written, read,
+added."""
 GATHER_COPY_BYTES, SCATTER_COPY_BYTES = 4.0, 8.0
 """Per weight, where ZeRO 3 copies gathered weights out of (or gradients into) its buffers."""
 PERMUTE = Traffic(14, 14)
-"""Routed tokens are gathered (4), sorted by local expert on arrival (4), sorted back (4), and summed with their weights (2 and a share)."""
+"""Routed tokens are gathered (4), sorted by local expert on arrival (4), sorted back (4), and summed with their weights
+(2 and a share)."""
 ROUTER = Traffic(24, 24)
 """Scores in fp32: cast, softmax or sigmoid, top-k, mask, auxiliary loss."""
 LOSS = {"fused": Traffic(2, 4), "parallel": Traffic(34, 14), "gathered": Traffic(26, 18)}
-"""Per logit. fused: read; read and overwrite with the gradient. parallel: cast to fp32 (6), maximum (4), subtract (8), exponential (8), sum (4),
-predicted logit (4); divide and subtract, cast (14). gathered: cast (6), log-softmax (12), gather (8); backward (12) and cast (6)."""
+"""Per logit. fused: read; read and overwrite with the gradient. parallel: cast to fp32 (6), maximum (4), subtract (8),
+exponential (8), sum (4), predicted logit (4); divide and subtract, cast (14). gathered: cast (6), log-softmax (12),
+gather (8); backward (12) and cast (6)."""
 EMBEDDING = Traffic(4, 10)
 
 CAST_BYTES: dict[Precision, float] = {"fp8": 6.0, "mxfp8": 4.5, "nvfp4": 7.0}
-"""Per element quantized. fp8 with current scaling: a pass for the maximum (2), read (2), write both orientations (2). mxfp8: read (2), write
-both orientations with scales (2.1), swizzle scales. nvfp4: maximum (2), read (2), Hadamard transform and both orientations (3)."""
+"""Per element quantized. fp8 with current scaling: a pass for the maximum (2), read (2), write both orientations (2).
+mxfp8: read (2), write both orientations with scales (2.1), swizzle scales. nvfp4: maximum (2), read (2), Hadamard
+transform and both orientations (3)."""
 
 
 def norm_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tuple[Array, Array]:
@@ -120,7 +126,8 @@ def accumulation_traffic_bytes(params: Array, *, profile: FrameworkProfile) -> A
 def sharding_copy_traffic_bytes(params: Array, *, gathers: Array, scatters: Array) -> Array:
     """Bytes that ZeRO 3 copies between its communication buffers and ``params`` weights in a step.
 
-    Source: [zhao2023fsdp] section 4: flat parameters and their views; [derived] a read and a write each, gradients widened.
+    Source: [zhao2023fsdp] section 4: flat parameters and their views; [derived] a read and a write each, gradients
+    widened.
     """
     return params * (gathers * GATHER_COPY_BYTES + scatters * SCATTER_COPY_BYTES)
 

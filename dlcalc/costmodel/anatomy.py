@@ -1,14 +1,14 @@
 """One plan taken apart: every matmul, collective, operation's activations and pipeline stage behind an estimate.
 
-Everything here comes out of the functions that the estimate itself is the sum of; nothing is estimated a second way. For a point, whose
-quantities leave this module as plain numbers.
+Everything here comes out of the functions that the estimate itself is the sum of; nothing is estimated a second way.
+For a point, whose quantities leave this module as plain numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,9 +27,10 @@ from dlcalc.calculators.schedule import DUALPIPE, fill_sends_count, in_flight_mi
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.every_stage import Chunks, chunks_of, device_times, times_of
 from dlcalc.costmodel.footprint import Footprint, footprint
-from dlcalc.costmodel.layer_times import Matmul, Pass, Sublayer
+from dlcalc.costmodel.layer_matmuls import Matmul
+from dlcalc.costmodel.layer_times import Pass, Sublayer
 from dlcalc.costmodel.placement import Links, links
-from dlcalc.costmodel.plans import Array, value_of
+from dlcalc.costmodel.plans import Array, number, value_of
 from dlcalc.costmodel.stage_params import stage_params
 from dlcalc.costmodel.step_time import ModelTimes
 
@@ -98,7 +99,7 @@ class AttentionFacts:
 def matmul_facts(found: Estimate) -> tuple[MatmulFacts, ...]:
     """Every matmul of one layer of each kind, and the LM head."""
     plan = found.plans
-    one = np.float64(1.0)
+    one = number(1.0)
     whole = replace(plan, tp=one, cp=one, ep=one, etp=one, sequence_parallel=0 * one, overlap_tp=0 * one)
     unsplit = _sublayers(times_of(replace(found, plans=whole)))
     facts = []
@@ -278,7 +279,7 @@ def op_activations(found: Estimate) -> tuple[OpActivation, ...]:
     """What one layer of each kind keeps of one micro-batch, operation by operation."""
     model, plan, machine = found.model, found.plans, found.machine
     profile, recipe = machine.recipe.framework, machine.recipe
-    shared = {
+    shared: dict[str, Any] = {
         "tokens": plan.micro_batch * recipe.seq_len / plan.cp,
         "tp": plan.tp,
         "sequence_parallel": plan.sequence_parallel,
@@ -297,7 +298,7 @@ def op_activations(found: Estimate) -> tuple[OpActivation, ...]:
         )
     facts = []
     for kind, activations in of_kind.items():
-        kept, whole = activations(plan.recompute).terms, activations(np.float64(memory.NONE)).terms
+        kept, whole = activations(plan.recompute).terms, activations(number(memory.NONE)).terms
         facts += [
             OpActivation(KINDS[kind], op, _number(kept[op]), _number(whole[op]))
             for op in kept
@@ -362,14 +363,20 @@ def axis_facts(found: Estimate) -> tuple[AxisFacts, ...]:
         _axis("TP", degree["tp"], talk.tensor(), terms["tp_comm_s"], redone),
         _axis("CP", degree["cp"], talk.context(), terms["cp_comm_s"], redone),
         _axis("EP", degree["ep"] * degree["etp"], talk.expert(), terms["ep_comm_s"], redone),
-        _axis("PP", degree["pp"], talk.pipeline(), terms["pp_comm_s"], "sends while filling and draining count as bubble"),
+        _axis(
+            "PP", degree["pp"], talk.pipeline(), terms["pp_comm_s"], "sends while filling and draining count as bubble"
+        ),
         _axis("DP", degree["dp"] * degree["cp"], talk.data(), terms["grad_reduce_s"] + terms["param_gather_s"], ""),
     ]
     return tuple(axis for axis in axes if axis.collectives)
 
 
 def _axis(
-    name: Literal["TP", "CP", "EP", "PP", "DP"], degree: int, calls: Iterable[CollectiveFacts], exposed_s: float, note: str
+    name: Literal["TP", "CP", "EP", "PP", "DP"],
+    degree: int,
+    calls: Iterable[CollectiveFacts],
+    exposed_s: float,
+    note: str,
 ) -> AxisFacts:
     collectives = tuple(call for call in calls if call.n_ranks > 1 and call.calls_per_step > 0)
     sent_s = sum(call.sent_s for call in collectives)
@@ -388,7 +395,9 @@ class _Talk:
         self.tokens = _number(self.plan.micro_batch * self.recipe.seq_len / self.plan.cp)
         self.counts = _layer_counts(found)
 
-    def call(self, what: str, operation: Operation, size_bytes: float, link: GroupLink, calls: float) -> CollectiveFacts:
+    def call(
+        self, what: str, operation: Operation, size_bytes: float, link: GroupLink, calls: float
+    ) -> CollectiveFacts:
         time_s = _OPERATIONS[operation]
         rates = {"node": self.rates.node_collectives[operation], "fabric": self.rates.fabric_collectives[operation]}
         latency_s = _number(time_s(0.0, link, **rates))
@@ -407,7 +416,7 @@ class _Talk:
         )
 
     def per_step(self, n_in_model: float) -> float:
-        """Calls of an average device for something that happens so often on the way of a micro-batch through the model."""
+        """Calls of an average device for what happens so often on the way of a micro-batch through the model."""
         return self.micro_batches / _number(self.plan.pp) * n_in_model
 
     def tensor(self) -> Iterable[CollectiveFacts]:
@@ -605,15 +614,20 @@ def model_exchange_bytes(found: Estimate) -> tuple[float, float]:
     return n_params * found.machine.recipe.framework.grad_reduce_bytes, n_params * 2.0
 
 
+def bucket_bytes(found: Estimate, n_buckets: int) -> float:
+    """The size of a bucket that cuts a device's gradients into ``n_buckets``."""
+    held = stage_params(found.model, found.plans, found.stages)
+    return _number(held.dense + held.expert) * found.machine.recipe.framework.grad_reduce_bytes / n_buckets
+
+
 def n_buckets(found: Estimate) -> float:
     """Into how many pieces a device's gradients are cut for communication."""
     held = stage_params(found.model, found.plans, found.stages)
     profile = found.machine.recipe.framework
-    return float(np.ceil(_number(held.dense + held.expert) * profile.grad_reduce_bytes / profile.bucket_bytes))
+    reduced = _number(held.dense + held.expert) * profile.grad_reduce_bytes
+    return float(np.ceil(reduced / profile.bucket_bytes - 1e-9))
 
 
 def _number(value: Numeric) -> float:
     """A quantity of a point."""
     return float(np.asarray(value).reshape(()))
-
-

@@ -1,7 +1,7 @@
 """What a plan must satisfy to run at all, apart from memory: ``{reason: mask}``, True where refused.
 
-Each mask is computed on the axes of the knobs it reads, so counting refusals of a grid costs next to nothing. A plan may be refused
-for several reasons. Reasons are short sentences, because users read them.
+Each mask is computed on the axes of the knobs it reads, so counting refusals of a grid costs next to nothing. A plan
+may be refused for several reasons. Reasons are short sentences, because users read them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def refused_by_pipeline(model: ModelSpec, recipe: Recipe, plans: Plans, stages: 
     return {
         "the layers do not split evenly over pp x vpp": even & _indivisible(model.n_layers, chunks),
         "splitting the embedding and the loss needs pp > 1": shared_out & (plans.pp == 1),
-        "a pipeline chunk would hold nothing": (chunks > model.n_layers + 2.0 * shared_out) | (stages.fewest_layers < 0),
+        "a pipeline chunk would hold nothing": (chunks > model.n_layers + 2.0 * shared_out)
+        | (stages.fewest_layers < 0),
         "interleaving needs vpp > 1 and pp > 1": interleaved & ((plans.vpp == 1) | (plans.pp == 1)),
         "vpp > 1 needs an interleaved or V-shaped schedule": (plans.vpp > 1) & ~interleaved & ~two_chunks,
         "the schedule needs exactly two chunks per stage": two_chunks & (plans.vpp != 2),

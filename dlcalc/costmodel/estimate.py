@@ -99,7 +99,11 @@ def any_of(masks: list[Mask]) -> Mask:
         by_shape[mask.shape] = mask if known is None else known | mask
     left = list(by_shape.values())
     while len(left) > 1:
-        pairs = [(prod(np.broadcast_shapes(a.shape, b.shape)), i, j) for i, a in enumerate(left) for j, b in enumerate(left[:i])]
+        pairs = [
+            (prod(np.broadcast_shapes(a.shape, b.shape)), i, j)
+            for i, a in enumerate(left)
+            for j, b in enumerate(left[:i])
+        ]
         _, i, j = min(pairs)
         joined = left[i] | left[j]
         left = [mask for position, mask in enumerate(left) if position not in (i, j)]
@@ -113,7 +117,7 @@ SCORES_AGAIN = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
 
 
 def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans) -> Array:
-    """FLOPs of a step with recomputation over those without: one forward pass of what is run again, of three passes in all."""
+    """FLOPs of a step with recomputation over those without: of three passes, one of what is run again on top."""
     causal = recipe.mfu_convention != "full_attention"
     forward = flops.forward_token_flops(model, seq_len=float(recipe.seq_len), causal=causal)
     scores = forward.attention_scores_flops
@@ -163,4 +167,3 @@ def estimate(
         refused=refused,
         capacity_bytes=hardware.device.hbm_bytes * (1.0 - memory_headroom),
     )
-

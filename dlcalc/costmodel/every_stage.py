@@ -1,6 +1,7 @@
 """Every pipeline stage of one plan, where the estimate looks at the three that bound all others.
 
-The cost model's own functions take any number of stages on their leading axis; here they get all of them. For one plan at a time.
+The cost model's own functions take any number of stages on their leading axis; here they get all of them. For one plan
+at a time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dlcalc.calculators.stages import CUSTOM, StageLayers, first_layer_count
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.footprint import offloaded_layer_bytes
 from dlcalc.costmodel.placement import links
-from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.costmodel.step_time import ModelTimes, StageTimes, model_times, stage_times
 from dlcalc.specs.model import ModelSpec
 
@@ -45,8 +46,8 @@ class Chunks:
             moe=held @ one.moe,
             embeddings=held @ one.embeddings,
             heads=held @ one.heads,
-            most_layers=np.max(layers),
-            fewest_layers=np.min(layers),
+            most_layers=np.asarray(np.max(layers)),
+            fewest_layers=np.asarray(np.min(layers)),
         )
 
 
@@ -57,8 +58,8 @@ def chunks_of(model: ModelSpec, plan: Plans, custom_split: tuple[int, ...] | Non
     if int(plan.split) == CUSTOM and custom_split is not None and len(custom_split) == n_chunks:
         cut = np.concatenate([[0.0], np.cumsum(custom_split)])
     else:
-        number = np.arange(n_chunks + 1.0)
-        cut = first_layer_count(model.n_layers, number, n_chunks=np.float64(n_chunks), split=plan.split)
+        chunk = np.arange(n_chunks + 1.0)
+        cut = first_layer_count(model.n_layers, chunk, n_chunks=number(n_chunks), split=plan.split)
     at = np.minimum(cut, model.n_layers).astype(int)
     windowed, moe = (_per_chunk(kinds, at) for kinds in (model.layer_is_windowed, model.layer_is_moe))
     layers = np.diff(cut)
@@ -108,14 +109,16 @@ class ChunkTimes:
 
 
 def chunk_times(found: Estimate, chunks: Chunks) -> ChunkTimes:
-    """Times of every chunk of a point, scaled so that the chunks of a device take together what the estimate says of the device.
+    """Times of every chunk of a point; the chunks of a device take together what the estimate says of the device.
 
-    The two differ only where a stage's launch floor binds for some of its chunks alone.
+    They are scaled to it: the two differ only where a stage's launch floor binds for some of its chunks alone.
     """
     two_stages = int(found.plans.schedule) == DUALPIPE
-    alone = replace(found, plans=replace(found.plans, schedule=np.float64(ONE_F_ONE_B))) if two_stages else found
+    alone = replace(found, plans=replace(found.plans, schedule=number(ONE_F_ONE_B))) if two_stages else found
     each = device_times(alone, chunks.layers)
-    weight_grad = np.array([device_times(alone, _one(chunks.layers, c)).weight_grad_s for c in range(chunks.layers.stage.size)])
+    weight_grad = np.array(
+        [device_times(alone, _one(chunks.layers, c)).weight_grad_s for c in range(chunks.layers.stage.size)]
+    )
     forward, backward = (np.array(np.broadcast_to(x, weight_grad.shape)) for x in (each.forward_s, each.backward_s))
     if not two_stages:
         together = device_times(found, chunks.stages)

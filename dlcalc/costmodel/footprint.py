@@ -1,7 +1,8 @@
 """Peak memory of the bounding stages of a batch of plans, as named terms.
 
-Every term has a leading axis of three stages (first, fullest between, last); the footprint of a plan is that of its fullest stage. States
-depend on mesh x pipe x data, everything that a micro-batch leaves behind on mesh x batch x pipe x redo x tensor; only their sum is full-size.
+Every term has a leading axis of three stages (first, fullest between, last); the footprint of a plan is that of its
+fullest stage. States depend on mesh x pipe x data, everything that a micro-batch leaves behind on mesh x batch x pipe x
+redo x tensor; only their sum is full-size.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +18,11 @@ from dlcalc.calculators import memory, params
 from dlcalc.calculators.schedule import DUALPIPE, in_flight_micro_batches_count
 from dlcalc.calculators.stages import StageLayers
 from dlcalc.costmodel.machine import Machine
-from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.costmodel.stage_params import StageParams, state_shards
 from dlcalc.costmodel.step_time import recomputed_fraction
-from dlcalc.specs.hardware import GIB
 from dlcalc.specs.model import ModelSpec
+from dlcalc.utils.units import GIB
 
 OFFLOAD_WINDOW_LAYERS = 2.0
 """Layers whose activations are on the device while they move to or from the host."""
@@ -44,48 +46,60 @@ class Footprint:
     context_bytes: Array
     """Driver, libraries and communicators, outside the allocator."""
     allocator_slack_factor: float
-    """Reserved over used, of everything but the context: fragmentation."""
+    """Reserved over used, of what passes (states are allocated once and do not fragment)."""
+
+    @cached_property
+    def _states(self) -> Array:
+        return ((self.weights_bytes + self.gradients_bytes) + self.optimizer_bytes) + (
+            self.gathered_weights_bytes + self.buffers_bytes
+        )
+
+    @cached_property
+    def _passing(self) -> Array:
+        return (self.activations_bytes + self.working_set_bytes) + self.stage_buffers_bytes
 
     @cached_property
     def states_bytes(self) -> Array:
-        """What stays through the step, with the allocator's slack; stage x mesh x data x pipe."""
-        used = ((self.weights_bytes + self.gradients_bytes) + self.optimizer_bytes) + (
-            self.gathered_weights_bytes + self.buffers_bytes
-        )
-        return self.allocator_slack_factor * used + self.context_bytes
+        """What stays through the step, context included; stage x mesh x data x pipe."""
+        return self._states + self.context_bytes
 
     @cached_property
     def passing_bytes(self) -> Array:
-        """What micro-batches leave behind, with the allocator's slack; stage x mesh x pipe x batch x redo x tensor."""
-        used = (self.activations_bytes + self.working_set_bytes) + self.stage_buffers_bytes
-        return self.allocator_slack_factor * used
+        """What micro-batches leave behind, fragmentation included; stage x mesh x pipe x batch x redo x tensor."""
+        return self.allocator_slack_factor * self._passing
 
     @property
     def peak_bytes(self) -> Array:
-        """Of the fullest stage."""
+        """Of the fullest stage: what must fit in the device."""
         return fullest_stage_bytes(self.states_bytes, self.passing_bytes)
+
+    @property
+    def reserved_bytes(self) -> Array:
+        """What the allocator reports as reserved: without the context."""
+        return fullest_stage_bytes(self._states, self.passing_bytes)
+
+    @property
+    def allocated_bytes(self) -> Array:
+        """What the allocator reports as allocated: without fragmentation, too."""
+        return fullest_stage_bytes(self._states, self._passing)
 
     def terms_of_peak(self) -> Mapping[str, Array]:
         """Every term on the fullest stage."""
         named = {field.name: getattr(self, field.name) for field in fields(self) if field.name.endswith("_bytes")}
-        used = sum(named.values()) - self.context_bytes
-        named["allocator_bytes"] = (self.allocator_slack_factor - 1.0) * used
+        named["allocator_bytes"] = (self.allocator_slack_factor - 1.0) * self._passing
         arrays = np.broadcast_arrays(*named.values())
         fullest = np.expand_dims(np.argmax(sum(arrays), axis=0), 0)
-        return {
-            name: np.take_along_axis(array, fullest, axis=0)[0] for name, array in zip(named, arrays, strict=True)
-        }
+        return {name: np.take_along_axis(array, fullest, axis=0)[0] for name, array in zip(named, arrays, strict=True)}
 
 
 def fullest_stage_bytes(states_bytes: Array, passing_bytes: Array) -> Array:
     """Peak over the three bounding stages: the only full-size part of memory."""
     first, between, last = (states_bytes[stage] + passing_bytes[stage] for stage in range(3))
-    return np.maximum(np.maximum(first, between), last)
+    fullest: Array = np.maximum(np.maximum(first, between), last)
+    return fullest
 
 
-def footprint(
-    model: ModelSpec, plans: Plans, stages: StageLayers, held: StageParams, machine: Machine
-) -> Footprint:
+def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StageParams, machine: Machine) -> Footprint:
     """The named terms of every bounding stage."""
     profile = machine.recipe.framework
     tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp  # mesh x batch
@@ -123,11 +137,11 @@ def footprint(
         gradients_bytes=gradients,
         optimizer_bytes=optimizer,
         gathered_weights_bytes=gathered,
-        buffers_bytes=layer_gradients + buckets,
+        buffers_bytes=np.asarray(layer_gradients + buckets, dtype=np.float64),
         activations_bytes=activations,
         working_set_bytes=working,
-        stage_buffers_bytes=stage_buffers,
-        context_bytes=np.float64(profile.cuda_context_gib * GIB),
+        stage_buffers_bytes=np.asarray(stage_buffers),
+        context_bytes=number(profile.cuda_context_gib * GIB),
         allocator_slack_factor=1.0 + profile.allocator_slack,
     )
 
@@ -144,7 +158,12 @@ def layer_activations(model: ModelSpec, plans: Plans, machine: Machine, tokens: 
     """Per kind of sublayer, named like the counts of StageLayers."""
     profile, recipe = machine.recipe.framework, machine.recipe
     input_bytes = machine.linear.input_bytes if profile.keeps_low_precision_inputs else memory.ACTIVATION_BYTES
-    shared = {"tokens": tokens, "tp": plans.tp, "sequence_parallel": plans.sequence_parallel, "input_bytes": input_bytes}
+    shared: dict[str, Any] = {
+        "tokens": tokens,
+        "tp": plans.tp,
+        "sequence_parallel": plans.sequence_parallel,
+        "input_bytes": input_bytes,
+    }
 
     def kinds(recompute: Array) -> dict[str, Array]:
         found: dict[str, Array] = {}
@@ -163,13 +182,13 @@ def layer_activations(model: ModelSpec, plans: Plans, machine: Machine, tokens: 
             found["dense"] = memory.mlp_activation_bytes(model, profile, recompute=recompute, **shared).total_bytes
         return found
 
-    return LayerActivations(whole=kinds(np.float64(memory.NONE)), kept=kinds(plans.recompute))
+    return LayerActivations(whole=kinds(number(memory.NONE)), kept=kinds(plans.recompute))
 
 
 def offloaded_layer_bytes(model: ModelSpec, plans: Plans, machine: Machine) -> Array:
     """Activations of one layer that move to the host and back: an average layer, nothing recomputed."""
     if not np.any(plans.offload_layers):
-        return np.float64(0.0)
+        return number(0.0)
     tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
     whole = layer_activations(model, plans, machine, tokens).whole
     return _mean_layer(model, whole)
@@ -195,7 +214,7 @@ def _activations(model: ModelSpec, plans: Plans, stages: StageLayers, machine: M
     moving = np.minimum(plans.offload_layers, OFFLOAD_WINDOW_LAYERS) / in_flight
     kept_share = on_device + moving / np.maximum(stages.layers, 1.0)
 
-    held: Array = np.float64(0.0)
+    held: Array = number(0.0)
     for kind, whole in layer.whole.items():
         count = getattr(stages, kind)
         if kind == "moe" or (kind == "dense" and not model.is_moe) or kind == "full":
@@ -206,7 +225,7 @@ def _activations(model: ModelSpec, plans: Plans, stages: StageLayers, machine: M
     sharded = {"tokens": tokens, "tp": plans.tp, "sequence_parallel": plans.sequence_parallel}
     edges = stages.embeddings * memory.embedding_activation_bytes(model, profile, **sharded)
     edges = edges + stages.heads * (1.0 + model.mtp_layers) * memory.head_activation_bytes(model, profile, **sharded)
-    return in_flight * (held + edges)
+    return np.asarray(in_flight * (held + edges))
 
 
 def _working_set(model: ModelSpec, plans: Plans, stages: StageLayers, machine: Machine, tokens: Array) -> Array:

@@ -68,20 +68,32 @@ class Machine:
     def n_sms(self) -> float:
         return self.hardware.device.n_sms.value
 
+    def _rates_key(self, precision: Precision) -> str:
+        """Which kernels: fp8 with a scale per row or block has its own."""
+        return "fp8_block" if precision == "fp8" and self.recipe.scaling == "block" else precision
+
     def _matmul(self, precision: Precision) -> MatmulMachine:
         rates = self.hardware.calibration.matmul
         return MatmulMachine(
-            rates=rates.get(precision, rates["bf16"]),
+            rates=rates.get(self._rates_key(precision), rates.get(precision, rates["bf16"])),
             peak_flops_per_s=self.hardware.device.peak_flops_per_s(precision),
             hbm_bytes_per_s=self.hbm_bytes_per_s,
             n_sms=self.n_sms,
             input_bytes=ELEMENT_BYTES[precision],
             l2_bytes=self.hardware.device.l2_mib.value * 2.0**20 if self.hardware.device.l2_mib else L2_BYTES,
-            training_factor=self.hardware.calibration.training_factor.get("bf16" if precision == "fp16" else precision, 1.0),
+            training_factor=self.hardware.calibration.training_factor.get(
+                "bf16" if precision == "fp16" else precision, 1.0
+            ),
         )
 
 
 ELEMENT_BYTES: dict[Precision, float] = {
-    "fp32": 4.0, "tf32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "mxfp8": 1.03, "nvfp4": 0.56,
+    "fp32": 4.0,
+    "tf32": 4.0,
+    "fp16": 2.0,
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "mxfp8": 1.03,
+    "nvfp4": 0.56,
 }
 """Of a matmul's input, scales included (mxfp8: one byte per 32; nvfp4: one byte per 16)."""

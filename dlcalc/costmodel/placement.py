@@ -1,7 +1,8 @@
 """Which link each group of a plan crosses, from the rank order and the size of a node.
 
-Ranks are laid out tp fastest, then cp, then dp, then pp; experts use the same devices as etp, then ep, then the rest.
-A group of ``n`` ranks ``stride`` apart has ``min(n, node // stride)`` members on a node, and each member brings its own NIC.
+Ranks are laid out tp fastest, then cp, then dp, then pp; experts use the same devices as etp, then ep, then the rest. A
+group of ``n`` ranks ``stride`` apart has ``min(n, node // stride)`` members on a node, and each member brings its own
+NIC.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlcalc.calculators.communication import GroupLink
-from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.specs.hardware import HardwareSpec
 
 
@@ -42,11 +43,11 @@ def links(plans: Plans, hardware: HardwareSpec) -> Links:
     shard = plans.dp * plans.cp / plans.dp_replicate
     crosses = (stage_devices * plans.pp > node.n_devices) & (plans.pp > 1)
     return Links(
-        tp=group_link(plans.tp, np.float64(1.0), hardware),
+        tp=group_link(plans.tp, number(1.0), hardware),
         cp=group_link(plans.cp, plans.tp, hardware),
         shard=group_link(shard, plans.tp, hardware),
         replicate=group_link(plans.dp_replicate, plans.tp * shard, hardware),
-        etp=group_link(plans.etp, np.float64(1.0), hardware),
+        etp=group_link(plans.etp, number(1.0), hardware),
         ep=group_link(plans.ep, plans.etp, hardware),
         expert_shard=group_link(stage_devices / (plans.etp * plans.ep), plans.etp * plans.ep, hardware),
         pp_bytes_per_s=np.where(crosses, fabric.nic_bytes_per_s_per_device, node.link_bytes_per_s),
@@ -62,7 +63,7 @@ def group_link(n_ranks: Array, stride: Array, hardware: HardwareSpec) -> GroupLi
     return GroupLink(
         n_ranks=n_ranks,
         ranks_per_node=ranks_per_node,
-        node_bytes_per_s=np.float64(hardware.node.link_bytes_per_s),
+        node_bytes_per_s=number(hardware.node.link_bytes_per_s),
         fabric_bytes_per_s=ranks_per_node * hardware.fabric.nic_bytes_per_s_per_device,
-        fabric_latency_s=np.float64(hardware.fabric.latency_s),
+        fabric_latency_s=number(hardware.fabric.latency_s),
     )

@@ -25,6 +25,12 @@ from dlcalc.calculators.stages import SPLITS
 
 Array = NDArray[np.float64]
 
+
+def number(value: float) -> Array:
+    """A single value as an array without axes, so that what depends on no knob broadcasts like everything else."""
+    return np.float64(value)  # type: ignore[return-value]  # a scalar of numpy is hashable, and acts as an array
+
+
 NAMES: Mapping[str, tuple[str, ...]] = {
     "schedule": SCHEDULES,
     "recompute": RECOMPUTE_MODES,
@@ -92,7 +98,7 @@ class Plans:
     def point(cls, **values: float | str) -> Self:
         """A single plan; knobs not named take the value that changes nothing (1, off, none)."""
         known = DEFAULTS | {knob: code_of(knob, value) for knob, value in values.items()}
-        return cls(**{knob: np.float64(known[knob]) for knob in KNOBS})
+        return cls(**{knob: number(known[knob]) for knob in KNOBS})
 
     @property
     def shape(self) -> tuple[int, ...]:

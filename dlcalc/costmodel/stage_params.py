@@ -8,7 +8,7 @@ import numpy as np
 
 from dlcalc.calculators import params as p
 from dlcalc.calculators.stages import StageLayers
-from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.specs.model import ModelSpec
 
 
@@ -26,11 +26,11 @@ class StageParams:
 
     @property
     def dense(self) -> Array:
-        return np.max(self.stage_dense, axis=0)
+        return np.asarray(np.max(self.stage_dense, axis=0))
 
     @property
     def expert(self) -> Array:
-        return np.max(self.stage_expert, axis=0)
+        return np.asarray(np.max(self.stage_expert, axis=0))
 
     def owned(self, plans: Plans) -> Array:
         """Elements whose optimizer state this device keeps: all of them, or its shard."""
@@ -52,8 +52,8 @@ def stage_params(model: ModelSpec, plans: Plans, stages: StageLayers) -> StagePa
     attention = p.attention_sublayer_params(model, tp=plans.tp)  # mesh
     layers = stages.layers + model.mtp_layers * stages.heads  # stage x mesh x pipe
     dense = layers * attention
-    layer_mlp = np.float64(0.0)
-    expert = layer_expert = np.float64(0.0)
+    layer_mlp = number(0.0)
+    expert = layer_expert = number(0.0)
     if not all(model.layer_is_moe):
         layer_mlp = np.asarray(p.dense_mlp_sublayer_params(model, tp=plans.tp))
         dense = dense + (stages.dense + (0 if model.is_moe else model.mtp_layers) * stages.heads) * layer_mlp

@@ -1,8 +1,8 @@
 """Time of one optimizer step of a batch of plans, as named terms.
 
-Comments at the end of a line name the axes of the result on a grid: mesh, data (sharding and overlaps over data-parallel ranks), pipe
-(schedule, vpp, split), batch (micro-batch), redo (recomputation), tensor (sequence parallelism and overlaps in a layer). Only what is
-hidden of data-parallel communication, and the total, are full-size.
+Comments at the end of a line name the axes of the result on a grid: mesh, data (sharding and overlaps over
+data-parallel ranks), pipe (schedule, vpp, split), batch (micro-batch), redo (recomputation), tensor (sequence
+parallelism and overlaps in a layer). Only what is hidden of data-parallel communication, and the total, are full-size.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from dlcalc.calculators import launches, schedule, traffic
 from dlcalc.calculators.communication import GroupLink, all_gather_time_s, all_reduce_time_s, reduce_scatter_time_s
 from dlcalc.calculators.kernels import memory_bound_time_s
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.stages import StageLayers
+from dlcalc.costmodel.layer_comm import stage_send_s
+from dlcalc.costmodel.layer_matmuls import ZERO, sum_of
 from dlcalc.costmodel.layer_times import (
-    ZERO,
     Pass,
     Sublayer,
     attention_sublayer,
@@ -28,12 +28,10 @@ from dlcalc.costmodel.layer_times import (
     embedding_sublayer,
     head_sublayer,
     moe_sublayer,
-    stage_send_s,
-    sum_of,
 )
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
-from dlcalc.costmodel.plans import ALL_LAYERS, Array, Plans
+from dlcalc.costmodel.plans import ALL_LAYERS, Array, Plans, number
 from dlcalc.costmodel.stage_params import StageParams
 from dlcalc.specs.model import ModelSpec
 
@@ -42,8 +40,8 @@ from dlcalc.specs.model import ModelSpec
 class StepTime:
     """Seconds of one step, on the slowest device, by what they are spent on. The step is their sum.
 
-    The first eight are an average stage's work on all micro-batches; ``imbalance_s`` is what the slowest stage has beyond the average,
-    ``bubble_s`` what it waits. Communication terms are what is exposed, not what is sent.
+    The first eight are an average stage's work on all micro-batches; ``imbalance_s`` is what the slowest stage has
+    beyond the average, ``bubble_s`` what it waits. Communication terms are what is exposed, not what is sent.
     """
 
     matmul_s: Array
@@ -97,9 +95,10 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What of the exchanges between data-parallel ranks runs behind a pass: no more than is sent, and no more than the pass lasts.
+    """What of the exchanges between data-parallel ranks runs behind a pass.
 
-    Hidden is ``min(sent, window)``, both less what the exchange slows the pass down.
+    No more than is sent, and no more than the pass lasts: hidden is ``min(sent, window)``, both less what the exchange
+    slows the pass down.
     """
 
     grad_limit_s: Array  # mesh x data x pipe x batch
@@ -212,9 +211,11 @@ def stage_times(
 ) -> StageTimes:
     """Passes of one micro-batch on the bounding stages.
 
-    Layers offloaded to the host move out behind the forward pass and back behind the backward pass; what the link does not manage meanwhile shows.
+    Layers offloaded to the host move out behind the forward pass and back behind the backward pass; what the link does
+    not manage meanwhile shows.
     """
-    share = 1.0 - 0.5 * (plans.schedule == schedule.DUALPIPE)  # a device sees every micro-batch on one of its two stages
+    # under dualpipe a device sees every micro-batch on one of its two stages
+    share = 1.0 - 0.5 * (plans.schedule == schedule.DUALPIPE)
     totals = {name: float(count) for name, count in _layer_totals(model).items()}
     again = np.take(np.array(LAUNCHED_AGAIN), plans.recompute.astype(np.int64))
     device_f, device_b, replayed, host = (_Sum() for _ in range(4))
@@ -250,7 +251,9 @@ def stage_times(
     )
     moved = plans.offload_layers * layer_offload_bytes / machine.hardware.node.host_bytes_per_s * 2.0
     exposed = np.maximum(0.0, moved - (forward + backward)) if np.any(plans.offload_layers) else ZERO
-    mean_exposed = np.maximum(0.0, moved * plans.pp - (sum_forward + sum_backward)) if np.any(plans.offload_layers) else ZERO
+    mean_exposed = (
+        np.maximum(0.0, moved * plans.pp - (sum_forward + sum_backward)) if np.any(plans.offload_layers) else ZERO
+    )
     return StageTimes(
         forward_s=forward,
         backward_s=backward + exposed,
@@ -339,7 +342,7 @@ def _is_mtp_kind(model: ModelSpec, name: str) -> bool:
     )
 
 
-def _work(model: ModelSpec, times: ModelTimes, repeats: Array) -> dict[str, Array]:
+def _work(model: ModelSpec, times: ModelTimes, repeats: Array) -> dict[str, Any]:
     """The average stage's terms over all micro-batches."""
     n_heads = 1.0 + model.mtp_layers
     parts: list[tuple[float, Sublayer]] = [(1.0, times.embedding), (n_heads, times.head)]
@@ -366,16 +369,23 @@ def _work(model: ModelSpec, times: ModelTimes, repeats: Array) -> dict[str, Arra
 
 
 def _data_parallel(
-    plans: Plans, links: Links, params: StageParams, machine: Machine, micro_batches: Array, forward: Array, backward: Array
-) -> dict[str, Any]:  # fmt: skip
+    plans: Plans,
+    links: Links,
+    params: StageParams,
+    machine: Machine,
+    micro_batches: Array,
+    forward: Array,
+    backward: Array,
+) -> dict[str, Any]:
     """Gradient reduction and parameter gathering: what is sent, and what of it is hidden.
 
-    ZeRO 0 reduces once a step, 1 scatters once and gathers once, 2 scatters every micro-batch, 3 gathers twice and scatters once every
-    micro-batch. Overlapped, all but the last bucket hides behind the passes of the micro-batches it belongs to, and slows them.
+    ZeRO 0 reduces once a step, 1 scatters once and gathers once, 2 scatters every micro-batch, 3 gathers twice and
+    scatters once every micro-batch. Overlapped, all but the last bucket hides behind the passes of the micro-batches it
+    belongs to, and slows them.
     """
     profile = machine.recipe.framework
     stage_3 = plans.zero_stage == 3
-    sharded = plans.zero_stage >= 1
+    sharded = (plans.zero_stage >= 1).astype(np.float64)
     reduce_bytes, gather_bytes = float(profile.grad_reduce_bytes), 2.0
 
     reduced = _group_comm(links.shard, params.dense * reduce_bytes, machine, sharded) + _group_comm(
@@ -438,7 +448,7 @@ def _gradient_passes_s(plans: Plans, params: StageParams, machine: Machine, micr
     stage_3 = plans.zero_stage == 3
     moved = micro_batches * (
         (1.0 - stage_3) * traffic.accumulation_traffic_bytes(held, profile=machine.recipe.framework)
-        + stage_3 * traffic.sharding_copy_traffic_bytes(held, gathers=np.float64(2.0), scatters=np.float64(1.0))
+        + stage_3 * traffic.sharding_copy_traffic_bytes(held, gathers=number(2.0), scatters=number(1.0))
     )
     return np.asarray(moved / (machine.hbm_bytes_per_s * machine.memory.hbm_fraction))
 

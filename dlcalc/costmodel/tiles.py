@@ -1,8 +1,9 @@
 """Totals of a grid in pieces that stay in cache.
 
-An :class:`Estimate` of a grid holds its terms on their own axes; only the two totals, step time and peak memory, are as large as the grid.
-Here they are computed piece by piece: one mesh row and a few data rows at a time, and within it only the rows of the other axes on which
-some plan can run at all. Each piece costs about fifteen operations on arrays of some ten thousand elements.
+An :class:`Estimate` of a grid holds its terms on their own axes; only the two totals, step time and peak memory, are as
+large as the grid. Here they are computed piece by piece: one mesh row and a few data rows at a time, and within it only
+the rows of the other axes on which some plan can run at all. Each piece costs about fifteen operations on arrays of
+some ten thousand elements.
 """
 
 from __future__ import annotations
@@ -96,7 +97,10 @@ def tiles(found: Estimate, shape: Sequence[int]) -> Iterator[Tile]:
         per_data_row = int(np.prod([len(live) for live in rows[DATA + 1 :]]))
         step = max(1, TILE_PLANS // per_data_row)
         for start in range(0, len(rows[DATA]), step):
-            yield _tile(part.take(DATA, slice(start, start + step)), [rows[MESH], rows[DATA][start : start + step], *rows[DATA + 1 :]])
+            yield _tile(
+                part.take(DATA, slice(start, start + step)),
+                [rows[MESH], rows[DATA][start : start + step], *rows[DATA + 1 :]],
+            )
 
 
 def _tile(part: _Totals, rows: list[Index]) -> Tile:

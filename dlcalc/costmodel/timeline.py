@@ -1,8 +1,9 @@
 """A pipeline step, operation by operation: what each stage does when.
 
-Every device runs its operations in the order its schedule issues them, each as soon as its inputs have arrived. Orders are those of
-Megatron Core (1f1b, interleaved), of torch.distributed.pipelining (gpipe, zb-h1, zb-v) and of DualPipe's eight steps. The estimate does
-not need any of this: it uses the closed forms of ``calculators.schedule``, which say how far they may be from such a replay.
+Every device runs its operations in the order its schedule issues them, each as soon as its inputs have arrived. Orders
+are those of Megatron Core (1f1b, interleaved), of torch.distributed.pipelining (gpipe, zb-h1, zb-v) and of DualPipe's
+eight steps. The estimate does not need any of this: it uses the closed forms of ``calculators.schedule``, which say how
+far they may be from such a replay.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 
 from dlcalc.calculators.schedule import DUALPIPE, GPIPE, INTERLEAVED, ONE_F_ONE_B, ZB_H1, ZB_V
 from dlcalc.costmodel.estimate import Estimate
-from dlcalc.costmodel.every_stage import ChunkTimes, Chunks, chunk_times, chunks_of
-from dlcalc.costmodel.layer_times import stage_send_s
+from dlcalc.costmodel.every_stage import Chunks, ChunkTimes, chunk_times, chunks_of
+from dlcalc.costmodel.layer_comm import stage_send_s
 from dlcalc.costmodel.placement import links
 from dlcalc.costmodel.plans import Plans
 
@@ -177,7 +178,12 @@ class _Places:
 
 
 def _ready_s(
-    turn: Turn, device: int, done: dict[Op, float], arrived: dict[tuple[Op, int], float], last_chunk: int, place: _Places
+    turn: Turn,
+    device: int,
+    done: dict[Op, float],
+    arrived: dict[tuple[Op, int], float],
+    last_chunk: int,
+    place: _Places,
 ) -> float | None:
     """When every input of ``turn`` is on ``device``; None: not yet known."""
     latest = 0.0
@@ -270,7 +276,7 @@ def _zb_h1(device: int, pp: int, m: int) -> list[Op]:
 
 
 def _zb_v(device: int, pp: int, m: int) -> list[Op]:
-    """Two chunks a device, down and back up a V; written for 2 pp - 1 micro-batches, of which a short step skips the last."""
+    """Two chunks a device, down and up a V; written for 2 pp - 1 micro-batches, a short step skips the last."""
     total = max(2 * pp - 1, m)
     chunks = (device, 2 * pp - 1 - device)
     numbers = {(kind, side): iter(range(total)) for kind in ("F", "I", "W") for side in (0, 1)}
@@ -298,7 +304,7 @@ def _zb_v(device: int, pp: int, m: int) -> list[Op]:
 
 
 def _dualpipe(device: int, pp: int, m: int) -> list[Turn]:
-    """Half of the micro-batches enter at either end. Side 0 is the direction that enters at the nearer end; joined words run as one."""
+    """Half of the micro-batches enter at either end. Side 0 enters at the nearer end; joined words run as one."""
     near = min(device, pp - 1 - device)
     inner = pp // 2 - near - 1
     order: list[Turn] = []

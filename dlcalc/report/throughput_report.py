@@ -138,7 +138,7 @@ def report_mfu(
         tokens_per_s=samples_per_s * seq_len,
         tokens_per_day=float(throughput.day_tokens(samples_per_s=samples_per_s, seq_len=seq_len)),
         mfu_fraction=mfu[convention],
-        mfu_fraction_by_convention=dict(mfu),
+        mfu_fraction_by_convention={name: float(fraction) for name, fraction in mfu.items()},
     )
 
 

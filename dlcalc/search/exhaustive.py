@@ -1,7 +1,7 @@
 """Every plan of a scenario, block by block: what fits, what is refused and why, and the best ``k``, exactly.
 
-Knows neither file nor screen. A block is a range of mesh rows with all other axes; its size changes neither the answer nor, beyond
-itself, the memory needed. Ties go to the smaller plan index.
+Knows neither file nor screen. A block is a range of mesh rows with all other axes; its size changes neither the answer
+nor, beyond itself, the memory needed. Ties go to the smaller plan index.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
 from dlcalc.costmodel.constraints import Mask
+from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
 from dlcalc.costmodel.plans import KNOBS, Array
 from dlcalc.costmodel.tiles import Tile, tiles
 from dlcalc.search.constraints import holds
@@ -27,7 +27,8 @@ SortKey = Literal["step_time", "memory"]
 Keep = Literal["all", "feasible", "pareto", "top"]
 
 BLOCK_PLANS = 1 << 22
-"""Plans whose terms are held at once. Terms live on their own axes, so these are a few MB; totals are computed tile by tile."""
+"""Plans whose terms are held at once. Terms live on their own axes, so these are a few MB; totals are computed tile by
+tile."""
 N_MISSES = 5
 NEAR_BEST = 1.02
 
@@ -59,7 +60,11 @@ class Leaders:
         first, second = (
             (self.step_time_s, self.memory_bytes) if key == "step_time" else (self.memory_bytes, self.step_time_s)
         )
-        return self.take(np.lexsort((self.index, second, first))[:count] if key == "memory" else np.lexsort((self.index, first))[:count])
+        return self.take(
+            np.lexsort((self.index, second, first))[:count]
+            if key == "memory"
+            else np.lexsort((self.index, first))[:count]
+        )
 
 
 @dataclass
@@ -120,7 +125,9 @@ def evaluate(scenario: Scenario, start: int, stop: int) -> Estimate:
         return found
     names = constraint_names(scenario, plans)
     written = {f"not {text}": ~holds(text, names) for text in scenario.constraints}
-    return Estimate(**{**{f: getattr(found, f) for f in found.__dataclass_fields__}, "refused": {**found.refused, **written}})
+    return Estimate(
+        **{**{f: getattr(found, f) for f in found.__dataclass_fields__}, "refused": {**found.refused, **written}}
+    )
 
 
 def search_block(
@@ -132,19 +139,25 @@ def search_block(
     key: SortKey = "step_time",
     bound: float = np.inf,
     fastest: float = np.inf,
-    rows: Callable[[Mapping[str, Array]], None] | None = None,
+    rows: Callable[[Mapping[str, NDArray[np.generic]]], None] | None = None,
     what: Keep = "top",
     pareto: ParetoFilter | None = None,
 ) -> Found:
-    """Evaluate one block. ``rows`` receives the columns of the plans to be written; ``bound`` is the step time
-    (or memory) that a plan must not exceed to lead, ``fastest`` the best step time known from other blocks.
+    """Evaluate one block.
+
+    ``rows`` receives the columns of the plans to be written; ``bound`` is the step time (or memory) that a plan must
+    not exceed to lead, ``fastest`` the best step time known from other blocks.
     """
     evaluated = evaluate(scenario, start, stop)
     shape = (stop - start, *scenario.shape[1:])
     size = int(np.prod(shape, dtype=np.int64))
     offset = start * (size // (stop - start))
     refused = Counter(
-        {reason: int(np.count_nonzero(mask)) * (size // mask.size) for reason, mask in evaluated.refused.items() if mask.any()}
+        {
+            reason: int(np.count_nonzero(mask)) * (size // mask.size)
+            for reason, mask in evaluated.refused.items()
+            if mask.any()
+        }
     )
     found = Found(n_plans=size, refused=refused)
     for tile in tiles(evaluated, shape):
@@ -171,8 +184,17 @@ def search_block(
 
 
 def _lead(
-    found: Found, tile: Tile, fits: Mask, shape: Sequence[int], offset: int, *, keep: int, key: SortKey, bound: float, fastest: float
-) -> None:  # fmt: skip
+    found: Found,
+    tile: Tile,
+    fits: Mask,
+    shape: Sequence[int],
+    offset: int,
+    *,
+    keep: int,
+    key: SortKey,
+    bound: float,
+    fastest: float,
+) -> None:
     """Let the plans of a tile compete with those found so far."""
     bound = min(bound, found.bound(keep, key))
     near_s = NEAR_BEST * min(fastest, found.fastest)

@@ -7,9 +7,10 @@
     redo    recompute recompute_layers offload_layers
     tensor  sequence_parallel overlap_tp overlap_ep
 
-Knobs tied by an equation share an axis, so an impossible mesh is never generated. The index of a plan is its position in the product of
-the axes in this order, the last one varying fastest; it does not depend on how the space is cut into blocks. The order is the one that
-is fastest to evaluate: what depends on mesh, data and pipe alone is a scalar to the long inner loops over the other three.
+Knobs tied by an equation share an axis, so an impossible mesh is never generated. The index of a plan is its position
+in the product of the axes in this order, the last one varying fastest; it does not depend on how the space is cut into
+blocks. The order is the one that is fastest to evaluate: what depends on mesh, data and pipe alone is a scalar to the
+long inner loops over the other three.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from itertools import product
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
@@ -83,16 +85,20 @@ class Scenario:
         for start in range(0, self.shape[0], rows):
             yield start, min(start + rows, self.shape[0])
 
-    def rows(self, index: Array) -> Plans:
+    def rows(self, index: NDArray[np.int64]) -> Plans:
         """The plans of the given indices."""
         where = np.unravel_index(index, self.shape)
         columns = {
-            knob: values[position] for axis, position in zip(self.axes, where, strict=True) for knob, values in axis.items()
+            knob: values[position]
+            for axis, position in zip(self.axes, where, strict=True)
+            for knob, values in axis.items()
         }
         return Plans.rows(columns)
 
 
-def axes_of(model: ModelSpec, hardware: HardwareSpec, devices: int, recipe: Recipe, ranges: KnobRanges) -> tuple[Axis, ...]:
+def axes_of(
+    model: ModelSpec, hardware: HardwareSpec, devices: int, recipe: Recipe, ranges: KnobRanges
+) -> tuple[Axis, ...]:
     """The six axes of a scenario."""
     return (
         _mesh_axis(model, hardware, devices, recipe, ranges),
@@ -122,10 +128,15 @@ def _mesh_axis(model: ModelSpec, hardware: HardwareSpec, devices: int, recipe: R
     node = hardware.node.n_devices
     tps = _counts(
         ranges.tp,
-        auto=[d for d in whole if d <= min(node, AUTO_TP_MOST) and model.n_heads % d == 0] if profile.supports_tensor else [1],
+        auto=[d for d in whole if d <= min(node, AUTO_TP_MOST) and model.n_heads % d == 0]
+        if profile.supports_tensor
+        else [1],
         full=[d for d in whole if model.n_heads % d == 0],
     )
-    longest_cp = lambda tokens: [d for d in whole if d == 1 or recipe.seq_len >= d * tokens]  # noqa: E731
+
+    def longest_cp(tokens: int) -> list[int]:
+        return [d for d in whole if d == 1 or recipe.seq_len >= d * tokens]
+
     cps = _counts(
         ranges.cp, auto=longest_cp(AUTO_CP_TOKENS) if profile.supports_context else [1], full=longest_cp(FULL_CP_TOKENS)
     )
@@ -192,9 +203,7 @@ def _redo_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
         layers = [ALL_LAYERS, *(k for k in counts if k < model.n_layers)]
     else:
         layers = [ALL_LAYERS if k == "all" else k for k in ranges.recompute_layers]
-    rows = [
-        (RECOMPUTE_MODES.index(mode), k, 0) for mode in modes for k in (layers if mode == "full" else [ALL_LAYERS])
-    ]
+    rows = [(RECOMPUTE_MODES.index(mode), k, 0) for mode in modes for k in (layers if mode == "full" else [ALL_LAYERS])]
     if isinstance(ranges.offload_layers, str):
         offloads = [] if ranges.offload_layers == "auto" else [k for k in FULL_OFFLOADS if k <= model.n_layers]
     else:
@@ -222,13 +231,17 @@ def _data_axis(devices: int, recipe: Recipe, ranges: KnobRanges) -> Axis:
     replicas = [d for d in powers_of_two(min(devices, MOST_REPLICAS)) if devices % d == 0]
     rows = []
     for stage in stages:
-        copies = _counts(ranges.dp_replicate, auto=replicas if stage == 3 else [1], full=replicas if stage == 3 else [1])
+        copies = _counts(
+            ranges.dp_replicate, auto=replicas if stage == 3 else [1], full=replicas if stage == 3 else [1]
+        )
         grads = _flags(ranges.overlap_grad, auto=[profile.overlap_grad])
         gathers = _flags(ranges.overlap_param, auto=[profile.overlap_param])
         offloads = _flags(ranges.offload_optimizer, auto=[False])
         rows += [
             (stage, copy, grad, gather, offload)
-            for copy, grad, gather, offload in product(copies, grads, _possible_gathers(gathers, stage, ranges), offloads)
+            for copy, grad, gather, offload in product(
+                copies, grads, _possible_gathers(gathers, stage, ranges), offloads
+            )
             if grad or not gather
         ]
     return _axis(("zero_stage", "dp_replicate", "overlap_grad", "overlap_param", "offload_optimizer"), rows)
@@ -256,7 +269,9 @@ def _flags(written: str | Sequence[bool], *, auto: Sequence[bool]) -> list[bool]
     return sorted(set(written))
 
 
-def _words(written: str | Sequence[str], *, auto: Sequence[str], full: Sequence[str], kind: str, known: Sequence[str]) -> list[str]:
+def _words(
+    written: str | Sequence[str], *, auto: Sequence[str], full: Sequence[str], kind: str, known: Sequence[str]
+) -> list[str]:
     if written in ("auto", "full"):
         return list(auto if written == "auto" else full)
     for word in written:

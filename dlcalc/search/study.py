@@ -21,12 +21,14 @@ from dlcalc.specs.space import Cluster, RecipeSpec, SpaceSpec
 
 def scenarios_of(space: SpaceSpec, folder: Path, registry: HardwareRegistry) -> tuple[Scenario, ...]:
     """Every combination of model, hardware, devices and recipe; paths in the file are relative to ``folder``."""
-    models = [load_model(_located(name, folder)) for name in space.model]
-    machines = [_adapted(registry.load(_located(name, folder)), space.cluster) for name in space.hardware]
+    models = [load_model(located(name, folder)) for name in space.model]
+    machines = [adapted(registry.load(located(name, folder)), space.cluster) for name in space.hardware]
     recipes = [(spec, recipe) for spec in space.recipe for recipe in resolved_recipes(spec)]
     counts = [n for n in space.cluster.devices if space.max_devices is None or n <= space.max_devices]
     if not counts:
-        raise DlcalcError(f"cluster: devices: all of {list(space.cluster.devices)} exceed max_devices = {space.max_devices}")
+        raise DlcalcError(
+            f"cluster: devices: all of {list(space.cluster.devices)} exceed max_devices = {space.max_devices}"
+        )
     scenarios = [
         _scenario(space, model, hardware, devices, spec, recipe)
         for model, hardware, (spec, recipe), devices in product(models, machines, recipes, counts)
@@ -60,7 +62,8 @@ def _scenario(
         )
     if spec.custom_split and sum(spec.custom_split) != model.n_layers:
         raise DlcalcError(
-            f"recipe: custom_split: its chunks hold {sum(spec.custom_split)} layers, but {model.name} has {model.n_layers}"
+            f"recipe: custom_split: its chunks hold {sum(spec.custom_split)} layers, "
+            f"but {model.name} has {model.n_layers}"
         )
     scenario = Scenario(
         name=f"{model.name} on {devices} {hardware.name}, {recipe.precision}",
@@ -105,7 +108,7 @@ def _with_unique_names(scenarios: Sequence[Scenario]) -> tuple[Scenario, ...]:
     return tuple(named)
 
 
-def _adapted(hardware: HardwareSpec, cluster: Cluster) -> HardwareSpec:
+def adapted(hardware: HardwareSpec, cluster: Cluster) -> HardwareSpec:
     """The machine with what the cluster says of its node, fabric and price."""
     source = "the cluster section of the space file"
     node, fabric, price = hardware.node, hardware.fabric, hardware.price
@@ -119,7 +122,7 @@ def _adapted(hardware: HardwareSpec, cluster: Cluster) -> HardwareSpec:
     return hardware.model_copy(update={"node": node, "fabric": fabric, "price": price})
 
 
-def _located(name: str, folder: Path) -> str:
+def located(name: str, folder: Path) -> str:
     """A path in a space file is relative to the file; a name stays a name."""
     if "/" not in name and not name.endswith((".yaml", ".yml", ".json")):
         return name

@@ -34,13 +34,15 @@ class FrameworkProfile(Spec):
     """bias + dropout + residual in one kernel."""
     fused_rope: bool
     fused_projections: bool = True
-    """Q, K and V, and gate and up, in one matmul each; False: one per projection, each with its own exchange of the input's gradient."""
+    """Q, K and V, and gate and up, in one matmul each; False: one per projection, each with its own exchange of the
+    input's gradient."""
     fused_grad_accumulation: bool = True
     """A weight's gradient is added to its buffer inside the matmul; False: in a pass of its own."""
     cross_entropy: CrossEntropy
     dropout: bool = False
     keeps_gathered_inputs: bool = False
-    """Under sequence parallelism a linear layer keeps its gathered input for the backward pass, instead of gathering it again."""
+    """Under sequence parallelism a linear layer keeps its gathered input for the backward pass, instead of gathering it
+    again."""
 
     keeps_low_precision_inputs: bool = True
     """A linear layer in 8 or 4 bits keeps its quantized input for the backward pass, not the 16-bit one."""
@@ -95,8 +97,8 @@ class FrameworkProfile(Spec):
     """Compute slows by this fraction of the communication hidden behind it."""
     cuda_context_gib: NonNegativeFloat = 0.8
     """CUDA context and communicator buffers, outside the allocator."""
-    allocator_slack: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    """Fragmentation: reserved over allocated, minus one."""
+    allocator_slack: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Fragmentation: reserved over allocated activations and working sets, minus one; states do not fragment."""
     source: str = ""
 
     @property

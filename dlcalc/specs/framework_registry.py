@@ -24,7 +24,9 @@ def load_framework(name_or_path: str, changes: Mapping[str, Any] | None = None) 
         return profile
     for key in changes:
         if key not in FrameworkProfile.model_fields:
-            raise DlcalcError(f"recipe: profile.{key}: no such setting; {suggestion(key, FrameworkProfile.model_fields)}")
+            raise DlcalcError(
+                f"recipe: profile.{key}: no such setting; {suggestion(key, FrameworkProfile.model_fields)}"
+            )
     try:
         return FrameworkProfile.model_validate({**profile.model_dump(), **changes})
     except ValueError as error:

@@ -35,7 +35,7 @@ AUTO: Choice = "auto"
 
 
 class KnobRanges(Spec):
-    """The values of each knob: a list, one value, ``auto`` (what users of the framework vary) or ``full`` (its whole range)."""
+    """The values of each knob: a list, one value, ``auto`` (what users of the framework vary) or ``full`` (all)."""
 
     tp: CountsOrAuto = AUTO
     cp: CountsOrAuto = AUTO
@@ -63,7 +63,7 @@ class KnobRanges(Spec):
     @classmethod
     def full(cls) -> Self:
         """Every knob over its whole range."""
-        return cls(**dict.fromkeys(cls.model_fields, "full"))
+        return cls.model_validate(dict.fromkeys(cls.model_fields, "full"))
 
 
 class Cluster(Spec):
@@ -78,7 +78,7 @@ class Cluster(Spec):
 
 
 class RecipeSpec(Spec):
-    """A recipe as written: names are resolved, batch in tokens becomes sequences, several precisions several recipes."""
+    """A recipe as written: names unresolved, the batch in sequences or tokens, one or several precisions."""
 
     seq_len: PositiveInt
     global_batch: PositiveInt | None = None
@@ -106,11 +106,13 @@ class RecipeSpec(Spec):
     def sequences(self) -> int:
         if self.global_batch is not None:
             return self.global_batch
-        assert self.global_batch_tokens is not None  # one of the two is given  # noqa: S101
+        assert self.global_batch_tokens is not None  # one of the two is given
         return self.global_batch_tokens // self.seq_len
 
 
 class TopRows(Spec):
+    """Keep this many of the best plans."""
+
     top: PositiveInt
 
 

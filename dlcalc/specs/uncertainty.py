@@ -1,4 +1,4 @@
-"""How far measured step times lie from estimates: ``configs/uncertainty.yaml``, fitted to runs that were left out of every other fit."""
+"""How far measured step times lie from estimates: ``configs/uncertainty.yaml``, from runs left out of other fits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Spread(Spec):
 
 
 class Uncertainty(Spec):
-    """An interval of step times by regime: every spread that applies to a run adds to ``base``, in squares of logarithms."""
+    """An interval of step times by regime: spreads that apply to a run add to ``base``, in squares of logarithms."""
 
     coverage: Annotated[float, Field(gt=0, lt=1)]
     """Share of runs whose measured time lies inside."""

@@ -19,10 +19,13 @@ from dlcalc.specs.uncertainty import Uncertainty
 from dlcalc.utils.units import GIB
 from dlcalc.validation import metrics
 from dlcalc.validation.metrics import ErrorStats, MemoryVerdicts
-from dlcalc.validation.runs import MeasuredRun, MemoryKind, RunReader, RunSetting
+from dlcalc.validation.rows import MeasuredRun
+from dlcalc.validation.runs import MemoryKind, RunReader, RunSetting
 
 SWEEP_KEYS = ("source", "model", "hardware", "gpus", "seq_len", "global_batch")
 """Rows that agree in these differ in their plan."""
+BUG = "a bug of dlcalc"
+"""How the reason of a row begins that an exception of ours refused."""
 FEWEST_PLANS = 3
 """Timed plans that make a sweep."""
 PREDICTION_COLUMNS = (
@@ -84,9 +87,23 @@ def compare_runs(runs: Sequence[MeasuredRun], reader: RunReader, uncertainty: Un
         else:
             groups.setdefault(setting.group, []).append((position, setting))
     for members in groups.values():
-        for (position, setting), row in zip(members, _estimates([s for _, s in members], uncertainty), strict=True):
+        settings = [setting for _, setting in members]
+        for (position, setting), row in zip(members, _rows_of(settings, uncertainty), strict=True):
             compared[position] = _comparison(runs[position], setting, row)
     return [found for found in compared if found is not None]
+
+
+def _rows_of(settings: Sequence[RunSetting], uncertainty: Uncertainty) -> list[_Row | str]:
+    """Estimates of settings that share all but their plan.
+
+    A row that breaks the cost model is our bug. Its reason says so, and the hundreds of other rows are not lost for it.
+    """
+    try:
+        return list(_estimates(settings, uncertainty))
+    except Exception as error:
+        if len(settings) == 1:
+            return [f"{BUG}: {type(error).__name__}: {error}"]
+        return [row for setting in settings for row in _rows_of([setting], uncertainty)]
 
 
 @dataclass(frozen=True)
@@ -104,13 +121,20 @@ class _Row:
 def _estimates(settings: Sequence[RunSetting], uncertainty: Uncertainty) -> list[_Row]:
     """Estimates of settings that share all but their plan."""
     first = settings[0]
+    with np.errstate(all="ignore"):  # nonsense shows in the numbers
+        return _estimates_of(first, settings, uncertainty)
+
+
+def _estimates_of(first: RunSetting, settings: Sequence[RunSetting], uncertainty: Uncertainty) -> list[_Row]:
     columns = {knob: [float(getattr(setting.plan, knob)) for setting in settings] for knob in KNOBS}
     plans = Plans.rows(columns)
     found = estimate(first.model, first.hardware, first.recipe, plans, custom_split=first.custom_split)
     low, high = step_time_interval_factors(first.model, first.hardware, first.recipe, plans, uncertainty)
     n = len(settings)
     times, lows, highs = (np.broadcast_to(array, n) for array in (found.step_time_s, low, high))
-    peaks: dict[MemoryKind, Array] = {kind: np.broadcast_to(peak, n) for kind, peak in peak_bytes_by_kind(found).items()}
+    peaks: dict[MemoryKind, Array] = {
+        kind: np.broadcast_to(peak, n) for kind, peak in peak_bytes_by_kind(found).items()
+    }
     refused = {reason: np.broadcast_to(mask, n) for reason, mask in found.refused.items()}
     return [
         _Row(
@@ -126,13 +150,15 @@ def _estimates(settings: Sequence[RunSetting], uncertainty: Uncertainty) -> list
 
 
 def peak_bytes_by_kind(found: Estimate) -> dict[MemoryKind, Array]:
-    """The peak as tools report it: allocated is without the allocator's slack, and neither knows what the driver holds."""
+    """The peak as tools report it: allocated is without slack of the allocator, reserved without the driver's share."""
     device = found.memory_bytes
     reserved = device - found.footprint.context_bytes
     return {"device": device, "reserved": reserved, "allocated": reserved / found.footprint.allocator_slack_factor}
 
 
-def _comparison(run: MeasuredRun, setting: RunSetting, row: _Row) -> Comparison:
+def _comparison(run: MeasuredRun, setting: RunSetting, row: _Row | str) -> Comparison:
+    if isinstance(row, str):
+        return Comparison(run, setting, reason=row)
     reasons = list(row.refused)
     step_time_s: float | None = row.step_time_s
     if not (math.isfinite(row.step_time_s) and row.step_time_s > 0):

@@ -15,8 +15,9 @@ LONGEST_LAYOUT = 100_000
 def layers_per_chunk(extras: Mapping[str, str], *, n_layers: int, pp: int, vpp: int) -> tuple[int, ...] | None:
     """Layers of each of the pp x vpp chunks in order, where the row gives them; None where it does not.
 
-    ``layers_per_stage`` may list stages of several chunks, which then share its layers out evenly. An embedding or a loss that alone
-    counts as a layer takes one from the first or from the last chunk; when both do, the cost model's own split says it.
+    ``layers_per_stage`` may list stages of several chunks, over which its layers are spread evenly. An embedding or a
+    loss that alone counts as a layer takes one from the first or from the last chunk; when both do, the cost model has a
+    split of its own.
     """
     if pp == 1:
         return None
@@ -69,7 +70,5 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _per_chunk(stages: Sequence[int], *, pp: int, vpp: int) -> tuple[int, ...]:
-    """Stage s holds chunks s, s + pp, ...: its layers are spread over them, the earlier ones taking what is left over."""
-    return tuple(
-        stages[stage] // vpp + (chunk < stages[stage] % vpp) for chunk in range(vpp) for stage in range(pp)
-    )
+    """Stage s holds chunks s, s + pp, ...: its layers are spread over them, earlier ones taking what is left over."""
+    return tuple(stages[stage] // vpp + (chunk < stages[stage] % vpp) for chunk in range(vpp) for stage in range(pp))

@@ -1,7 +1,7 @@
 """How good estimates are: errors, ranking within a sweep, memory verdicts, coverage. Pure functions of numbers.
 
-An error is relative and signed: estimated over measured, minus one. Rankings compare plans that were measured under equal conditions; a
-plan that ran out of memory has no time, and is known to be no choice.
+An error is relative and signed: estimated over measured, minus one. Rankings compare plans that were measured under
+equal conditions; a plan that ran out of memory has no time, and is known to be no choice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class ErrorStats:
 
 def relative_errors(estimated: ArrayLike, measured: ArrayLike) -> Array:
     """Estimated over measured, minus one."""
-    return np.asarray(estimated, dtype=float) / np.asarray(measured, dtype=float) - 1.0
+    errors: Array = np.asarray(estimated, dtype=float) / np.asarray(measured, dtype=float) - 1.0
+    return errors
 
 
 def error_stats(errors: ArrayLike) -> ErrorStats:
@@ -110,8 +111,8 @@ class Regret:
 def regret(estimated_s: Sequence[float], fits: Sequence[bool], measured_s: Sequence[float]) -> Regret:
     """Regret of trying plans in the order of their estimates; a plan that ran out of memory has NaN in ``measured_s``.
 
-    Plans said not to fit are not tried, unless no plan of the sweep is said to fit. A choice that runs out of memory does so at once: the
-    next one takes its place, and the failure is counted.
+    Plans said not to fit are not tried, unless none of those that ran is said to fit. A choice that runs out of memory
+    does so at once: the next one takes its place, and the failure is counted.
     """
     times, said = np.asarray(estimated_s, dtype=float), np.asarray(fits, dtype=bool)
     measured = np.asarray(measured_s, dtype=float)

@@ -15,7 +15,6 @@ from dlcalc.specs.model import MAX_LAYERS, ModelSpec
 from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.wording import shown
 
-
 LARGEST = 10**9
 """More of anything is a typing error."""
 
@@ -67,7 +66,7 @@ UNDERSTOOD = frozenset({"swa_every"})
 
 
 def model_of(name: str, dims: object) -> ModelSpec:
-    """A model from its dimensions; keys that are unknown are left out, those that are missing take their usual values."""
+    """A model from its dimensions; unknown keys are left out, missing ones take their usual values."""
     if not isinstance(dims, Mapping):
         raise DlcalcError(f"model {name}: its dimensions are missing")
     known = {key: value for key, value in dims.items() if key in ModelSpec.model_fields and value is not None}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from dlcalc.costmodel.plans import ALL_LAYERS
@@ -66,7 +67,7 @@ def _nearer(asked: str) -> Iterator[tuple[str, str]]:
     """Names to try: the chip with its memory size, then the chip alone; a sibling's if it has none."""
     words = asked.split("_")
     size = next((word for word in words if re.fullmatch(r"\d+g(i?b)?", word)), "")
-    pairs = ["_".join(pair) for pair in zip(words, words[1:], strict=False)]
+    pairs = ["_".join(pair) for pair in pairwise(words)]
     for word in (*pairs, *words):
         for chip in dict.fromkeys((word, *_without_form_factor(word))):
             nearest, differs = SIBLINGS.get(chip, (chip, ""))
@@ -118,18 +119,22 @@ def framework_name(written: str, known: Collection[str], *, shards_weights: bool
 # ---- precision
 
 PRECISIONS: dict[str, str] = {
-    "bfloat16": "bf16", "amp_bf16": "bf16", "bf16_mixed": "bf16", "mixed_bf16": "bf16", "bf16_amp": "bf16", "half": "fp16",
-    "float16": "fp16", "amp_fp16": "fp16", "amp": "fp16", "fp16_mixed": "fp16", "float32": "fp32", "float8": "fp8",
-    "float": "fp32", "single": "fp32", "mx_fp8": "mxfp8", "fp8_mx": "mxfp8", "fp4": "nvfp4", "nv_fp4": "nvfp4", "fp4_nv": "nvfp4",
+    "bfloat16": "bf16", "amp_bf16": "bf16", "bf16_mixed": "bf16", "mixed_bf16": "bf16", "bf16_amp": "bf16",
+    "half": "fp16", "float16": "fp16", "amp_fp16": "fp16", "amp": "fp16", "fp16_mixed": "fp16",
+    "float32": "fp32", "float": "fp32", "single": "fp32",
+    "float8": "fp8", "mx_fp8": "mxfp8", "fp8_mx": "mxfp8", "fp4": "nvfp4", "nv_fp4": "nvfp4", "fp4_nv": "nvfp4",
 }  # fmt: skip
-FAMILIES = (("mxfp8", "mxfp8"), ("fp4", "nvfp4"), ("fp8", "fp8"), ("float8", "fp8"), ("bf16", "bf16"), ("bfloat16", "bf16"),
-            ("fp16", "fp16"), ("float16", "fp16"), ("tf32", "tf32"), ("fp32", "fp32"))  # fmt: skip
+FAMILIES = (
+    ("mxfp8", "mxfp8"), ("fp4", "nvfp4"), ("fp8", "fp8"), ("float8", "fp8"), ("bf16", "bf16"), ("bfloat16", "bf16"),
+    ("fp16", "fp16"), ("float16", "fp16"), ("tf32", "tf32"), ("fp32", "fp32"),
+)  # fmt: skip
+"""Parts of other names, and the precision they mean; the first match counts."""
 OTHER_PRECISIONS = {"bf16": "fp16", "fp16": "bf16", "mxfp8": "fp8", "tf32": "fp32"}
 """What a device computes in where it does not have the one asked for."""
 
 
 def precision_name(written: str, recipe: str, available: Collection[str]) -> Taken | None:
-    """Our word for a precision that the device has; ``recipe`` is the scaling recipe, if the row names one. None: no such precision."""
+    """Our word for a precision that the device has, or None; ``recipe`` is the scaling recipe, where one is named."""
     asked = plain(written)
     known = {"bf16", "fp16", "fp32", "tf32", "fp8", "mxfp8", "nvfp4"}
     word = asked if asked in known else PRECISIONS.get(asked, "")
@@ -180,7 +185,8 @@ MODES = {
     "none": "none", "no": "none", "off": "none", "false": "none", "0": "none",
     "selective": "selective", "core_attn": "selective", "other:core_attn": "selective",
     "full": "full", "uniform": "full", "true": "full", "1": "full", "yes": "full", "on": "full",
-    "other:layernorm+moe_act": "norm_act", "other:layernorm": "norm_act", "other:mla_up_proj": "mla_up_proj", "op_sac": "op_sac",
+    "other:layernorm+moe_act": "norm_act", "other:layernorm": "norm_act",
+    "other:mla_up_proj": "mla_up_proj", "op_sac": "op_sac",
 }  # fmt: skip
 """Spellings that mean exactly one of our modes."""
 
@@ -206,7 +212,9 @@ def recompute_mode(written: str, default: str, *, is_mla: bool, layers_per_stage
         return _counted(what, layers_per_stage)
     for pattern, mode in PARTS:
         if re.search(pattern, what):
-            return _without_latents(Recompute(mode, remark=f"recompute {written} taken as {mode}"), written, is_mla=is_mla)
+            return _without_latents(
+                Recompute(mode, remark=f"recompute {written} taken as {mode}"), written, is_mla=is_mla
+            )
     return Recompute("selective", remark=f"recompute {written} taken as selective")
 
 
@@ -217,7 +225,7 @@ def _without_latents(found: Recompute, written: str, *, is_mla: bool) -> Recompu
 
 
 def _counted(what: str, layers_per_stage: Callable[[], int]) -> Recompute:
-    """Full recomputation: of the layers counted, of one in so many, or of all of them; ``uniform`` counts the layers kept together."""
+    """Full recomputation of the layers counted, of one in so many, or of all (``uniform`` counts those of a group)."""
     if every := re.search(r"every[_ ]?(other|\d+)", what):
         step = 2 if every[1] == "other" else max(1, int(every[1][:6]))
         return Recompute("full", max(1, layers_per_stage() // step))

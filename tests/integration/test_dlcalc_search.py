@@ -320,12 +320,12 @@ def _rows(directory):
 
 LOST_WORKER = """
 import os, signal
-from dlcalc import workflows
+from dlcalc import workflows_sweep
 from dlcalc.dlcalc_search import main
 from dlcalc.search import executors
 
 executors.SHARD_PLANS = 2000
-workflows._blocks = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+workflows_sweep._blocks = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 main()
 """
 
@@ -342,7 +342,9 @@ def test_a_lost_worker_is_said_in_one_line():
 
 def test_a_complete_study_is_taken_as_it_is(monkeypatch):
     first = answer("small.yaml")
-    monkeypatch.setattr("dlcalc.workflows._blocks", lambda *_, **__: pytest.fail("a finished shard was searched again"))
+    monkeypatch.setattr(
+        "dlcalc.workflows_sweep._blocks", lambda *_, **__: pytest.fail("a finished shard was searched again")
+    )
     assert timeless(answer("small.yaml", "--resume")) == timeless(first)
 
 

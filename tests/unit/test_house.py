@@ -83,6 +83,11 @@ def test_equations_know_neither_files_nor_plans():
         assert floors <= {"calculators", "specs", "utils"}, path.name
 
 
+def test_every_door_is_a_command_and_every_command_has_a_door():
+    scripts = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert sorted(scripts.values()) == sorted(f"dlcalc.{door.stem}:main" for door in DOORS)
+
+
 def test_the_lock_pins_what_the_project_needs_and_names_no_host():
     lock = (CHECKOUT / "constraints.txt").read_text()
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]

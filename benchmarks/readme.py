@@ -1,0 +1,97 @@
+"""Write the measured parts of README.md anew: the printed example, the accuracy table and the speed table.
+
+    python benchmarks/readme.py [--leave-out FILE]
+
+Each stands between two comments; nothing else is touched. ``--leave-out`` takes what ``fit_runs.py --leave-out`` printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TARGETS = {
+    "hagemann2023": "LLaMA 13B and 65B on A100, 64 and 128 devices",
+    "vtrain_single": "small GPTs on 2 and 4 A100",
+    "llmfoundry": "MPT 125M to 70B, FSDP, A100 and H100",
+    "nemo_bridge": "Llama 3, Qwen3, gpt-oss, DeepSeek-V3 on H100, B200, GB200",
+    "simumax_b200": "Llama 3 70B and DeepSeek-V2 layers on 8 B200",
+    "torchtitan": "Llama 3 8B, FSDP2, tensor and context parallel, H100 at 500 W",
+    "korthikanti2022": "Megatron 22B and 175B, A100",
+    "narayanan2021": "Megatron 1.7B to 530B, A100",
+    "mt_nlg": "MT-NLG 530B, 2,240 to 3,360 A100",
+    "bloom": "BLOOM 176B, 384 A100",
+    "megatron_lm_readme": "Megatron GPT 7B and 70B, 96 and 768 H100",
+}
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def between(text: str, name: str, body: str) -> str:
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda match: f"{match[1]}{body.strip()}\n{match[2]}", text, flags=re.S)
+
+
+def example() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        printed = run(
+            sys.executable, "-m", "dlcalc.dlcalc_search", "search_spaces/llama3_70b_h100.yaml", "-o", f"{folder}/study", "--top", "3"
+        )
+    lines = printed.splitlines()
+    second = next(i for i, line in enumerate(lines) if "on 128 h100, bf16  " in line)
+    return "```text\n" + "\n".join(line.rstrip() for line in lines[:second]).strip() + "\n```"
+
+
+def left_out_medians(file: Path | None) -> dict[str, float]:
+    if file is None:
+        return {}
+    table = file.read_text().split("left out", 1)[1]
+    return {match[1]: float(match[2]) for match in re.finditer(r"^(\w+)\s+\d+\s+([\d.]+)", table, flags=re.M)}
+
+
+def accuracy(left_out: dict[str, float]) -> str:
+    summary = json.loads(run(sys.executable, "-m", "dlcalc.dlcalc_validate", "--json"))
+    lines = [
+        "| source | runs | step time, median error | 90th percentile | left out, median | memory, median | out of memory right |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for source in summary["sources"]:
+        step, memory, oom = source["step_time"], source["memory"], source["out_of_memory"]
+        name = source["source"]
+        lines.append(
+            f"| {name}: {TARGETS.get(name, '')} | {source['n_runs']} | {percent(step.get('median'))} | {percent(step.get('p90'))} | "
+            f"{left_out.get(name, '') and f'{left_out[name]:.1f} %'} | {percent(memory.get('median'))} | {percent(oom.get('accuracy'))} |"
+        )
+    return "\n".join(lines)
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def speed() -> str:
+    return "```text\n" + run(sys.executable, "benchmarks/search_speed.py").strip() + "\n```"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--leave-out", type=Path)
+    arguments = parser.parse_args()
+    file = ROOT / "README.md"
+    text = file.read_text()
+    text = between(text, "example: search", example())
+    text = between(text, "accuracy", accuracy(left_out_medians(arguments.leave_out)))
+    text = between(text, "speed", speed())
+    file.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What stands for Python objects while a pickle is read: plain records that cannot do anything.
+
+Mappings are lists of pairs, so that no key out of a file is ever hashed or compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MOST_ATTRIBUTES = 256
+"""Of the objects whose attributes are looked up; a lookup goes through them one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A class or function that the pickle names; it is never imported."""
+
+    module: str
+    name: str
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False, slots=True)
+class Mapping:
+    """A dict, whatever its class."""
+
+    pairs: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def get(self, key: str) -> Any:  # noqa: ANN401 - a pickle holds anything
+        """The last value of ``key``, or None; None also of a mapping too large to be an object's attributes."""
+        if len(self.pairs) > MOST_ATTRIBUTES:
+            return None
+        return next((value for own, value in reversed(self.pairs) if isinstance(own, str) and own == key), None)
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """What calling a class would have made."""
+
+    symbol: Symbol
+    args: tuple[Any, ...] = ()
+    state: Any = None
+    items: list[Any] = field(default_factory=list)
+    pairs: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def attribute(self, name: str) -> Any:  # noqa: ANN401 - a pickle holds anything
+        """An attribute that its state sets, or None."""
+        state = self.state
+        if isinstance(state, tuple) and len(state) == 2:  # instance dict and slots
+            state = next((part for part in state if isinstance(part, Mapping)), None)
+        return state.get(name) if isinstance(state, Mapping) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that were not read."""
+
+    n_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRef:
+    """A piece of memory that the file holds outside its pickle."""
+
+    key: str
+    dtype: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """A tensor as a view of a storage; None: it has no data in the file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    storage: StorageRef | None
+    strides: tuple[int, ...] = ()
+    offset: int = 0

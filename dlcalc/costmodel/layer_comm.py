@@ -1,0 +1,138 @@
+"""What a sublayer exposes of its communication: tensor-parallel, context-parallel, expert-parallel, between stages.
+
+Exposed is what no matmul or attention of the same sublayer hides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from dlcalc.calculators.communication import (
+    all_gather_time_s,
+    all_reduce_time_s,
+    all_to_all_time_s,
+    reduce_scatter_time_s,
+    send_time_s,
+)
+from dlcalc.costmodel.layer_matmuls import ZERO, MatmulTime, sum_of
+from dlcalc.costmodel.machine import Machine
+from dlcalc.costmodel.placement import Links
+from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.specs.model import ModelSpec
+
+
+def sequence_shards(plans: Plans) -> Array:
+    """Over how many ranks norms, residuals and stage boundaries are sharded: tp with sequence parallelism, else 1."""
+    return 1.0 + plans.sequence_parallel * (plans.tp - 1.0)
+
+
+def tp_collectives_count(plans: Plans) -> Array:
+    """Collectives of a sublayer's forward pass: an all-reduce, or a gather and a scatter."""
+    return (plans.tp > 1) * (1.0 + plans.sequence_parallel)
+
+
+def stage_send_s(model: ModelSpec, plans: Plans, links: Links, machine: Machine) -> Array:
+    """Time to hand a micro-batch's activations to the neighbouring stage; sequence-parallel ranks send their share."""
+    tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
+    size = 2.0 * tokens * model.hidden_size / sequence_shards(plans)
+    rates = machine.hardware.calibration
+    inside = send_time_s(
+        size,
+        link_bytes_per_s=links.pp_bytes_per_s,
+        link_latency_s=links.pp_latency_s,
+        rates=rates.node_collectives["send"],
+    )
+    across = send_time_s(
+        size,
+        link_bytes_per_s=links.pp_bytes_per_s,
+        link_latency_s=links.pp_latency_s,
+        rates=rates.fabric_collectives["send"],
+    )
+    return (plans.pp > 1) * (links.pp_crosses * across + (1.0 - links.pp_crosses) * inside)
+
+
+def tp_comm_s(
+    plans: Plans, links: Links, machine: Machine, elements: Array, times: Mapping[str, MatmulTime],
+    edges: tuple[str | None, str | None], apart: float = 1.0,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Exposed tensor-parallel communication of a column-parallel and a row-parallel linear layer.
+
+    Without sequence parallelism one all-reduce a pass, that of the backward pass behind the weight gradient where the
+    trainer overlaps it (``apart`` of them where as many projections exchange it on their own). With it, an all-gather
+    and a reduce-scatter a pass, and the input gathered once more for its weight gradient. With ``overlap_tp`` all but
+    the first of tp chunks hides behind the matmul it feeds.
+    """
+    size = 2.0 * elements
+    rates = machine.hardware.calibration
+    node, fabric = rates.node_collectives, rates.fabric_collectives
+    gather = np.asarray(all_gather_time_s(size, links.tp, node=node["all_gather"], fabric=fabric["all_gather"]))
+    scatter = np.asarray(
+        reduce_scatter_time_s(size, links.tp, node=node["reduce_scatter"], fabric=fabric["reduce_scatter"])
+    )
+    both = np.asarray(all_reduce_time_s(size, links.tp, node=node["all_reduce"], fabric=fabric["all_reduce"]))
+    column = times[edges[0]] if edges[0] else None
+    row = times[edges[1]] if edges[1] else None
+    sharded, overlapped = plans.sequence_parallel, plans.overlap_tp
+
+    def exposed(comm: Array, window: Array) -> Array:
+        hidden_part = np.maximum(comm / plans.tp, comm - window)
+        return comm + overlapped * (hidden_part - comm)
+
+    forward_sharded = backward_sharded = forward_whole = backward_whole = ZERO
+    if column is not None:
+        forward_sharded = forward_sharded + exposed(gather, column.forward_s)
+        again = np.maximum(0.0, gather - column.input_grad_s)  # the input gathered again, behind the input gradient
+        behind = column.weight_grad_s * machine.recipe.framework.overlaps_input_grad
+        backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + again
+        backward_whole = backward_whole + np.maximum(0.0, apart * both - behind)
+    if row is not None:
+        forward_sharded = forward_sharded + exposed(scatter, row.forward_s)
+        backward_sharded = backward_sharded + exposed(gather, row.input_grad_s)
+        forward_whole = forward_whole + both
+    return (
+        sharded * forward_sharded + (1.0 - sharded) * forward_whole,
+        sharded * backward_sharded + (1.0 - sharded) * backward_whole,
+    )
+
+
+def cp_comm_s(
+    model: ModelSpec, plans: Plans, links: Links, machine: Machine, core_f: Array, core_b: Array, kv_heads: Array
+) -> tuple[Array, Array]:
+    """Exposed ring exchange of keys and values; each of cp steps of attention hides the next block's transfer."""
+    tokens = plans.micro_batch * machine.recipe.seq_len
+    width = kv_heads * (model.qk_head_dim + model.value_head_dim)
+    rates = machine.hardware.calibration
+    size = 2.0 * tokens * width  # the whole sequence's keys and values, in 16 bits
+    node, fabric = rates.node_collectives["all_gather"], rates.fabric_collectives["all_gather"]
+    ring = all_gather_time_s(size, links.cp, node=node, fabric=fabric)
+    around = (plans.cp - 1.0) / plans.cp
+    return np.maximum(0.0, ring - core_f * around), np.maximum(0.0, 2.0 * ring - core_b * around)
+
+
+def ep_comm_s(
+    model: ModelSpec, plans: Plans, links: Links, machine: Machine, own_tokens: Array, routed: Array,
+    times: Mapping[str, MatmulTime],
+) -> tuple[Array, Array]:  # fmt: skip
+    """Exposed dispatch and combine of each pass, and the gather over expert-tensor-parallel ranks.
+
+    With ``overlap_ep`` a micro-batch's exchange runs behind the other pass of another one: exposed is what exceeds the
+    experts' matmuls.
+    """
+    rates = machine.hardware.calibration
+    node, fabric = rates.node_collectives, rates.fabric_collectives
+    copies = own_tokens * model.top_k
+    size = 2.0 * copies * model.hidden_size
+    once = all_to_all_time_s(size, links.ep, node=node["all_to_all"], fabric=fabric["all_to_all"])
+    gathered = 2.0 * routed * model.hidden_size
+    spread = all_gather_time_s(gathered, links.etp, node=node["all_gather"], fabric=fabric["all_gather"])
+    spread = spread + reduce_scatter_time_s(
+        gathered, links.etp, node=node["reduce_scatter"], fabric=fabric["reduce_scatter"]
+    )
+    comm = 2.0 * once + spread
+    experts_f = times["expert up"].forward_s + times["expert down"].forward_s
+    experts_b = experts_f + sum_of([times[name].weight_grad_s for name in ("expert up", "expert down")])
+    exposed_f = comm - plans.overlap_ep * np.minimum(comm, experts_f)
+    exposed_b = comm - plans.overlap_ep * np.minimum(comm, experts_b)
+    return exposed_f, exposed_b

@@ -1,0 +1,111 @@
+"""3dtrn: everything there is to say of one plan."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # run as a file: python dlcalc/training_3d.py
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import click
+
+from dlcalc import __version__
+from dlcalc.errors import DlcalcError
+
+if TYPE_CHECKING:
+    from dlcalc.search.run import RunSource
+
+EPILOG = """
+\b
+Examples:
+  3dtrn examples/llama3_70b.yaml
+  3dtrn results/llama3-70b-h100 --rank 1
+  3dtrn run.yaml --what-if tp=4 --what-if dp=64
+  3dtrn run.yaml --html report.html --trace step.json
+  3dtrn run.yaml --json | jq .results.mfu
+  3dtrn run.yaml --cite
+
+\b
+Exit code: 0 the plan was estimated, also where it does not fit (the report says so); 2 the input is wrong.
+"""
+
+
+@click.command(epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--rank", metavar="N", type=click.IntRange(min=1), help="Of a result: the N-th best plan.  [default: 1]")
+@click.option("--scenario", metavar="NAME", help="Of a result: the scenario, by its name or a part of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the report.")
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write the report as a page with charts.")
+@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Also write the step as a trace for Perfetto.")
+@click.option("--cite", is_flag=True, help="Print the sources of the equations that this run used.")
+@click.option(
+    "--what-if",
+    "what_if",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change something, such as tp=4 or data.gbs=2048, and print both and the difference; may be repeated.",
+)
+@click.option(
+    "--hardware-dir",
+    "hardware_dirs",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of further hardware files; may be repeated. Also DLCALC_HARDWARE_PATH.",
+)
+@click.version_option(__version__, prog_name="3dtrn")
+def main(
+    run: Path,
+    *,
+    rank: int | None,
+    scenario: str | None,
+    hardware_dirs: tuple[Path, ...],
+    html: Path | None,
+    trace: Path | None,
+    **shown: Any,  # noqa: ANN401 - how to print, passed on by name
+) -> None:
+    """Take one training run apart: memory, computation, communication, pipeline, step time and MFU.
+
+    RUN is a run file (model, parallelism, data, hardware) or the result directory of a search, of which --rank picks a plan.
+    """
+    try:
+        from dlcalc.workflows_run import open_run, write_trace
+
+        source = open_run(run, rank=rank, scenario=scenario, hardware_dirs=hardware_dirs)
+        show(source, html=html, **shown)
+        if trace is not None:
+            write_trace(source, trace)
+            click.echo(f"trace in {trace}; open it in ui.perfetto.dev or chrome://tracing", err=True)
+    except DlcalcError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+def show(source: RunSource, *, as_json: bool, cite: bool, what_if: tuple[str, ...], html: Path | None) -> None:
+    """Print, and write the page."""
+    from dlcalc.report.run_report import citation_section, comparison_section, print_sections, sections
+    from dlcalc.report.terminal import make_console
+    from dlcalc.search.run import parse_change
+    from dlcalc.utils.jsontext import to_json
+    from dlcalc.workflows_run import analyse, as_document, citations, compare, write_text
+
+    changes = dict(parse_change(text) for text in what_if)
+    comparison = compare(source, changes) if changes else None
+    facts = comparison.before if comparison else analyse(source)
+    cited = citations(source) if cite else ()
+    if as_json:
+        click.echo(to_json(as_document(facts, comparison, cited)))
+    else:
+        printed = (comparison_section(comparison),) if comparison else sections(facts)
+        print_sections((*printed, *((citation_section(cited),) if cited else ())), make_console())
+    if html is not None:
+        from dlcalc.report.run_html import page
+
+        write_text(html, page(facts, comparison, cited))
+        click.echo(f"report in {html}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The shards of a study: evaluated, written, and taken as they are where they were finished before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlcalc.costmodel.estimate import Estimate, estimate
+from dlcalc.results.manifest import ShardRecord
+from dlcalc.results.writer import ShardHeader, ShardWriter, StudyWriter
+from dlcalc.search.executors import Shard, run
+from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, outputs_of, search_block
+from dlcalc.search.pareto import ParetoFilter, front
+from dlcalc.search.space import Scenario
+
+Progress = Callable[[int, int], None]
+"""Called with plans done and plans in all."""
+
+
+def sweep(
+    scenarios: Sequence[Scenario],
+    shards: Sequence[Shard],
+    study: StudyWriter,
+    headers: Mapping[int, ShardHeader],
+    found: dict[int, Found],
+    what: Keep | None,
+    n_kept: int,
+    key: SortKey,
+    jobs: int | None,
+    progress: Progress | None,
+) -> None:
+    """Evaluate every shard that is not finished yet; ``what`` None only counts and writes nothing."""
+    total = sum(shard.n_plans for shard in shards)
+    done = 0
+    todo = []
+    for shard in shards:
+        record = study.finished.get((shard.scenario, shard.number)) if what else None
+        if record is None:
+            todo.append(shard)
+            continue
+        found[shard.scenario].add(_found_of(record), keep=n_kept, key=key)
+        done += shard.n_plans
+    if progress:
+        progress(done, total)
+    work = partial(_shard, list(scenarios), study.directory, dict(headers), what, n_kept, key)
+    for shard, (part, record) in run(work, todo, jobs=jobs):
+        if record is not None:
+            study.add(record)
+        found[shard.scenario].add(part, keep=n_kept, key=key)
+        done += shard.n_plans
+        if progress:
+            progress(done, total)
+
+
+def _shard(
+    scenarios: list[Scenario],
+    directory: Path,
+    headers: dict[int, ShardHeader],
+    what: Keep | None,
+    n_kept: int,
+    key: SortKey,
+    shard: Shard,
+) -> tuple[Found, ShardRecord | None]:
+    """One shard: evaluate its blocks, write its file."""
+    scenario = scenarios[shard.scenario]
+    found = Found()
+    if what is None:
+        _blocks(scenario, shard, found, n_kept, key, None, "top")
+        return found, None
+    with ShardWriter(directory, headers[shard.scenario], shard.number) as rows:
+        if what in ("all", "feasible"):
+            _blocks(scenario, shard, found, n_kept, key, rows.write, what)
+        else:
+            chosen: list[Mapping[str, Any]] = []
+            _blocks(scenario, shard, found, n_kept, key, chosen.append, what)
+            rows.write(_chosen_rows(scenario, found, chosen, what))
+    per_row = scenario.n_plans // scenario.shape[0]
+    record = rows.record(
+        start=shard.start * per_row,
+        stop=shard.stop * per_row,
+        n_plans=found.n_plans,
+        n_fit=found.n_fit,
+        refused=found.refused,
+        state=_state_of(found),
+    )
+    return found, record
+
+
+def _blocks(
+    scenario: Scenario,
+    shard: Shard,
+    found: Found,
+    n_kept: int,
+    key: SortKey,
+    rows: Callable[[Mapping[str, Any]], None] | None,
+    what: Keep,
+) -> None:
+    pareto = ParetoFilter() if what == "pareto" else None
+    per_row = scenario.n_plans // scenario.shape[0]
+    step = max(1, BLOCK_PLANS // per_row)
+    for start in range(shard.start, shard.stop, step):
+        stop = min(start + step, shard.stop)
+        part = search_block(
+            scenario,
+            start,
+            stop,
+            keep=n_kept,
+            key=key,
+            bound=found.bound(n_kept, key),
+            fastest=found.fastest,
+            rows=rows,
+            what=what,
+            pareto=pareto,
+        )
+        found.add(part, keep=n_kept, key=key)
+
+
+def _chosen_rows(scenario: Scenario, found: Found, blocks: list[Mapping[str, Any]], what: Keep) -> dict[str, Any]:
+    """Rows of a shard that keeps only its best, or its best and its front: each plan once, in the space's order."""
+    index = found.leaders.index
+    if what == "pareto" and blocks:
+        candidates = np.concatenate([np.asarray(block["plan_index"]) for block in blocks])
+        steps = np.concatenate([np.asarray(block["step_time_s"]) for block in blocks])
+        memory = np.concatenate([np.asarray(block["memory_bytes"]) for block in blocks])
+        index = np.concatenate([index, candidates[front(steps, memory)]])
+    index = np.unique(index)
+    return rows_of(scenario, index)
+
+
+def rows_of(scenario: Scenario, index: Any) -> dict[str, Any]:  # noqa: ANN401 an array of plan indices
+    """Columns of a result for the plans at ``index``: estimated as rows, which gives what the grid gave."""
+    found = estimate_rows(scenario, index)
+    where = (np.arange(len(index)),)
+    columns: dict[str, Any] = {"plan_index": np.asarray(index, dtype=np.int64), **found.plans.columns()}
+    step, memory = np.broadcast_to(found.step_time_s, len(index)), np.broadcast_to(found.memory_bytes, len(index))
+    return columns | outputs_of(scenario, found, where, step, memory)
+
+
+def estimate_rows(scenario: Scenario, index: Any) -> Estimate:  # noqa: ANN401 an array of plan indices
+    """The estimate of single plans of a scenario."""
+    return estimate(
+        scenario.model,
+        scenario.hardware,
+        scenario.recipe,
+        scenario.rows(np.asarray(index)),
+        custom_split=scenario.custom_split,
+        memory_headroom=scenario.memory_headroom,
+    )
+
+
+def _state_of(found: Found) -> dict[str, Any]:
+    """What a resumed search needs of a finished shard."""
+    return {
+        name: [part.index.tolist(), part.step_time_s.tolist(), part.memory_bytes.tolist()]
+        for name, part in (("leaders", found.leaders), ("near", found.near), ("misses", found.misses))
+    }
+
+
+def _found_of(record: ShardRecord) -> Found:
+    parts = {
+        name: Leaders(np.array(index, dtype=np.int64), np.array(step), np.array(memory))
+        for name, (index, step, memory) in record.state.items()
+    }
+    return Found(
+        n_plans=record.n_plans,
+        n_fit=record.n_fit,
+        n_refused=record.n_plans - record.n_fit,
+        refused=Counter(record.refused),
+        **parts,
+    )
