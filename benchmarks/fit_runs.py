@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from scipy.optimize import least_squares
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import KNOBS, Plans
 from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.load import config_dir
 from dlcalc.specs.recipe import Recipe
@@ -33,12 +34,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Constant:
-    """One number to fit: where it lives, how far it may go, and how far it goes without good reason."""
+    """One number to fit: where it lives, where physics puts it, how far it may go, and how far it goes without good reason."""
 
     kind: str
     """device or framework"""
     owner: str
     path: str
+    prior: float
     low: float
     high: float
     spread: float
@@ -50,56 +52,44 @@ class Constant:
         return f"{self.owner}.{self.path}"
 
 
-def device(owner: str, path: str, low: float, high: float, spread: float, meaning: str) -> Constant:
-    return Constant("device", owner, path, low, high, spread, meaning)
+OLD = ("megatron_deepspeed", "megatron_legacy")
+"""Trainers of eager PyTorch on the hosts of 2020 to 2022, whose launches took longest."""
+FRAMEWORKS = ("aleph_scaling", "megatron", "megatron_bridge", "fsdp_composer", "torchtitan", *OLD)
+PRECISIONS = {
+    "a100_80gb": ("bf16",),
+    "h100": ("bf16", "fp8"),
+    "h100_96gb_500w": ("bf16", "fp8"),
+    "b200": ("bf16", "fp8", "mxfp8"),
+    "gb200_nvl72": ("bf16", "fp8", "mxfp8", "nvfp4"),
+}
 
 
-def framework(owner: str, path: str, low: float, high: float, spread: float, meaning: str) -> Constant:
-    return Constant("framework", owner, path, low, high, spread, meaning)
+def constants_to_fit() -> list[Constant]:
+    """All of them, with their priors."""
+    found = [
+        Constant(
+            "device", name, f"training_factor.{precision}", 1.0, 0.7, 1.8, 0.25 if "500w" in name else 0.12,
+            "matmul and attention inside a training step over alone",
+        )
+        for name, precisions in PRECISIONS.items()
+        for precision in precisions
+    ]  # fmt: skip
+    for name in FRAMEWORKS:
+        launch = 35.0 if name in OLD else 20.0
+        found += [
+            Constant("framework", name, "host_launch_us", launch, 2.0, 80.0, 0.3, "host time per launch"),
+            Constant("framework", name, "memory_pass_factor", 1.3, 0.6, 3.0, 0.3, "memory traffic over that counted"),
+            Constant("framework", name, "micro_batch_overhead_us", 300.0, 10.0, 20000.0, 1.0, "host time per micro-batch"),
+            Constant("framework", name, "step_overhead_us", 10000.0, 500.0, 200000.0, 1.0, "host time per step"),
+        ]
+    for name in ("fsdp_composer", "torchtitan", "megatron_bridge"):
+        found.append(
+            Constant("framework", name, "overlap_slowdown", 0.15, 0.01, 0.6, 0.5, "slowing of compute by communication behind it")
+        )
+    return found
 
 
-SLOWER = "matmul and attention inside a training step over alone"
-LAUNCH = "host time per launch"
-PASSES = "memory traffic over that counted"
-SLOWDOWN = "slowing of compute by communication behind it"
-PER_BATCH = "host time per micro-batch"
-FRAMEWORKS = [
-    "aleph_scaling",
-    "megatron_deepspeed",
-    "megatron_legacy",
-    "megatron",
-    "megatron_bridge",
-    "fsdp_composer",
-    "torchtitan",
-]
-CONSTANTS = [
-    device("a100_80gb", "training_factor.bf16", 0.7, 1.4, 0.1, SLOWER),
-    device("h100", "training_factor.bf16", 0.7, 1.5, 0.1, SLOWER),
-    device("h100", "training_factor.fp8", 0.7, 1.5, 0.1, SLOWER),
-    device("h100_96gb_500w", "training_factor.bf16", 0.8, 1.8, 0.2, SLOWER),
-    device("h100_96gb_500w", "training_factor.fp8", 0.8, 1.8, 0.2, SLOWER),
-    device("b200", "training_factor.bf16", 0.8, 1.6, 0.15, SLOWER),
-    device("b200", "training_factor.fp8", 0.7, 1.6, 0.1, SLOWER),
-    device("b200", "training_factor.mxfp8", 0.7, 1.6, 0.1, SLOWER),
-    device("gb200_nvl72", "training_factor.bf16", 0.8, 1.6, 0.15, SLOWER),
-    device("gb200_nvl72", "training_factor.fp8", 0.7, 1.6, 0.1, SLOWER),
-    device("gb200_nvl72", "training_factor.mxfp8", 0.7, 1.6, 0.1, SLOWER),
-    device("gb200_nvl72", "training_factor.nvfp4", 0.7, 1.6, 0.1, SLOWER),
-    *(framework(name, "host_launch_us", 2.0, 80.0, 0.5, LAUNCH) for name in FRAMEWORKS),
-    *(framework(name, "memory_pass_factor", 0.6, 3.0, 0.3, PASSES) for name in FRAMEWORKS),
-    *(
-        framework(name, "overlap_slowdown", 0.01, 0.6, 0.5, SLOWDOWN)
-        for name in ("fsdp_composer", "torchtitan", "megatron_bridge")
-    ),
-    *(
-        framework(name, "micro_batch_overhead_us", 10, 20000, 1.0, PER_BATCH)
-        for name in ("aleph_scaling", "megatron_deepspeed", "fsdp_composer", "megatron")
-    ),
-    *(
-        framework(name, "step_overhead_us", 500, 200000, 1.0, "host time per step")
-        for name in ("megatron_deepspeed", "fsdp_composer", "megatron")
-    ),
-]  # fmt: skip
+CONSTANTS = constants_to_fit()
 
 
 @dataclass(frozen=True)
@@ -169,14 +159,12 @@ def owner_of(hardware: HardwareSpec) -> str:
     return hardware.name
 
 
-def start_of(constant: Constant, registry: HardwareRegistry) -> float:
-    """The value in configs today."""
+def today(constant: Constant, registry: HardwareRegistry) -> float:
+    """The value in configs."""
     if constant.kind == "device":
         calibration = registry.load(constant.owner).calibration
         section, _, key = constant.path.partition(".")
         return float(getattr(calibration, section).get(key, 1.0))
-    from dlcalc.specs.framework_registry import load_framework
-
     return float(getattr(load_framework(constant.owner), constant.path))
 
 
@@ -224,10 +212,10 @@ def touched_by(group: Group, constant: Constant) -> bool:
     return group.setting.recipe.framework.name == constant.owner
 
 
-def fit(groups: Sequence[Group], constants: Sequence[Constant], starts: Array, passes: int = 3) -> Array:
+def fit(groups: Sequence[Group], constants: Sequence[Constant], *, start: Array | None = None, steps: int = 12) -> Array:
     """Damped Gauss-Newton in logarithms; the Jacobian re-estimates only the groups that a constant touches."""
     lows, highs = (np.log([getattr(c, side) for c in constants]) for side in ("low", "high"))
-    priors = np.log(np.clip(starts, np.exp(lows), np.exp(highs)))
+    priors = np.log([c.prior for c in constants])
     spreads = np.array([c.spread for c in constants])
     touched = [[i for i, g in enumerate(groups) if touched_by(g, c)] for c in constants]
     weights = np.concatenate([g.weight for g in groups]) * 10.0
@@ -256,8 +244,8 @@ def fit(groups: Sequence[Group], constants: Sequence[Constant], starts: Array, p
             columns[len(weights) + j, j] = 1.0 / spreads[j]
         return columns
 
-    start = np.clip(priors, lows + 1e-6, highs - 1e-6)
-    answer = least_squares(scaled, start, jac=jacobian, bounds=(lows, highs), loss="soft_l1", max_nfev=passes * 4)
+    x0 = np.clip(priors if start is None else np.log(start), lows + 1e-6, highs - 1e-6)
+    answer = least_squares(scaled, x0, jac=jacobian, bounds=(lows, highs), loss="soft_l1", max_nfev=steps)
     return np.exp(answer.x)
 
 
@@ -285,7 +273,7 @@ def write(constants: Sequence[Constant], values: Array) -> None:
         file = folder / ("frameworks" if constant.kind == "framework" else "") / f"{constant.owner}.yaml"
         text = file.read_text()
         if constant.kind == "framework":
-            line = f"{constant.path}: {value:.4g}"
+            line = f"{constant.path}: {rounded(value)}"
             text, n = re.subn(rf"^{constant.path}:.*$", line, text, flags=re.M)
             if not n:
                 text = text.rstrip("\n") + f"\n{line}\n"
@@ -297,6 +285,7 @@ def write(constants: Sequence[Constant], values: Array) -> None:
                 )
             else:
                 old = {}
+                text = re.sub(r"^calibration: \{like: (\w+)\}$", r"calibration:\n  like: \1\n  training_factor: {}", text, flags=re.M)
                 text = re.sub(
                     r"^  node_collectives:", "  training_factor: {}\n  node_collectives:", text, count=1, flags=re.M
                 )
@@ -308,24 +297,33 @@ def write(constants: Sequence[Constant], values: Array) -> None:
         file.write_text(text)
 
 
-def left_out(groups: Sequence[Group], constants: Sequence[Constant], starts: Array) -> dict[str, Array]:
-    """Errors on each source when it was not fitted; where a source alone covers a device, on each of its models."""
+def rounded(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):g}" if value < 1e5 else f"{value:.0f}"
+
+
+def left_out(groups: Sequence[Group], constants: Sequence[Constant], fitted: Array) -> dict[str, Array]:
+    """Errors on each source when it was not fitted; where a source alone covers a device or a framework, on each of its models.
+
+    Every fit starts where the whole one ended; a constant that has no runs left goes back to its prior.
+    """
     found: dict[str, Array] = {}
     alone = sources_alone_on_a_device(groups)
     for source in sorted({s for g in groups for s in g.sources}):
-        models = sorted({m for g in groups for s, m in zip(g.sources, g.models, strict=True) if s == source})
-        folds: list[Callable[[str, str], bool]] = (
-            [lambda s, m, only=model, of=source: s == of and m == only for model in models]
-            if source in alone and len(models) > 1
-            else [lambda s, m, of=source: s == of]
-        )
+        models = sorted({g.models[0] for g in groups if g.sources[0] == source})
+        folds = [(source, model) for model in models] if source in alone and len(models) > 1 else [(source, None)]
         values: list[float] = []
-        for out in folds:
-            inside = [g for g in groups if not out(g.sources[0], g.models[0])]
-            outside = [g for g in groups if out(g.sources[0], g.models[0])]
-            fitted = fit(inside, constants, starts)
-            values += [float(v) for error in errors(outside, constants, fitted) for v in np.expm1(error)]
+        for of, only in folds:
+            outside = [g for g in groups if g.sources[0] == of and only in (None, g.models[0])]
+            inside = [g for g in groups if g not in outside]
+            again = [i for i, c in enumerate(constants) if any(touched_by(g, c) for g in outside)]
+            near = [g for g in inside if any(touched_by(g, constants[i]) for i in again)]
+            joined = [i for i, c in enumerate(constants) if i in again or any(touched_by(g, c) for g in near)]
+            chosen = [constants[i] for i in joined]
+            refitted = fit(near, chosen, start=fitted[joined], steps=5)
+            values += [float(v) for error in errors(outside, chosen, refitted) for v in np.expm1(error)]
         found[source] = np.array(values)
+        print(f"left out {source}: median {np.median(np.abs(found[source])) * 100:.1f} %", flush=True)
     return found
 
 
@@ -349,11 +347,11 @@ def main() -> None:
     if arguments.only:
         groups = [group for group in groups if group.sources[0] in arguments.only]
     constants = [c for c in CONSTANTS if any(touched_by(g, c) for g in groups)]
-    starts = np.array([start_of(c, registry) for c in constants])
-    show("before", summary(groups, errors(groups, constants, starts)))
-    fitted = fit(groups, constants, starts)
-    show("after", summary(groups, errors(groups, constants, fitted)))
-    for constant, before, after in zip(constants, starts, fitted, strict=True):
+    before_fit = np.array([today(c, registry) for c in constants])
+    show("configs as they are", summary(groups, errors(groups, constants, before_fit)))
+    fitted = fit(groups, constants)
+    show("fitted", summary(groups, errors(groups, constants, fitted)))
+    for constant, before, after in zip(constants, before_fit, fitted, strict=True):
         at_bound = (
             " at its bound" if min(abs(np.log(after / constant.low)), abs(np.log(constant.high / after))) < 1e-3 else ""
         )
@@ -361,7 +359,7 @@ def main() -> None:
     if arguments.write:
         write(constants, fitted)
     if arguments.leave_out:
-        show("left out", left_out(groups, constants, starts))
+        show("left out", left_out(groups, constants, fitted))
 
 
 if __name__ == "__main__":

@@ -32,15 +32,19 @@ Exit code: 0 it was read, also where two differ; 2 the input is wrong, damaged, 
 @click.option("--depth", metavar="N", type=click.IntRange(min=1), help="Levels of the tree to show.  [default: all]")
 @click.option("--filter", "pattern", metavar="REGEX", help="Only tensors in whose names REGEX is found.")
 @click.option(
-    "--diff", "other", metavar="OTHER", type=click.Path(path_type=Path), help="Compare names, shapes and dtypes with OTHER."
+    "--diff",
+    "other",
+    metavar="OTHER",
+    type=click.Path(path_type=Path),
+    help="Compare names, shapes and dtypes with OTHER.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 @click.version_option(__version__, prog_name="ckpt-summarize")
 def main(path: Path, *, depth: int | None, pattern: str | None, other: Path | None, as_json: bool) -> None:
     """Say what is in the checkpoint at PATH: names, shapes, dtypes, parameters and bytes, as a tree.
 
-    PATH is a .pt, .pth, .bin, .ckpt or .safetensors file, an index of shards, or a folder: of torch.distributed.checkpoint,
-    of Megatron, or with such files in it. Its pickle is read and never run, and tensor data is not read at all.
+    PATH is a .pt, .pth, .bin, .ckpt or .safetensors file, an index of shards, or a folder: of Megatron, of
+    torch.distributed.checkpoint, or with such files in it. Its pickle is read and never run, and tensor data is not read.
     """
     try:
         regex = compiled(pattern)

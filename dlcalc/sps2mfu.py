@@ -92,9 +92,7 @@ def main(
             seq_len=positive_count(seqlen, "--seqlen", "4096"),
             size=size,
             n_devices=device_count(n_accelerators, "--n-accelerators"),
-            peak=find_peak(
-                tflops_per_accelerator, precision, HardwareRegistry(hardware_search_path(hardware_dirs))
-            ),
+            peak=find_peak(tflops_per_accelerator, precision, HardwareRegistry(hardware_search_path(hardware_dirs))),
             convention=find_convention(convention, size),
         )
     except DlcalcError as error:

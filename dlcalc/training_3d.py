@@ -37,8 +37,8 @@ Exit code: 0 the plan was estimated, also where it does not fit (the report says
 @click.option("--rank", metavar="N", type=click.IntRange(min=1), help="Of a result: the N-th best plan.  [default: 1]")
 @click.option("--scenario", metavar="NAME", help="Of a result: the scenario, by its name or a part of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the report.")
-@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write the report as a page with charts.")
-@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Also write the step as a trace for Perfetto.")
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write a page with charts.")
+@click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Also write a trace for Perfetto.")
 @click.option("--cite", is_flag=True, help="Print the sources of the equations that this run used.")
 @click.option(
     "--what-if",
@@ -68,7 +68,8 @@ def main(
 ) -> None:
     """Take one training run apart: memory, computation, communication, pipeline, step time and MFU.
 
-    RUN is a run file (model, parallelism, data, hardware) or the result directory of a search, of which --rank picks a plan.
+    RUN is a run file (model, parallelism, data, hardware), or the result directory of a search, of which --rank picks a
+    plan.
     """
     try:
         from dlcalc.workflows_run import open_run, write_trace
@@ -89,7 +90,7 @@ def show(source: RunSource, *, as_json: bool, cite: bool, what_if: tuple[str, ..
     from dlcalc.report.terminal import make_console
     from dlcalc.search.run import parse_change
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_run import analyse, as_document, citations, compare, write_text
+    from dlcalc.workflows_run import analyse, as_document, citations, compare, drawable_timeline, write_text
 
     changes = dict(parse_change(text) for text in what_if)
     comparison = compare(source, changes) if changes else None
@@ -103,7 +104,7 @@ def show(source: RunSource, *, as_json: bool, cite: bool, what_if: tuple[str, ..
     if html is not None:
         from dlcalc.report.run_html import page
 
-        write_text(html, page(facts, comparison, cited))
+        write_text(html, page(facts, comparison, cited, drawable_timeline(source)))
         click.echo(f"report in {html}", err=True)
 
 

@@ -65,8 +65,9 @@ def open_run(
 def analyse(source: RunSource, changes: Mapping[str, Any] | None = None) -> RunFacts:
     """Everything there is to say of a run."""
     run = source.resolve(changes or {})
-    found, cross = _estimate(run)
-    return _facts(run, found, cross)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # a plan that is refused may divide by zero
+        found, cross = _estimate(run)
+        return _facts(run, found, cross)
 
 
 def compare(source: RunSource, changes: Mapping[str, Any]) -> Comparison:
@@ -97,13 +98,21 @@ def timeline(source: RunSource) -> tuple[Run, Estimate, Timeline]:
     if count > MOST_OPERATIONS:
         raise DlcalcError(
             f"--trace: about {count:,} operations in one step are more than a viewer opens ({MOST_OPERATIONS:,}); "
-            f"use fewer micro-batches, such as --what-if gbs=... in a smaller run file"
+            f"write a run file with a smaller global batch"
         )
     try:
         return run, found, pipeline_timeline(found, run.custom_split)
     except CannotRunError as error:
         why = "; ".join(_refusals(found, memory=False)) or str(error)
         raise DlcalcError(f"--trace: this plan has no schedule to draw: {why}") from error
+
+
+def drawable_timeline(source: RunSource) -> Timeline | None:
+    """A run's pipeline where it can be replayed; None where its plan has no schedule or a step too many operations."""
+    try:
+        return timeline(source)[2]
+    except DlcalcError:
+        return None
 
 
 def write_trace(source: RunSource, file: Path) -> None:
@@ -314,7 +323,9 @@ def _term_differences(
 ) -> list[Difference]:
     suffix = "_bytes" if unit == "bytes" else "_s"
     return [
-        Difference(section, name.removesuffix(suffix).replace("_", " "), unit, before.get(name, 0.0), after.get(name, 0.0))
+        Difference(
+            section, name.removesuffix(suffix).replace("_", " "), unit, before.get(name, 0.0), after.get(name, 0.0)
+        )
         for name in {**before, **after}
         if before.get(name) or after.get(name)
     ]
@@ -352,7 +363,7 @@ def _row_of(result: Result, path: Path, rank: int, scenario: str | None, registr
 
 
 def _scenario_of(result: Result, wanted: str | None, notes: list[str]) -> str:
-    """The scenario called so, or that of which it is a part of the name alone; unless told, the first one that has rows."""
+    """The scenario called so, or the only one whose name it is a part of; unless told, the first one that has rows."""
     names = result.scenarios
     if wanted is not None:
         if wanted in names:
@@ -371,9 +382,7 @@ def _scenario_of(result: Result, wanted: str | None, notes: list[str]) -> str:
     raise DlcalcError(f"{result.directory}: no plan of any scenario fits; there is no row to look at")
 
 
-def _index_of_rank(
-    result: Result, scenario: str, rank: int, by: str, capacity_bytes: float
-) -> tuple[int | None, int]:
+def _index_of_rank(result: Result, scenario: str, rank: int, by: str, capacity_bytes: float) -> tuple[int | None, int]:
     """Plan index of the rank-th best row that fits, ties in the order of the space; and how many rows fit."""
     best = np.empty((0, 2))
     n_fit = 0
@@ -404,7 +413,9 @@ def _knobs_at(result: Result, scenario: str, index: int) -> dict[str, Knob]:
 def _equations_used(run: Run) -> dict[str, str]:
     """Equations that return something other than zero while ``run`` is estimated, with their docstrings."""
     used: dict[str, str] = {}
-    modules = {module.__file__: module for name, module in sys.modules.items() if name.startswith("dlcalc.calculators.")}
+    modules = {
+        module.__file__: module for name, module in sys.modules.items() if name.startswith("dlcalc.calculators.")
+    }
 
     def watch(frame: FrameType, event: str, value: Any) -> None:  # noqa: ANN401 whatever a function returns
         code = frame.f_code
@@ -426,7 +437,7 @@ def _equations_used(run: Run) -> dict[str, str]:
     return used
 
 
-def _is_something(value: object) -> bool:
+def _is_something(value: Any) -> bool:  # noqa: ANN401 whatever an equation returns
     """Whether an equation's result is anything but zero."""
     if is_dataclass(value):
         return any(_is_something(getattr(value, field.name)) for field in fields(value))

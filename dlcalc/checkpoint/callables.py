@@ -7,6 +7,7 @@ Lightning write into training checkpoints, and the plain data types of Python an
 
 from __future__ import annotations
 
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,9 +39,6 @@ _STORAGE_DTYPES = {
     "QUInt2x4Storage": "quint2x4",
     "UntypedStorage": "uint8",
 }
-
-_OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-"""Modules by their names of Python 2, in which protocols below 3 still write them."""
 
 _DTYPES = frozenset(f"torch.{name}" for name in DTYPE_BITS)
 _STORAGES = frozenset(
@@ -74,7 +72,9 @@ _ENUMS = frozenset().union(
     ),
     _under("megatron.core.enums", "ModelType", "Fp8Recipe", "Fp4Recipe"),
     _under("megatron.core.transformer.enums", "AttnBackend", "CudaGraphScope"),
-    _under("megatron.core.rerun_state_machine", "RerunMode", "RerunDiagnostic", "RerunState", "RerunErrorInjectionType"),
+    _under(
+        "megatron.core.rerun_state_machine", "RerunMode", "RerunDiagnostic", "RerunState", "RerunErrorInjectionType"
+    ),
     _under("deepspeed.runtime.zero.config", "ZeroStageEnum"),
     _under("deepspeed.runtime.zero.offload_config", "OffloadDeviceEnum"),
 )
@@ -126,7 +126,11 @@ _RECORDS = frozenset().union(
     _under("numpy.random._philox", "Philox"),
     _under("numpy.random.bit_generator", "SeedSequence"),
     _under(
-        "megatron.core.rerun_state_machine", "RerunDataIterator", "QuickStats", "RerunErrorInjector", "RerunValidationStatus"
+        "megatron.core.rerun_state_machine",
+        "RerunDataIterator",
+        "QuickStats",
+        "RerunErrorInjector",
+        "RerunValidationStatus",
     ),
     _under("megatron.core.transformer.pipeline_parallel_layer_layout", "PipelineParallelLayerLayout"),
     _under("deepspeed.runtime.fp16.loss_scaler", "LossScaler", "DynamicLossScaler"),
@@ -144,14 +148,15 @@ _RECORDS = frozenset().union(
 
 
 def find(module: str, name: str) -> Symbol:
-    """What a pickle names, if it is on the list."""
-    symbol = Symbol(_OLD_MODULES.get(module, module), name)
+    """What a pickle names, if it is on the list. Protocols below 3 write the names of Python 2."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    symbol = Symbol(module, name)
     full_name = symbol.full_name
     if full_name in _RECORDS or full_name in CONSTRUCTORS or full_name in _DTYPES:
         return symbol
     if full_name in _STORAGES or full_name in _ONLY_NAMED:
         return symbol
-    raise RefusedCallError(f"{module}.{name}")
+    raise RefusedCallError(full_name)
 
 
 def call(function: object, args: object) -> object:
@@ -219,7 +224,7 @@ def _view(storage: StorageRef, dtype: str, offset: object, shape: object, stride
         last = offset + sum((size - 1) * stride for size, stride in zip(own_sizes, own_strides, strict=True))
         if (last + 1) * DTYPE_BITS[dtype] > storage.size_bytes * 8:
             raise DamagedError(
-                f"damaged: a tensor of {list(own_sizes)} {dtype} reaches beyond its storage of {storage.size_bytes:,} bytes"
+                f"damaged: a tensor of {list(own_sizes)} {dtype} reaches beyond its storage of {storage.size_bytes:,} B"
             )
     return TensorRef(own_sizes, dtype, storage, own_strides, offset)
 
@@ -271,21 +276,22 @@ def _sparse_tensor(_: Symbol, args: tuple[Any, ...]) -> Mapping:
     parts = args[1] if len(args) > 1 and isinstance(args[1], tuple) else ()
     tensors = [part for part in parts if isinstance(part, TensorRef)]
     labels = ("indices", "values") if len(tensors) == 2 else ("compressed_indices", "plain_indices", "values")
-    return Mapping(list(zip(labels, tensors, strict=False)))
+    return Mapping([part for pair in zip(labels, tensors, strict=False) for part in pair])
 
 
 def _mapping(_: Symbol, args: tuple[Any, ...]) -> Mapping:
     """OrderedDict, defaultdict, Counter: empty, or of a mapping or pairs among the arguments."""
-    if sum(len(_pairs(argument)) for argument in args) > MAX_COPIED_PAIRS:
-        raise DamagedError(f"its pickle copies more than {MAX_COPIED_PAIRS:,} items at once, which no checkpoint needs")
-    pairs = [pair for argument in args for pair in _pairs(argument)]
-    return Mapping([(pair[0], pair[1]) for pair in pairs if isinstance(pair, (list, tuple)) and len(pair) == 2])
-
-
-def _pairs(argument: object) -> Sequence[Any]:
-    if isinstance(argument, Mapping):
-        return argument.pairs
-    return argument if isinstance(argument, list) else ()
+    made = Mapping()
+    for argument in args:
+        if isinstance(argument, (Mapping, list)) and len(argument) + len(made) > MAX_COPIED_PAIRS:
+            raise DamagedError(f"its pickle copies over {MAX_COPIED_PAIRS:,} items at once, which no checkpoint needs")
+        if isinstance(argument, Mapping):
+            made.flat.extend(argument.flat)
+        elif isinstance(argument, list):
+            made.flat.extend(
+                part for pair in argument if isinstance(pair, (list, tuple)) and len(pair) == 2 for part in pair
+            )
+    return made
 
 
 def _size(_: Symbol, args: tuple[Any, ...]) -> tuple[int, ...]:

@@ -128,12 +128,10 @@ def _is(item: object, class_name: str) -> bool:
     return isinstance(item, Record) and item.symbol.full_name == _CLASSES + class_name
 
 
-def _pairs(metadata: Record, attribute: str) -> list[tuple[Any, Any]]:
+def _pairs(metadata: Record, attribute: str) -> Iterable[tuple[Any, Any]]:
     found = metadata.attribute(attribute)
     if isinstance(found, inert.Mapping):
-        return found.pairs
+        return found.pairs()
     if found is None and attribute == "storage_data":
-        return []
+        return ()
     raise DamagedError(f"damaged: its metadata has no {attribute}")
-
-

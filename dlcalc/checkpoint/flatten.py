@@ -70,7 +70,7 @@ def _leaves(root: object) -> Iterator[tuple[str, object]]:
 def _parts(item: object) -> list[tuple[str, Any]] | None:
     """What is in a container, by label; None of a leaf. A list of plain numbers and texts is a leaf."""
     if isinstance(item, Mapping):
-        return [(_label(key), value) for key, value in item.pairs] or None
+        return [(_label(key), value) for key, value in item.pairs()] or None
     if isinstance(item, (list, tuple)):
         plain = all(part is None or isinstance(part, (*_SCALARS, Blob)) for part in item)
         return None if plain else [(str(index), part) for index, part in enumerate(item)]
@@ -83,9 +83,9 @@ def _record_parts(record: Record) -> list[tuple[str, Any]]:
     """An object's attributes, items and pairs."""
     state = record.state
     states = state if isinstance(state, tuple) else (state,)
-    attributes = [pair for part in states if isinstance(part, Mapping) for pair in part.pairs]
-    pairs = [(_label(key), value) for key, value in (*attributes, *record.pairs)]
-    return pairs + [(str(index), value) for index, value in enumerate(record.items)]
+    mappings = [part for part in (*states[:_FEW], record.content) if isinstance(part, Mapping)]
+    pairs = [(_label(key), value) for mapping in mappings for key, value in mapping.pairs()]
+    return pairs + [(str(index), value) for index, value in enumerate(record.items or ())]
 
 
 def _label(key: object) -> str:

@@ -1,10 +1,11 @@
 """What stands for Python objects while a pickle is read: plain records that cannot do anything.
 
-Mappings are lists of pairs, so that no key out of a file is ever hashed or compared.
+Mappings are lists of keys and values, so that no key out of a file is ever hashed or compared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,13 +29,24 @@ class Symbol:
 class Mapping:
     """A dict, whatever its class."""
 
-    pairs: list[tuple[Any, Any]] = field(default_factory=list)
+    flat: list[Any] = field(default_factory=list)
+    """Keys and values in turn."""
+
+    def __len__(self) -> int:
+        return len(self.flat) // 2
+
+    def pairs(self) -> Iterator[tuple[Any, Any]]:
+        return zip(self.flat[::2], self.flat[1::2], strict=True)
 
     def get(self, key: str) -> Any:  # noqa: ANN401 - a pickle holds anything
         """The last value of ``key``, or None; None also of a mapping too large to be an object's attributes."""
-        if len(self.pairs) > MOST_ATTRIBUTES:
+        flat = self.flat
+        if len(flat) > 2 * MOST_ATTRIBUTES:
             return None
-        return next((value for own, value in reversed(self.pairs) if isinstance(own, str) and own == key), None)
+        for place in range(len(flat) - 2, -1, -2):
+            if isinstance(flat[place], str) and flat[place] == key:
+                return flat[place + 1]
+        return None
 
 
 @dataclass(eq=False, slots=True)
@@ -44,8 +56,10 @@ class Record:
     symbol: Symbol
     args: tuple[Any, ...] = ()
     state: Any = None
-    items: list[Any] = field(default_factory=list)
-    pairs: list[tuple[Any, Any]] = field(default_factory=list)
+    items: list[Any] | None = None
+    """What was appended to it, if it is a kind of list."""
+    content: Mapping | None = None
+    """What was put into it, if it is a kind of dict."""
 
     def attribute(self, name: str) -> Any:  # noqa: ANN401 - a pickle holds anything
         """An attribute that its state sets, or None."""

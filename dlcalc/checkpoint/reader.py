@@ -167,7 +167,9 @@ def _read_index(index: Path, path: Path) -> Checkpoint:
         kinds.append(kind)
         there = {tensor.name for tensor in contents.tensors}
         if absent := next((name for name in names if name not in there), None):
-            raise CheckpointError(f"{file}: damaged: {printable(absent, 100)} is not in it, and {index.name} says it is")
+            raise CheckpointError(
+                f"{file}: damaged: {printable(absent, 100)} is not in it, and {index.name} says it is"
+            )
         extra = len(there) - len(names)
         notes = (f"{shard}: {extra:,} tensors that the index does not name",) if extra else ()
         own = contents.apart(shard)

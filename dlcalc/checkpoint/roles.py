@@ -43,7 +43,9 @@ _MASTER = frozenset(
 )
 _OPTIMIZER = re.compile(r"optim(izer)?s?(_states?)?(_dict)?|opt_states?|optim_states|distrib_optim", re.IGNORECASE)
 _OPTIMIZER_FILE = re.compile(r"(.*_)?optim_states|distrib_optim|optim(izer)?", re.IGNORECASE)
-_RANDOM = re.compile(r"((torch|cuda|cpu|xla|npu|hpu|python|numpy|random)_?)*rng_?((state|tracker)s?)*_?(cuda|cpu)?", re.IGNORECASE)
+_RANDOM = re.compile(
+    r"((torch|cuda|cpu|xla|npu|hpu|python|numpy|random)_?)*rng_?((state|tracker)s?)*_?(cuda|cpu)?", re.IGNORECASE
+)
 _BUFFERS = frozenset(
     {*("running_mean", "running_var", "num_batches_tracked", "inv_freq", "position_ids", "masked_bias", "_extra_state")}
 )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from dlcalc.checkpoint.contents import Contents, Tensor, Value, tensor_bytes
+from dlcalc.checkpoint.contents import Contents, Tensor, Value
 from dlcalc.checkpoint.faults import DamagedError
 from dlcalc.checkpoint.flatten import MAX_NAME
 from dlcalc.utils.printable import printable, without_surrogates
@@ -105,9 +105,7 @@ def _tensor(name: str, entry: object) -> tuple[int, int, Tensor]:
         raise DamagedError(f"damaged: the shape of {shown} is none")
     tensor = Tensor(name, tuple(shape), _DTYPES[dtype])
     if not 0 <= begin <= end or end - begin != tensor.size_bytes:
-        raise DamagedError(
-            f"damaged: {shown} takes {tensor_bytes(tensor.shape, tensor.dtype):,} bytes, and its header says {end - begin:,}"
-        )
+        raise DamagedError(f"damaged: {shown} takes {tensor.size_bytes:,} bytes, and its header says {end - begin:,}")
     return begin, end, tensor
 
 

@@ -147,7 +147,10 @@ def summarize(checkpoint: Checkpoint, pattern: re.Pattern[str] | None = None) ->
     tensors = checkpoint.contents.tensors
     entries = tuple(_entries(tensors))
     same_memory, same_storage = _memory(tensors)
-    total, by_role, by_dtype, by_kind = Count(), {}, {}, {}
+    total = Count()
+    by_role: dict[Role, Count] = {}
+    by_dtype: dict[str, Count] = {}
+    by_kind: dict[str, Count] = {}
     for entry in entries:
         counted = entry.counted
         total.add(counted)

@@ -16,15 +16,15 @@ from dlcalc.checkpoint.faults import DamagedError, RefusedCallError
 from dlcalc.checkpoint.inert import Blob, Mapping, Record, Symbol, TensorRef
 from dlcalc.checkpoint.source import Source
 
-MAX_OPERATIONS = 60_000_000
-"""Half a minute or so; a tensor takes about forty."""
-MAX_MEMORY_BYTES = 1 << 30
-"""Of what is built, roughly."""
+MAX_OPERATIONS = 100_000_000
+"""Half a minute or less; a tensor takes about forty."""
+MAX_MEMORY_BYTES = 2 << 30
+"""Of what is built, roughly; a tensor takes about two thousand."""
 MAX_INTEGER_BYTES = 1024
 MAX_TEXT_BYTES = 1 << 20
 """Longer texts are skipped like bytes: nobody reads them in a summary."""
 
-_SLOT_BYTES, _SMALL_BYTES, _CONTAINER_BYTES, _RECORD_BYTES = 8, 32, 64, 240
+_SLOT_BYTES, _SMALL_BYTES, _CONTAINER_BYTES, _RECORD_BYTES = 8, 32, 64, 128
 
 Operation = Callable[["_Machine"], None]
 
@@ -63,9 +63,13 @@ class _Machine:
         self.left_bytes = MAX_MEMORY_BYTES
 
     def run(self) -> Any:  # noqa: ANN401
-        take, operations = self.take, _OPERATIONS
+        source, operations = self.source, _OPERATIONS
         for _ in range(MAX_OPERATIONS):
-            code = take(1)[0]
+            if source.at == len(source.chunk):
+                code = source.take(1)[0]
+            else:
+                code = source.chunk[source.at]
+                source.at += 1
             if code == _STOP:
                 return self.stack.pop()
             operation = operations[code]
@@ -81,8 +85,9 @@ class _Machine:
                 f"its pickle unfolds to more than {MAX_MEMORY_BYTES >> 20:,} MiB, which no checkpoint needs"
             )
 
-    def push(self, value: object, n_bytes: int = 0) -> None:
-        self.charge(n_bytes + _SLOT_BYTES)
+    def push(self, value: object, n_bytes: int) -> None:
+        """Put ``value`` on the stack, at its price. The slot on the stack is paid for by the limit of operations."""
+        self.charge(n_bytes)
         self.stack.append(value)
 
     def since_mark(self) -> list[Any]:
@@ -92,8 +97,7 @@ class _Machine:
 
     def text(self, n_bytes: int) -> None:
         if n_bytes > MAX_TEXT_BYTES:
-            self.source.skip(n_bytes)
-            self.push(Blob(n_bytes), _CONTAINER_BYTES)
+            self.blob(n_bytes)
         else:
             self.push(self.take(n_bytes).decode("utf-8", "backslashreplace"), n_bytes + _CONTAINER_BYTES)
 
@@ -109,19 +113,18 @@ class _Machine:
     def remember(self, index: int) -> None:
         value = self.stack[-1]
         if index == len(self.memo):
-            self.charge(_SLOT_BYTES)
             self.memo.append(value)
-        elif 0 <= index < len(self.memo):
+        elif index < len(self.memo):
             self.memo[index] = value
         else:
             self.charge(2 * _CONTAINER_BYTES)
             self.scattered[index] = value
 
     def recall(self, index: int) -> None:
-        if 0 <= index < len(self.memo):
-            self.push(self.memo[index])
+        if index < len(self.memo):
+            self.stack.append(self.memo[index])
         elif index in self.scattered:
-            self.push(self.scattered[index])
+            self.stack.append(self.scattered[index])
         else:
             raise DamagedError("damaged: its pickle refers to what was never there")
 
@@ -129,18 +132,22 @@ class _Machine:
         made = call(function, args)
         self.push(made, _RECORD_BYTES)
         if isinstance(made, Mapping):
-            self.charge((_CONTAINER_BYTES + _SLOT_BYTES) * len(made.pairs))
+            self.charge(_SLOT_BYTES * len(made.flat))
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if len(items) % 2 or not isinstance(target, (Mapping, Record)):
+        if isinstance(target, Record):
+            target.content = target.content or Mapping()
+            target = target.content
+        if len(items) % 2 or not isinstance(target, Mapping):
             raise DamagedError("damaged: its pickle sets items of what is no mapping")
-        self.charge((_CONTAINER_BYTES + _SLOT_BYTES) * len(items) // 2)
-        target.pairs.extend(zip(items[::2], items[1::2], strict=True))
+        self.charge(_SLOT_BYTES * len(items))
+        target.flat.extend(items)
 
     def append(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, Record):
+            target.items = target.items or []
             target = target.items
         if not isinstance(target, list):
             raise DamagedError("damaged: its pickle appends to what is no list")
@@ -161,7 +168,7 @@ def _operation(code: int) -> Callable[[Operation], Operation]:
 
 def _constant(code: int, value: object) -> None:
     def push(machine: _Machine) -> None:
-        machine.push(value)
+        machine.stack.append(value)
 
     _OPERATIONS[code] = push
 
@@ -169,10 +176,16 @@ def _constant(code: int, value: object) -> None:
 def _sized(code: int, layout: str, then: Callable[[_Machine, int], None]) -> None:
     """An operation with a number after it, which ``then`` is given."""
     packed = struct.Struct(layout)
-    unpack, size = packed.unpack, packed.size
+    unpack, size = packed.unpack_from, packed.size
 
     def operation(machine: _Machine) -> None:
-        then(machine, unpack(machine.take(size))[0])
+        source = machine.source
+        at = source.at
+        if at + size > len(source.chunk):
+            then(machine, unpack(source.take(size))[0])
+        else:
+            source.at = at + size
+            then(machine, unpack(source.chunk, at)[0])
 
     _OPERATIONS[code] = operation
 
@@ -184,25 +197,25 @@ _constant(ord(")"), ())
 
 _sized(0x80, "<B", lambda machine, number: None)  # PROTO
 _sized(0x95, "<Q", lambda machine, number: None)  # FRAME
-_sized(ord("K"), "<B", lambda machine, number: machine.push(number))
+_sized(ord("K"), "<B", lambda machine, number: machine.stack.append(number))
 _sized(ord("M"), "<H", lambda machine, number: machine.push(number, _SMALL_BYTES))
 _sized(ord("J"), "<i", lambda machine, number: machine.push(number, _SMALL_BYTES))
 _sized(ord("G"), ">d", lambda machine, number: machine.push(number, _SMALL_BYTES))
-_sized(0x8A, "<B", lambda machine, number: machine.integer(number))  # LONG1
-_sized(0x8B, "<i", lambda machine, number: machine.integer(number))  # LONG4
-_sized(0x8C, "<B", lambda machine, number: machine.text(number))  # SHORT_BINUNICODE
-_sized(ord("X"), "<I", lambda machine, number: machine.text(number))
-_sized(0x8D, "<Q", lambda machine, number: machine.text(number))  # BINUNICODE8
-_sized(ord("U"), "<B", lambda machine, number: machine.text(number))  # SHORT_BINSTRING
-_sized(ord("T"), "<I", lambda machine, number: machine.text(number))  # BINSTRING
-_sized(ord("C"), "<B", lambda machine, number: machine.blob(number))  # SHORT_BINBYTES
-_sized(ord("B"), "<I", lambda machine, number: machine.blob(number))
-_sized(0x8E, "<Q", lambda machine, number: machine.blob(number))  # BINBYTES8
-_sized(0x96, "<Q", lambda machine, number: machine.blob(number))  # BYTEARRAY8
-_sized(ord("h"), "<B", lambda machine, number: machine.recall(number))
-_sized(ord("j"), "<I", lambda machine, number: machine.recall(number))
-_sized(ord("q"), "<B", lambda machine, number: machine.remember(number))
-_sized(ord("r"), "<I", lambda machine, number: machine.remember(number))
+_sized(0x8A, "<B", _Machine.integer)  # LONG1
+_sized(0x8B, "<i", _Machine.integer)  # LONG4
+_sized(0x8C, "<B", _Machine.text)  # SHORT_BINUNICODE
+_sized(ord("X"), "<I", _Machine.text)
+_sized(0x8D, "<Q", _Machine.text)  # BINUNICODE8
+_sized(ord("U"), "<B", _Machine.text)  # SHORT_BINSTRING
+_sized(ord("T"), "<I", _Machine.text)  # BINSTRING
+_sized(ord("C"), "<B", _Machine.blob)  # SHORT_BINBYTES
+_sized(ord("B"), "<I", _Machine.blob)
+_sized(0x8E, "<Q", _Machine.blob)  # BINBYTES8
+_sized(0x96, "<Q", _Machine.blob)  # BYTEARRAY8
+_sized(ord("h"), "<B", _Machine.recall)
+_sized(ord("j"), "<I", _Machine.recall)
+_sized(ord("q"), "<B", _Machine.remember)
+_sized(ord("r"), "<I", _Machine.remember)
 
 
 def _extension(_: _Machine, number: int) -> None:
@@ -236,22 +249,32 @@ def _pop_mark(machine: _Machine) -> None:
 
 @_operation(ord("2"))
 def _duplicate(machine: _Machine) -> None:
-    machine.push(machine.stack[-1])
+    machine.stack.append(machine.stack[-1])
 
 
 @_operation(0x94)
 def _memoize(machine: _Machine) -> None:
-    machine.remember(len(machine.memo) + len(machine.scattered))
+    if machine.scattered:
+        machine.remember(len(machine.memo) + len(machine.scattered))
+    else:
+        machine.memo.append(machine.stack[-1])
 
 
 @_operation(ord("p"))
 def _put(machine: _Machine) -> None:
-    machine.remember(int(machine.source.line()))
+    machine.remember(_index(machine.source.line()))
 
 
 @_operation(ord("g"))
 def _get(machine: _Machine) -> None:
-    machine.recall(int(machine.source.line()))
+    machine.recall(_index(machine.source.line()))
+
+
+def _index(line: bytes) -> int:
+    index = _whole(line)
+    if not 0 <= index < 1 << 32:
+        raise DamagedError("damaged: its pickle refers to what was never there")
+    return index
 
 
 # numbers and texts as lines, of protocol 0

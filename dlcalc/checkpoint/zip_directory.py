@@ -76,7 +76,9 @@ def _inflated(packed: bytes) -> bytes:
     except zlib.error:
         raise DamagedError("damaged: a packed member does not unpack") from None
     if len(unpacked) > MAX_INFLATED_BYTES:
-        raise DamagedError(f"it unpacks to more than {MAX_INFLATED_BYTES >> 20} MiB, which no checkpoint's pickle needs")
+        raise DamagedError(
+            f"it unpacks to more than {MAX_INFLATED_BYTES >> 20} MiB, which no checkpoint's pickle needs"
+        )
     return unpacked
 
 

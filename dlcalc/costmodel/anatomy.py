@@ -42,7 +42,7 @@ KINDS = {
     "full": "attention",
     "windowed": "sliding-window attention",
     "dense": "MLP",
-    "moe": "mixture of experts",
+    "moe": "MoE",
     "embedding": "embedding",
     "head": "LM head",
 }

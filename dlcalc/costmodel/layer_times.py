@@ -87,8 +87,9 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     times = matmul_times(matmuls, machine)
     core_f, core_b = _attention_core(model, plans, machine, heads=heads, kv_heads=kv_heads, window=window)
 
-    norm = traffic.norm_traffic_bytes(own_tokens * hidden * (model.norms_per_layer / 2), profile=profile)
-    residual = traffic.residual_traffic_bytes(own_tokens * hidden, profile=profile)
+    stream = own_tokens * hidden  # elements of the residual stream
+    norm = traffic.norm_traffic_bytes(stream * (model.norms_per_layer / 2), profile=profile)
+    residual = traffic.residual_traffic_bytes(stream, profile=profile)
     if model.learned_positions or model.alibi:
         rope = (ZERO, ZERO)
     else:
@@ -107,12 +108,12 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     return _sublayer(
         machine, matmuls, times, n_launches,
         Pass(
-            attention_s=core_f, norm_s=_moved_s(machine, norm[0]), tp_comm_s=comm_f, cp_comm_s=cp_f,
-            other_memory_s=_moved_s(machine, residual[0] + rope[0], cast[0]),
+            attention_s=core_f, norm_s=_moved_s(machine, stream, norm[0]), tp_comm_s=comm_f, cp_comm_s=cp_f,
+            other_memory_s=_moved_s(machine, stream, residual[0] + rope[0], cast[0]),
         ),
         Pass(
-            attention_s=core_b, norm_s=_moved_s(machine, norm[1]), tp_comm_s=comm_b, cp_comm_s=cp_b,
-            other_memory_s=_moved_s(machine, residual[1] + rope[1], cast[1]),
+            attention_s=core_b, norm_s=_moved_s(machine, stream, norm[1]), tp_comm_s=comm_b, cp_comm_s=cp_b,
+            other_memory_s=_moved_s(machine, stream, residual[1] + rope[1], cast[1]),
         ),
     )  # fmt: skip
 
@@ -129,8 +130,9 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         Matmul("down", tokens, hidden, width),
     ]
     times = matmul_times(matmuls, machine)
-    norm = traffic.norm_traffic_bytes(own_tokens * hidden * (model.norms_per_layer / 2), profile=profile)
-    residual = traffic.residual_traffic_bytes(own_tokens * hidden, profile=profile)
+    stream = own_tokens * hidden  # elements of the residual stream
+    norm = traffic.norm_traffic_bytes(stream * (model.norms_per_layer / 2), profile=profile)
+    residual = traffic.residual_traffic_bytes(stream, profile=profile)
     activation = traffic.activation_traffic_bytes(tokens * width, gated=model.gated_mlp, profile=profile)
     cast = cast_traffic(matmuls, machine)
     apart = 1.0 if profile.fused_projections else 1.0 + model.gated_mlp
@@ -141,12 +143,12 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     return _sublayer(
         machine, matmuls, times, n_launches,
         Pass(
-            norm_s=_moved_s(machine, norm[0]), activation_s=_moved_s(machine, activation[0]), tp_comm_s=comm_f,
-            other_memory_s=_moved_s(machine, residual[0], cast[0]),
+            norm_s=_moved_s(machine, stream, norm[0]), activation_s=_moved_s(machine, tokens * width, activation[0]), tp_comm_s=comm_f,
+            other_memory_s=_moved_s(machine, stream, residual[0], cast[0]),
         ),
         Pass(
-            norm_s=_moved_s(machine, norm[1]), activation_s=_moved_s(machine, activation[1]), tp_comm_s=comm_b,
-            other_memory_s=_moved_s(machine, residual[1], cast[1]),
+            norm_s=_moved_s(machine, stream, norm[1]), activation_s=_moved_s(machine, tokens * width, activation[1]), tp_comm_s=comm_b,
+            other_memory_s=_moved_s(machine, stream, residual[1], cast[1]),
         ),
     )  # fmt: skip
 
@@ -177,8 +179,9 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         activated = activated + tokens * shared
     times = matmul_times(matmuls, machine)
 
-    norm = traffic.norm_traffic_bytes(own_tokens * hidden * (model.norms_per_layer / 2), profile=profile)
-    residual = traffic.residual_traffic_bytes(own_tokens * hidden, profile=profile)
+    stream = own_tokens * hidden  # elements of the residual stream
+    norm = traffic.norm_traffic_bytes(stream * (model.norms_per_layer / 2), profile=profile)
+    residual = traffic.residual_traffic_bytes(stream, profile=profile)
     activation = traffic.expert_activation_traffic_bytes(
         activated, gated=model.gated_mlp, has_bias=model.expert_bias, profile=profile
     )
@@ -199,12 +202,12 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
     return _sublayer(
         machine, matmuls, times, n_launches,
         Pass(
-            norm_s=_moved_s(machine, norm[0]), activation_s=_moved_s(machine, activation[0]), tp_comm_s=comm_f,
-            ep_comm_s=exchange_f, other_memory_s=_moved_s(machine, residual[0] + routing[0], cast[0]),
+            norm_s=_moved_s(machine, stream, norm[0]), activation_s=_moved_s(machine, activated, activation[0]), tp_comm_s=comm_f,
+            ep_comm_s=exchange_f, other_memory_s=_moved_s(machine, routed * hidden, residual[0] + routing[0], cast[0]),
         ),
         Pass(
-            norm_s=_moved_s(machine, norm[1]), activation_s=_moved_s(machine, activation[1]), tp_comm_s=comm_b,
-            ep_comm_s=exchange_b, other_memory_s=_moved_s(machine, residual[1] + routing[1], cast[1]),
+            norm_s=_moved_s(machine, stream, norm[1]), activation_s=_moved_s(machine, activated, activation[1]), tp_comm_s=comm_b,
+            ep_comm_s=exchange_b, other_memory_s=_moved_s(machine, routed * hidden, residual[1] + routing[1], cast[1]),
         ),
     )  # fmt: skip
 
@@ -221,8 +224,8 @@ def embedding_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     both = all_reduce_time_s(size, links.tp, node=node["all_reduce"], fabric=fabric["all_reduce"])
     sharded = plans.sequence_parallel
     return Sublayer(
-        forward=Pass(other_memory_s=_moved_s(machine, moved[0]), tp_comm_s=sharded * reduced + (1 - sharded) * both),
-        backward=Pass(other_memory_s=_moved_s(machine, moved[1]), tp_comm_s=sharded * gathered),
+        forward=Pass(other_memory_s=_moved_s(machine, tokens * model.hidden_size, moved[0]), tp_comm_s=sharded * reduced + (1 - sharded) * both),
+        backward=Pass(other_memory_s=_moved_s(machine, tokens * model.hidden_size, moved[1]), tp_comm_s=sharded * gathered),
         weight_grad_s=ZERO,
         host_s=ZERO,
         matmuls={},
@@ -242,7 +245,8 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
     times = matmul_times(matmuls, machine)
     if model.vocab_size % ALIGNED_ELEMENTS:  # divided over tp it is padded
         times = {"head": unaligned(times["head"], plans)}
-    norm = traffic.norm_traffic_bytes(tokens / sequence_shards(plans) * hidden, profile=profile)
+    stream = tokens / sequence_shards(plans) * hidden  # elements of the residual stream
+    norm = traffic.norm_traffic_bytes(stream, profile=profile)
     gathered = profile.cross_entropy == "gathered"
     logits = tokens * model.vocab_size / (1.0 if gathered else plans.tp)
     loss = traffic.loss_traffic_bytes(logits, profile=profile)
@@ -254,8 +258,8 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
         comm_f = comm_f + all_gather_time_s(size, links.tp, node=node["all_gather"], fabric=fabric["all_gather"])
     return _sublayer(
         machine, matmuls, times, HEAD_LAUNCHES,
-        Pass(norm_s=_moved_s(machine, norm[0]), other_memory_s=_moved_s(machine, loss[0]), tp_comm_s=comm_f),
-        Pass(norm_s=_moved_s(machine, norm[1]), other_memory_s=_moved_s(machine, loss[1]), tp_comm_s=comm_b),
+        Pass(norm_s=_moved_s(machine, stream, norm[0]), other_memory_s=_moved_s(machine, logits, loss[0]), tp_comm_s=comm_f),
+        Pass(norm_s=_moved_s(machine, stream, norm[1]), other_memory_s=_moved_s(machine, logits, loss[1]), tp_comm_s=comm_b),
     )  # fmt: skip
 
 
@@ -267,12 +271,15 @@ def _casts(machine: Machine) -> float:
     return 2.0 * is_low_precision(machine)
 
 
-def _moved_s(machine: Machine, traffic_bytes: Array, cast_bytes: Array = ZERO) -> Array:
-    """Time of memory-bound passes; quantizing passes are counted in full, so nothing comes on top of them."""
+def _moved_s(machine: Machine, elements: Array, traffic_bytes: Array, cast_bytes: Array = ZERO) -> Array:
+    """Time of memory-bound passes over tensors of so many 16-bit elements; nothing comes on top of quantizing passes."""
     factor = machine.recipe.framework.memory_pass_factor
     return np.asarray(
         kernels.memory_bound_time_s(
-            factor * traffic_bytes + cast_bytes, rates=machine.memory, hbm_bytes_per_s=machine.hbm_bytes_per_s
+            factor * traffic_bytes + cast_bytes,
+            tensor_bytes=2.0 * elements,
+            l2_bytes=machine.linear.l2_bytes,
+            rates=machine.memory, hbm_bytes_per_s=machine.hbm_bytes_per_s
         )
     )
 
@@ -310,7 +317,7 @@ def _attention_core(
         "rates": machine.attention,
         "kernel": profile.attention,
     }
-    slower = machine.sixteen_bit.training_factor
+    slower = machine.linear.training_factor  # what power leaves is shared by all that computes
     return (
         slower * np.asarray(kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)),
         slower * np.asarray(kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)),

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dlcalc.checkpoint.contents import Tensor
 from dlcalc.checkpoint.difference import Difference, Line, lines
 from dlcalc.checkpoint.summary import Alike, Count, Group, Summary, alike, tree
-from dlcalc.checkpoint.contents import Tensor
 from dlcalc.utils.printable import printable
 from dlcalc.utils.units import count, short_count, size
 
@@ -26,6 +27,8 @@ TIES_SHOWN = 8
 VALUES_SHOWN = 12
 _LONGEST_NAME = 70
 _LEAST_NAME = 24
+_ROOMY_WIDTH = 100
+"""Of a terminal that has a place for the number of tensors, too."""
 _PIPE_WIDTH = 240
 """Where no terminal is too narrow, nothing is cut off."""
 
@@ -45,7 +48,9 @@ def print_checkpoint(summary: Summary, console: Console, depth: int | None = Non
     if not console.is_terminal and not os.environ.get("COLUMNS"):
         console.width = _PIPE_WIDTH
     checkpoint = summary.checkpoint
-    files = f"{count(checkpoint.n_files)} file{'s' if checkpoint.n_files != 1 else ''} of {size(checkpoint.files_bytes)}"
+    files = (
+        f"{count(checkpoint.n_files)} file{'s' if checkpoint.n_files != 1 else ''} of {size(checkpoint.files_bytes)}"
+    )
     console.print(f"{printable(str(checkpoint.path))}: {checkpoint.format}, {files}", soft_wrap=True)
     if summary.pattern is not None:
         console.print(f"only names in which {printable(summary.pattern)} is found", soft_wrap=True)
@@ -105,16 +110,21 @@ def _tree_table(root: Group, console: Console, depth: int | None) -> Table:
     ]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(root.name, no_wrap=True, overflow="ellipsis", min_width=_LEAST_NAME)
-    for position, heading in enumerate(("tensors", "parameters", "bytes", "dtype"), start=1):
-        width = max(len(heading), *(len(row[position]) for row in cells))
-        table.add_column(heading, justify="left" if heading == "dtype" else "right", no_wrap=True, min_width=width)
-    table.add_column("shape", no_wrap=True, overflow="ellipsis")
+    headings = ("tensors", "parameters", "bytes", "dtype", "shape")
+    shown = [position for position in range(1, 6) if position > 1 or console.width >= _ROOMY_WIDTH]
+    for position in shown:
+        heading = headings[position - 1]
+        width = max(len(heading), *(len(row[position]) for row in cells)) if heading != "shape" else None
+        justify: Literal["left", "right"] = "right" if position <= 3 else "left"
+        table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", min_width=width)
     for row in cells:
-        table.add_row(*map(Text, row))
+        table.add_row(Text(row[0]), *(Text(row[position]) for position in shown))
     return table
 
 
-def _rows(groups: Iterable[Group], indent: str, guides: Sequence[str], depth: int | None, times: int = 1) -> Iterator[_Row]:
+def _rows(
+    groups: Iterable[Group], indent: str, guides: Sequence[str], depth: int | None, times: int = 1
+) -> Iterator[_Row]:
     """The rows below a group, ``times`` of which stand beside each other."""
     if depth == 0:
         return
@@ -127,7 +137,7 @@ def _rows(groups: Iterable[Group], indent: str, guides: Sequence[str], depth: in
         yield _Row(
             indent + branch + printable(name, _LONGEST_NAME),
             _times(item.count, times),
-            ", ".join(item.dtypes[:3]) + (", ..." if len(item.dtypes) > 3 else ""),
+            item.dtypes[0] + (f" +{len(item.dtypes) - 1}" if len(item.dtypes) > 1 else ""),
             _shape(bottom, times * n_each),
         )
         inner_depth = None if depth is None else depth - 1 - name.count(".")
@@ -171,9 +181,12 @@ def _remarks(summary: Summary) -> Iterator[str]:
     if summary.shared:
         yield _listed("Parts of one storage:", [", ".join(_shown(names)) for names in summary.shared])
     if summary.unused_bytes:
-        yield f"{size(summary.unused_bytes)} of the storages in the file belong to no tensor: slices are saved with the whole."
+        yield f"{size(summary.unused_bytes)} of storages belong to no tensor: a slice is saved with the whole."
     if values := summary.checkpoint.contents.values:
-        named = [f"  {printable(value.name, _LONGEST_NAME)} = {printable(value.text or f'({value.type})', 60)}" for value in values]
+        named = [
+            f"  {printable(value.name, _LONGEST_NAME)} = {printable(value.text or f'({value.type})', 60)}"
+            for value in values
+        ]
         more = f"\n  and {len(named) - VALUES_SHOWN:,} more" if len(named) > VALUES_SHOWN else ""
         yield f"Other values: {len(named):,}\n" + "\n".join(named[:VALUES_SHOWN]) + more
     for note in summary.checkpoint.contents.notes:

@@ -1,4 +1,4 @@
-"""What there is to say of one run, as one object: printed by ``run_report``, drawn by ``run_html``, and the document of ``--json``.
+"""What there is to say of one run, as one object: printed, drawn on a page, and the document of ``--json``.
 
 Built by ``workflows_run`` and read by programs: names here are an interface. Base units throughout.
 """
@@ -80,7 +80,7 @@ class ModelFacts:
     n_experts: int
     top_k: int
     expert_ffn_hidden_size: int
-    expert_mesh: Mapping[str, int] | None
+    expert_mesh: Mapping[str, float] | None
     """Of a mixture of experts: how ep, etp and the replicas of experts share a stage's devices."""
 
 

@@ -1,13 +1,15 @@
 """One run as a report: sections of facts, tables and bars, the same for a terminal and for a page.
 
-``sections`` decides what is said and in which order; ``print_report`` shows it on a console and ``run_html`` as a page. What is shown are
-the terms of the estimate themselves, field by field, so that a report cannot differ from what a search ranks.
+``sections`` decides what is said and in which order; ``print_sections`` shows it on a console and ``run_html`` as a
+page. What is shown are the terms of the estimate themselves, field by field, so that a report cannot differ from what a
+search ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Literal
 
 from rich import box
@@ -21,8 +23,10 @@ from dlcalc.report.run_facts import Citation, Comparison, Difference, RunFacts
 from dlcalc.report.terminal import plan_words
 from dlcalc.utils import units
 
-
 _BAR_CELLS = 32
+_WIDE = 110
+"""Consoles at least so wide fold the columns of ``FOLDING`` alone."""
+FOLDING = frozenset({"what", "link", "sublayer", "also"})
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 AXIS_NAMES = {
@@ -116,7 +120,10 @@ def _configuration(facts: RunFacts) -> Section:
 def _said(value: object) -> str:
     """A section of a run file in one line."""
     if isinstance(value, Mapping):
-        inner = (f"{key} ({_said(item)})" if isinstance(item, Mapping) else f"{key} {_said(item)}" for key, item in value.items())
+        inner = (
+            f"{key} ({_said(item)})" if isinstance(item, Mapping) else f"{key} {_said(item)}"
+            for key, item in value.items()
+        )
         return ", ".join(inner)
     if isinstance(value, (list, tuple)):
         return " ".join(_said(item) for item in value)
@@ -151,7 +158,10 @@ def _hardware(facts: RunFacts) -> Section:
                         f"{_rate(machine.fabric_bytes_per_s)} per device and direction, "
                         f"{units.duration(machine.fabric_latency_s)} latency",
                     ),
-                    ("calibration", "measured kernels" if machine.is_measured else "datasheet, other devices' fractions"),
+                    (
+                        "calibration",
+                        "measured kernels" if machine.is_measured else "datasheet, other devices' fractions",
+                    ),
                 )
             ),
         ),
@@ -167,9 +177,16 @@ def _data(facts: RunFacts) -> Section:
         (
             Facts(
                 (
-                    ("global batch", f"{units.count(data.global_batch)} sequences of {units.count(data.seq_len)} tokens"),
+                    (
+                        "global batch",
+                        f"{units.count(data.global_batch)} sequences of {units.count(data.seq_len)} tokens",
+                    ),
                     ("tokens per step", units.count(data.tokens_per_step)),
-                    ("micro-batch", f"{data.micro_batch} sequences, {_whole(data.micro_batches)} to a step and replica"),
+                    (
+                        "micro-batch",
+                        f"{data.micro_batch} sequence{'s' * (data.micro_batch > 1)}, "
+                        f"{_whole(data.micro_batches)} to a step and replica",
+                    ),
                     ("precision", data.precision),
                     ("framework", data.framework),
                 )
@@ -225,7 +242,10 @@ def _memory(facts: RunFacts) -> Iterator[Section]:
         "MEMORY",
         1,
         (
-            Bars(f"Peak on {where}, by what it holds", _shares(memory.terms, "_bytes", lambda v: f"{units.gib(v, 3)} GiB")),
+            Bars(
+                f"Peak on {where}, by what it holds",
+                _shares(memory.terms, "_bytes", lambda v: f"{units.gib(v, 3)} GiB"),
+            ),
             Line(f"Total Memory Required: {units.gib(memory.total_bytes, 3)} GiB per device", "answer"),
             verdict,
         ),
@@ -238,9 +258,20 @@ def _memory(facts: RunFacts) -> Iterator[Section]:
 def _stage_grid(facts: RunFacts) -> Grid:
     stages = facts.memory.stages
     terms = [name for name in stages[0].bytes_by_term if any(stage.bytes_by_term[name] for stage in stages)]
-    shown = [name for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes", "activations_bytes") if name in terms]
+    shown = [
+        name for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes", "activations_bytes") if name in terms
+    ]
     others = [name for name in terms if name not in shown]
-    header = ("stage", "layers", "also", "in flight", "params", *(_label(name, "_bytes") for name in shown), "other", "total GiB")
+    header = (
+        "stage",
+        "layers",
+        "also",
+        "in flight",
+        "params",
+        *(_label(name, "_bytes") for name in shown),
+        "other",
+        "total GiB",
+    )
     rows = []
     for stage in stages:
         also = "+".join(word for word, here in (("embedding", stage.has_embedding), ("head", stage.has_head)) if here)
@@ -289,11 +320,22 @@ def _compute(facts: RunFacts) -> Section:
         (
             Grid(
                 "Matmuls of one micro-batch",
-                ("sublayer", "matmul", "shape", "on a device", "forward", "backward", "FLOPs", "bytes", "FLOP/s", "bound by"),
+                (
+                    "sublayer",
+                    "matmul",
+                    "shape",
+                    "on a device",
+                    "forward",
+                    "backward",
+                    "FLOPs",
+                    "bytes",
+                    "FLOP/s",
+                    "bound by",
+                ),
                 tuple(_matmul_row(row) for row in facts.matmuls),
                 frozenset({"sublayer", "matmul", "shape", "on a device", "bound by"}),
-                "Shapes: tokens x in x out, experts x (tokens x in x out). FLOPs, bytes and rate are of the forward pass on one "
-                "device; backward are the gradients of input and weight.",
+                "Shapes: tokens x in x out, experts x (tokens x in x out). FLOPs, bytes and rate are of the forward "
+                "pass on one device; backward are the gradients of input and weight.",
             ),
             Grid(
                 "Attention cores of one micro-batch",
@@ -380,7 +422,7 @@ def _axis(axis: AxisFacts) -> Section:
             call.operation.replace("_", "-"),
             units.size(call.size_bytes),
             _ranks(call.n_ranks, call.ranks_per_node),
-            f"{'inside a node' if call.link == 'node' else 'between nodes'}, {_rate(call.link_bytes_per_s)}",
+            f"{call.link}, {_rate(call.link_bytes_per_s)}",
             units.duration(call.latency_s),
             units.duration(call.bandwidth_s),
             _whole(call.calls_per_step),
@@ -409,7 +451,7 @@ def _axis(axis: AxisFacts) -> Section:
 
 
 def _ranks(n_ranks: float, ranks_per_node: float) -> str:
-    if n_ranks == ranks_per_node or ranks_per_node == 1:
+    if ranks_per_node in (1, n_ranks):
         return _whole(n_ranks)
     return f"{_whole(n_ranks)}, {_whole(ranks_per_node)} a node"
 
@@ -423,9 +465,18 @@ def _cross_dc_configuration(cross: CrossDcFacts) -> Section:
                 (
                     ("data centres", str(cross.n_dcs)),
                     ("interconnect", f"{cross.interconnect_bandwidth_gbps:g} Gbit/s of a data centre, one direction"),
-                    ("latency", f"{units.significant(cross.interconnect_latency_s * 1e3)} ms ({cross.interconnect_latency_s:g} s)"),
-                    ("gradients", f"{units.size(cross.gradient_bytes)} of the model, {_times(cross.reductions_per_step)} a step"),
-                    ("weights", f"{units.size(cross.weight_bytes)} of the model, {_times(cross.gathers_per_step)} a step"),
+                    (
+                        "latency",
+                        f"{units.duration(cross.interconnect_latency_s)} ({cross.interconnect_latency_s:g} s)",
+                    ),
+                    (
+                        "gradients",
+                        f"{units.size(cross.gradient_bytes)} of the model, {_times(cross.reductions_per_step)} a step",
+                    ),
+                    (
+                        "weights",
+                        f"{units.size(cross.weight_bytes)} of the model, {_times(cross.gathers_per_step)} a step",
+                    ),
                     ("buckets", _whole(cross.n_buckets)),
                 )
             ),
@@ -479,7 +530,10 @@ def _pipeline(facts: RunFacts) -> Section:
                 ("sends to fill and drain", _whole(pipe.fill_sends)),
             )
         ),
-        Line(f"Pipeline bubble: {units.duration(pipe.bubble_s)} ({units.percent(pipe.bubble_fraction)} of the pipeline)", "answer"),
+        Line(
+            f"Pipeline bubble: {units.duration(pipe.bubble_s)} ({units.percent(pipe.bubble_fraction)} of the pipeline)",
+            "answer",
+        ),
         Grid(
             "One micro-batch, stage by stage",
             ("stage", "layers", "forward", "backward"),
@@ -497,7 +551,7 @@ def _block(facts: RunFacts) -> Section:
     """The block most layers have: both sublayers, pass by pass, as shares of the whole block."""
     block = facts.block
     terms = {
-        f"{way} {sublayer}: {_label(name, '_s')}": value
+        f"{way} {sublayer}: {BLOCK_WORDS.get(name, _label(name, '_s'))}": value
         for sublayer in (block.attention, block.mlp)
         for way, spent in block.sublayers[sublayer].items()
         for name, value in spent.items()
@@ -508,12 +562,16 @@ def _block(facts: RunFacts) -> Section:
         1,
         (
             Bars(
-                f"Components of one block ({block.attention} and {block.mlp}), one micro-batch: {units.duration(whole, 4)}",
+                f"Components of one block ({block.attention} and {block.mlp}), one micro-batch: "
+                f"{units.duration(whole, 4)}",
                 _shares(terms, "_s", units.duration, by_size=False),
             ),
         ),
         "block",
     )
+
+
+BLOCK_WORDS = {"attention_s": "scores and values", "latent_matmul_s": "latent matmul"}
 
 
 def _iteration(facts: RunFacts) -> Section:
@@ -576,7 +634,12 @@ def comparison_section(found: Comparison) -> Section:
     rows = tuple(_difference_row(row) for row in found.differences)
     parts: list[Part] = [
         Facts((("as written", plan_words(found.before.plan)), ("what if", plan_words(found.after.plan)))),
-        Grid("", ("section", "quantity", "as written", "what if", "difference", "%"), rows, frozenset({"section", "quantity"})),
+        Grid(
+            "",
+            ("section", "quantity", "as written", "what if", "difference", "%"),
+            rows,
+            frozenset({"section", "quantity"}),
+        ),
         Line(
             f"Total Memory Required: {units.gib(found.before.memory.total_bytes, 3)} GiB per device -> "
             f"{units.gib(found.after.memory.total_bytes, 3)} GiB per device"
@@ -689,26 +752,31 @@ def _rendered(part: Part, console: Console) -> RenderableType:
         case Line():
             return Text(part.text, style=STYLES[part.style])
         case Facts():
-            return _facts_table(part)
+            return _facts_text(part, console)
         case Grid():
-            return _grid_table(part)
+            return _grid_table(part, console)
         case Bars():
-            return _bar_table(part, console)
+            return _bar_text(part, console)
 
 
-def _facts_table(part: Facts) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(overflow="fold")
-    for label, text in part.rows:
-        table.add_row(Text("  " + label), Text(text))
-    return table
+def _facts_text(part: Facts, console: Console) -> Text:
+    """Labels in a column, each text wrapped beside its label."""
+    indent = max(len(label) for label, _ in part.rows) + 4
+    lines = Text()
+    for position, (label, text) in enumerate(part.rows):
+        wrapped = wrap(text, max(console.width - indent, 20), break_on_hyphens=False) or [""]
+        lines.append("\n" if position else "")
+        lines.append(f"  {label}".ljust(indent), style="dim")
+        lines.append(("\n" + " " * indent).join(wrapped))
+    return lines
 
 
-def _grid_table(part: Grid) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), header_style="bold")
+def _grid_table(part: Grid, console: Console) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, header_style="bold")
     for name in part.header:
-        table.add_column(Text(name), justify="left" if name in part.left else "right", overflow="fold")
+        folds = name in FOLDING or console.width < _WIDE
+        justify: Literal["left", "right"] = "left" if name in part.left else "right"
+        table.add_column(Text(name), justify=justify, overflow="fold", no_wrap=not folds)
     for row in part.rows:
         table.add_row(*(Text(cell) for cell in row))
     title = [Text(part.title)] if part.title else []
@@ -716,19 +784,20 @@ def _grid_table(part: Grid) -> RenderableType:
     return Group(*title, table, *caption)
 
 
-def _bar_table(part: Bars, console: Console) -> RenderableType:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(overflow="fold")
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True)
-    largest = max((share for _, _, share in part.rows), default=0.0)
-    texts = max((len(label) + len(value) for label, value, _ in part.rows), default=0)
-    cells = max(4, min(_BAR_CELLS, console.width - texts - 14))
+def _bar_text(part: Bars, console: Console) -> Text:
+    """One line per part: label, value, share, bar."""
+    lines = Text(part.title)
+    if not part.rows:
+        return lines
+    largest = max(share for _, _, share in part.rows)
+    labels = max(len(label) for label, _, _ in part.rows)
+    values = max(len(value) for _, value, _ in part.rows)
+    cells = max(4, min(_BAR_CELLS, console.width - labels - values - 14))
     for label, value, share in part.rows:
+        lines.append(f"\n  {label.ljust(labels)} {value.rjust(values)} {units.percent(share).rjust(7)} ")
         bar = _bar(share / largest if largest > 0 else 0.0, cells, ascii_only=console.options.ascii_only)
-        table.add_row(Text("  " + label), Text(value), Text(units.percent(share)), Text(bar, style="blue"))
-    return Group(Text(part.title), table)
+        lines.append(bar, style="blue")
+    return lines
 
 
 def _bar(fraction: float, cells: int, *, ascii_only: bool) -> str:

@@ -13,14 +13,14 @@ from dlcalc.errors import DlcalcError, UnknownNameError
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.quantities import is_number, model_size, positive_number
 from dlcalc.specs.recipe import MfuConvention
-from dlcalc.specs.model_registry import load_model
 from dlcalc.utils.units import count, short_count, significant
 
 CONVENTIONS: dict[MfuConvention, str] = {
-    "full_attention": "matmuls with the LM head, every token attending to the whole sequence",
-    "causal_attention": "matmuls with the LM head, attention halved by its causal mask",
+    "full_attention": "matmuls with the LM head, attention to the whole sequence",
+    "causal_attention": "matmuls with the LM head, attention halved by its mask",
     "six_n": "6 per active parameter, no attention",
 }
 DEFAULT_CONVENTION: MfuConvention = "full_attention"
@@ -157,7 +157,7 @@ def mfu_lines(report: Mfu) -> Iterator[str]:
     of_them = f", {short_count(active)} of them active" if active != report.parameters_total else ""
     yield f"model      {report.model}: {short_count(report.parameters_total)} parameters{of_them}"
     name = f" ({report.hardware}, {report.precision})" if report.hardware else ""
-    yield f"devices    {count(report.n_devices)} of {significant(report.peak_flops_per_s_per_device / 1e12, 4)} TFLOP/s{name}"
+    yield f"devices    {count(report.n_devices)} of {_tflops(report.peak_flops_per_s_per_device)}{name}"
     yield (
         f"throughput {significant(report.samples_per_s, 4)} samples/s of {count(report.seq_len)} tokens, "
         f"{count(report.tokens_per_s)} tokens/s"
@@ -165,7 +165,7 @@ def mfu_lines(report: Mfu) -> Iterator[str]:
     yield (
         f"work       {short_count(report.flops_per_token)}FLOPs per token "
         f"({_words(report.convention)}: {CONVENTIONS[report.convention]}), "
-        f"{significant(report.achieved_flops_per_s_per_device / 1e12, 4)} TFLOP/s per device"
+        f"{_tflops(report.achieved_flops_per_s_per_device)} per device"
     )
     others = [
         f"{100 * mfu:.2f}% by {_words(name)}"
@@ -185,8 +185,8 @@ def mfu_warning(report: Mfu) -> str | None:
         return None
     return (
         f"an MFU of {100 * report.mfu_fraction:.2f}% is above 100%: the devices cannot do this; check the number of "
-        f"devices, the peak ({significant(report.peak_flops_per_s_per_device / 1e12, 4)} TFLOP/s dense) and whether samples "
-        f"per second are of the whole job"
+        f"devices, their dense peak of {_tflops(report.peak_flops_per_s_per_device)}, and whether the samples per second are "
+        f"those of the whole job"
     )
 
 
@@ -238,6 +238,10 @@ def find_peak(text: str, precision: str | None, hardware: HardwareRegistry) -> P
 
 def _words(convention: str) -> str:
     return convention.replace("_", " ")
+
+
+def _tflops(flops_per_s: float) -> str:
+    return f"{significant(flops_per_s / 1e12, 4)} TFLOP/s"
 
 
 def _billions(tokens_per_day: float) -> str:

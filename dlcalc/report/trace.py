@@ -1,8 +1,8 @@
 """A step as a Chrome trace: opens in ui.perfetto.dev and chrome://tracing.
 
-One process per pipeline stage, with a track for what it computes, one for what it sends to its neighbours, and one for what it exchanges
-with its replicas. The pipeline is a replay of every operation; what comes before and after it are the estimate's terms. Times are in
-microseconds, as the format wants them.
+One process per pipeline stage, with a track for what it computes, one for what it sends to its neighbours, and one for
+what it exchanges with its replicas. The pipeline is a replay of every operation; what comes before and after it are the
+estimate's terms. Times are in microseconds, as the format wants them.
 """
 
 from __future__ import annotations
@@ -84,11 +84,18 @@ def _slice(event: Event, offset_s: float) -> dict[str, Any]:
 
 
 def _around(
-    stage: int, start_s: float, end_s: float, gather_s: float, reduce_s: float, exposed_reduce_s: float, terms: dict[str, float]
+    stage: int,
+    start_s: float,
+    end_s: float,
+    gather_s: float,
+    reduce_s: float,
+    exposed_reduce_s: float,
+    terms: dict[str, float],
 ) -> Iterator[dict[str, Any]]:
     """What a stage exchanges with its replicas before, behind and after the pipeline, and the optimizer.
 
-    What is hidden is drawn behind the pipeline's beginning and end in one piece; under ZeRO 2 and 3 it is spread over all micro-batches.
+    What is hidden is drawn behind the pipeline's beginning and end in one piece; under ZeRO 2 and 3 it is really spread
+    over all micro-batches.
     """
     done_s = end_s + max(exposed_reduce_s, 0.0)
     if gather_s > 0:

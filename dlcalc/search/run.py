@@ -248,9 +248,10 @@ def resolved(spec: RunSpec, name: str, written: Mapping[str, Any], folder: Path,
         memory_headroom=spec.memory_headroom,
         cross_dc=spec.cross_dc,
     )
-    if spec.cross_dc is not None and spec.cross_dc.n_dcs > knobs["dp"]:
+    if spec.cross_dc is not None and spec.cross_dc.n_dcs > float(knobs["dp"]):
         raise DlcalcError(
-            f"cross_dc: {spec.cross_dc.n_dcs} data centres need at least as many data-parallel replicas; dp = {knobs['dp']:g}"
+            f"cross_dc: {spec.cross_dc.n_dcs} data centres need at least as many data-parallel replicas; "
+            f"dp = {knobs['dp']:g}"
         )
     if spec.cross_dc is not None and float(knobs["dp"]) % spec.cross_dc.n_dcs:
         notes.append(f"dp = {knobs['dp']:g} does not spread evenly over {spec.cross_dc.n_dcs} data centres")
@@ -356,9 +357,9 @@ def _said(spec: RunSpec, profile: FrameworkProfile, notes: list[str]) -> dict[st
     said: dict[str, Knob] = {}
     for (section, key), knob in SAME_KNOB.items():
         written = getattr(spec, section)
-        value = getattr(written, key) if written is not None else None
-        if value is not None and knob != "recompute":
-            said[knob] = value
+        if written is not None and key in written.model_fields_set and knob != "recompute":
+            value = getattr(written, key)
+            said |= {} if value is None else {knob: value}
     if spec.performance is not None:
         said["recompute"] = _recompute_of(spec.performance.activation_checkpointing_type, profile, notes)
     if isinstance(spec.model, ModelSection) and spec.model.moe is not None:
@@ -394,7 +395,7 @@ def _no_experts(model: ModelSpec, knobs: dict[str, Knob], notes: list[str]) -> N
 
 
 def _replicas(spec: RunSpec, knobs: Mapping[str, Knob]) -> int:
-    """Dp as written, or what the devices leave for it."""
+    """``dp`` as written, or what the devices leave for it."""
     apart = int(float(knobs["tp"]) * float(knobs["cp"]) * float(knobs["pp"]))
     devices = spec.cluster.devices if spec.cluster else None
     dp = knobs.get("dp")
@@ -408,7 +409,8 @@ def _replicas(spec: RunSpec, knobs: Mapping[str, Knob]) -> int:
         return devices // apart
     if devices is not None and int(float(dp)) * apart != devices:
         raise DlcalcError(
-            f"tp x cp x pp x dp = {int(float(dp)) * apart}, but the cluster has {devices} devices; leave out dp or devices"
+            f"tp x cp x pp x dp = {int(float(dp)) * apart}, but the cluster has {devices} devices; "
+            f"leave out dp or devices"
         )
     return int(float(dp))
 
@@ -432,7 +434,7 @@ def _split_of(
     if split is not None or model.n_layers % n_chunks == 0 or n_chunks > model.n_layers:
         return {**knobs, "split": split or "even"}, None
     chunk = np.arange(n_chunks + 1.0)
-    cut = first_layer_count(model.n_layers, chunk, n_chunks=np.float64(n_chunks), split=np.float64(EVEN))
+    cut = first_layer_count(model.n_layers, chunk, n_chunks=n_chunks, split=EVEN)
     nearly_even = tuple(int(n) for n in np.diff(cut))
     few, many = min(nearly_even), max(nearly_even)
     notes.append(f"{model.n_layers} layers do not split evenly over {n_chunks} pipeline chunks: {few} or {many} each")

@@ -52,7 +52,9 @@ def device_count(text: str, what: str) -> int:
     """``512``, or nodes times devices of each: ``64x8``."""
     factors = text.strip().casefold().split("x")
     if not 1 <= len(factors) <= 2 or not all(re.fullmatch(r"\d{1,18}", factor, re.ASCII) for factor in factors):
-        raise DlcalcError(f"{what}: {_shown(text)} is neither a number of devices, such as 512, nor nodes x devices of each, such as 64x8")
+        raise DlcalcError(
+            f"{what}: {_shown(text)} is neither a number of devices, such as 512, nor nodes x devices, such as 64x8"
+        )
     n_devices = math.prod(map(int, factors))
     if not 1 <= n_devices <= MAX_DEVICES:
         raise DlcalcError(f"{what}: {_shown(text)} is {n_devices:,} devices; it must be from 1 to {MAX_DEVICES:,}")

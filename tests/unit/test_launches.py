@@ -1,0 +1,48 @@
+"""Kernels of a layer, counted one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlcalc.calculators.launches import attention_launches_count, mlp_launches_count, moe_launches_count
+from dlcalc.specs.framework_registry import load_framework
+from dlcalc.specs.model_registry import load_model
+
+FUSED = load_framework(
+    "megatron",
+    {
+        **dict.fromkeys(("fused_norm", "fused_residual", "fused_rope", "fused_activation"), True),
+        "attention": "te_flash",
+    },
+)
+LLAMA = load_model("llama3-8b")
+
+
+def test_a_fused_attention_of_llama():
+    """qkv, out; one norm; rotary of q and of k; flash with two reshapes; residual; three reshapes; two collectives."""
+    count = attention_launches_count(LLAMA, FUSED, n_matmuls=2, collectives=2, casts=0)
+    assert count == 2 + 1 + 2 + 3 + 1 + 3 + 2
+
+
+def test_a_fused_mlp_of_llama():
+    """up, down; activation; norm; residual; a reshape; an all-reduce."""
+    assert mlp_launches_count(LLAMA, FUSED, collectives=1, casts=0) == 2 + 1 + 1 + 1 + 1 + 1
+
+
+@pytest.mark.parametrize("fused", ["fused_norm", "fused_residual", "fused_rope"])
+def test_fusing_never_launches_more(fused):
+    def counted(profile):
+        return attention_launches_count(LLAMA, profile, n_matmuls=2, collectives=0, casts=0)
+
+    assert counted(FUSED) <= counted(FUSED.model_copy(update={fused: False}))
+
+
+def test_quantizing_launches_with_every_matmul():
+    plain = mlp_launches_count(LLAMA, FUSED, collectives=0, casts=0)
+    assert mlp_launches_count(LLAMA, FUSED, collectives=0, casts=2) == plain + 2 * 2
+
+
+def test_every_local_expert_has_its_own_matmuls():
+    model = load_model("qwen3-30b-a3b")
+    few, many = (moe_launches_count(model, FUSED, local_experts=n, collectives=0, casts=0) for n in (8, 16))
+    assert many - few == 2 * 8

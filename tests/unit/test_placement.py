@@ -1,0 +1,63 @@
+"""Where groups sit: inside a node, across nodes, and how many NICs they have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlcalc.costmodel.placement import group_link, links
+from dlcalc.costmodel.plans import Plans
+from dlcalc.hardware_registry import load_hardware
+
+
+@pytest.mark.parametrize(
+    ("n_ranks", "stride", "ranks_per_node", "n_nodes"),
+    [
+        pytest.param(8, 1, 8, 1, id="a node"),
+        pytest.param(2, 4, 2, 1, id="strided inside a node"),
+        pytest.param(16, 1, 8, 2, id="two nodes"),
+        pytest.param(16, 4, 2, 8, id="two members on each of eight nodes"),
+        pytest.param(16, 8, 1, 16, id="one member on each node"),
+        pytest.param(4, 16, 1, 4, id="every other node"),
+        pytest.param(1, 32, 1, 1, id="alone"),
+    ],
+)
+def test_members_on_a_node_of_eight(n_ranks, stride, ranks_per_node, n_nodes):
+    hardware = load_hardware("h100")
+    link = group_link(np.float64(n_ranks), np.float64(stride), hardware)
+    assert float(link.ranks_per_node) == ranks_per_node
+    assert float(link.n_nodes) == n_nodes
+    nic = hardware.fabric.nic_bytes_per_s_per_device
+    assert float(link.fabric_bytes_per_s) == ranks_per_node * nic  # every member brings its own
+
+
+def test_72_devices_are_one_node():
+    hardware = load_hardware("gb200_nvl72")
+    assert float(group_link(np.float64(64), np.float64(1), hardware).n_nodes) == 1
+    assert float(group_link(np.float64(144), np.float64(1), hardware).n_nodes) == 2
+
+
+def test_groups_follow_the_rank_order():
+    """tp fastest, then cp, dp, pp: tp 4 and cp 2 fill a node, dp and pp leave it."""
+    found = links(Plans.point(tp=4, cp=2, pp=2, dp=4, ep=8, etp=1), load_hardware("h100"))
+    assert (float(found.tp.n_nodes), float(found.cp.n_nodes)) == (1, 1)
+    assert (float(found.shard.n_ranks), float(found.shard.ranks_per_node)) == (8, 2)  # 4 apart: 2 on a node
+    assert (float(found.ep.n_ranks), float(found.ep.n_nodes)) == (8, 1)
+    assert (float(found.expert_shard.n_ranks), float(found.expert_shard.ranks_per_node)) == (4, 1)  # 32 / 8, 8 apart
+    assert float(found.pp_crosses) == 1
+
+
+def test_replicas_shard_less_and_reduce_across():
+    """HSDP: of 16 data-parallel ranks, 2 replicas of 8 that share their states."""
+    found = links(Plans.point(dp=16, dp_replicate=2, zero_stage=3), load_hardware("h100"))
+    assert (float(found.shard.n_ranks), float(found.shard.n_nodes)) == (8, 1)
+    assert (float(found.replicate.n_ranks), float(found.replicate.n_nodes)) == (2, 2)
+
+
+@pytest.mark.parametrize(("tp", "pp", "crosses"), [(2, 4, 0), (4, 4, 1), (8, 2, 1), (8, 1, 0), (16, 1, 0)])
+def test_stages_use_the_fabric_once_they_need_more_than_a_node(tp, pp, crosses):
+    hardware = load_hardware("h100")
+    found = links(Plans.point(tp=tp, pp=pp), hardware)
+    assert float(found.pp_crosses) == crosses
+    rate = hardware.fabric.nic_bytes_per_s_per_device if crosses else hardware.node.link_bytes_per_s
+    assert float(found.pp_bytes_per_s) == rate

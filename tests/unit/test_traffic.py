@@ -1,0 +1,79 @@
+"""Bytes of memory-bound operations, counted operand by operand."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlcalc.calculators import traffic
+from dlcalc.specs.framework_registry import load_framework
+
+FUSED = load_framework(
+    "megatron", {"fused_norm": True, "fused_residual": True, "fused_rope": True, "fused_activation": True}
+)
+UNFUSED = load_framework(
+    "megatron", {"fused_norm": False, "fused_residual": False, "fused_rope": False, "fused_activation": False}
+)
+
+
+def test_a_fused_norm_reads_once_and_writes_once():
+    """bf16: read x (2), write y (2); backward reads x, dy and x again (6), writes dx (2)."""
+    assert traffic.norm_traffic_bytes(1000.0, profile=FUSED) == (1000 * (2 + 2), 1000 * (6 + 2))
+
+
+def test_a_fused_gate_reads_two_and_writes_one():
+    """Per element of its output: read gate and up (4), write (2); backward reads three (6), writes two (4)."""
+    moved = traffic.activation_traffic_bytes(1000.0, gated=True, profile=FUSED)
+    assert moved == (1000 * (4 + 2), 1000 * (6 + 4))
+
+
+def test_adam_moves_every_state_in_and_out():
+    """fp32 gradient twice (8), master weight and both moments in and out (2 x 12), the 16-bit weight written (2)."""
+    profile = FUSED.model_copy(update={"grad_bytes": 4, "master_weight_bytes": 4, "optimizer_state_bytes": 8})
+    assert traffic.optimizer_traffic_bytes(1000.0, profile=profile) == 1000 * (8 + 24 + 2)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        traffic.norm_traffic_bytes,
+        traffic.residual_traffic_bytes,
+        traffic.rope_traffic_bytes,
+        lambda n, profile: traffic.activation_traffic_bytes(n, gated=True, profile=profile),
+        lambda n, profile: traffic.activation_traffic_bytes(n, gated=False, profile=profile),
+    ],
+    ids=["norm", "residual", "rope", "gated", "ungated"],
+)
+def test_fused_never_moves_more(moved):
+    fused, unfused = moved(1.0, profile=FUSED), moved(1.0, profile=UNFUSED)
+    assert all(less <= more for less, more in zip(fused, unfused, strict=True))
+
+
+def test_the_fused_cross_entropy_moves_least():
+    def moved(kind):
+        return sum(traffic.loss_traffic_bytes(1.0, profile=FUSED.model_copy(update={"cross_entropy": kind})))
+
+    assert moved("fused") < min(moved("parallel"), moved("gathered"))
+
+
+def test_gradients_added_inside_the_matmul_cost_no_pass():
+    inside = FUSED.model_copy(update={"fused_grad_accumulation": True})
+    apart = FUSED.model_copy(update={"fused_grad_accumulation": False, "grad_bytes": 4})
+    assert traffic.accumulation_traffic_bytes(1000.0, profile=inside) == 0
+    assert traffic.accumulation_traffic_bytes(1000.0, profile=apart) == 12_000  # bf16 written, read; fp32 read, written
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
+def test_sixteen_bits_and_more_are_not_quantized(precision):
+    assert traffic.cast_traffic_bytes(1000.0, precision=precision) == 0
+
+
+@pytest.mark.parametrize("precision", ["fp8", "mxfp8", "nvfp4"])
+def test_quantizing_reads_at_least_what_it_is_given(precision):
+    assert traffic.cast_traffic_bytes(1000.0, precision=precision) > 2000
+
+
+def test_experts_with_biases_are_never_cheaper():
+    plain = traffic.expert_activation_traffic_bytes(1.0, gated=True, has_bias=False, profile=FUSED)
+    biased = traffic.expert_activation_traffic_bytes(1.0, gated=True, has_bias=True, profile=FUSED)
+    assert plain == traffic.activation_traffic_bytes(1.0, gated=True, profile=FUSED)
+    assert all(less <= more for less, more in zip(plain, biased, strict=True))
