@@ -79,8 +79,8 @@ def constants_to_fit() -> list[Constant]:
         found += [
             Constant("framework", name, "host_launch_us", launch, 2.0, 80.0, 0.3, "host time per launch"),
             Constant("framework", name, "memory_pass_factor", 1.3, 0.6, 3.0, 0.3, "memory traffic over that counted"),
-            Constant("framework", name, "micro_batch_overhead_us", 300.0, 10.0, 20000.0, 1.0, "host time per micro-batch"),
-            Constant("framework", name, "step_overhead_us", 10000.0, 500.0, 200000.0, 1.0, "host time per step"),
+            Constant("framework", name, "micro_batch_overhead_us", 300.0, 10.0, 10000.0, 1.0, "host time per micro-batch"),
+            Constant("framework", name, "step_overhead_us", 10000.0, 500.0, 100000.0, 1.0, "host time per step"),
         ]
     for name in ("fsdp_composer", "torchtitan", "megatron_bridge"):
         found.append(

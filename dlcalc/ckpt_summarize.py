@@ -44,7 +44,8 @@ def main(path: Path, *, depth: int | None, pattern: str | None, other: Path | No
     """Say what is in the checkpoint at PATH: names, shapes, dtypes, parameters and bytes, as a tree.
 
     PATH is a .pt, .pth, .bin, .ckpt or .safetensors file, an index of shards, or a folder: of Megatron, of
-    torch.distributed.checkpoint, or with such files in it. Its pickle is read and never run, and tensor data is not read.
+    torch.distributed.checkpoint, or with such files in it. Its pickle is read and never run, and tensor data is not
+    read.
     """
     try:
         regex = compiled(pattern)

@@ -72,6 +72,8 @@ def _kind_of(file: BinaryIO, path: Path) -> tuple[str, Callable[[BinaryIO, int],
     start = file.read(_TAR_MAGIC_AT + 5)
     if not start:
         raise DamagedError("the file is empty")
+    if path.suffix == ".distcp":
+        raise DamagedError("only the data of a torch.distributed.checkpoint; give its folder")
     if start.startswith(ZIP_START):
         return "PyTorch (zip)", read_torch_zip
     if start[_TAR_MAGIC_AT:] == b"ustar":
@@ -259,8 +261,6 @@ def _read_files(folder: Path, files: Sequence[str], names: Sequence[str]) -> Che
     others = [name for name in names if name.endswith((*TORCH_SUFFIXES, ".safetensors")) and name not in files]
     found = joined(parts)
     notes = (f"not read: {', '.join(others[:8])}; name one to read it",) if others else ()
-    if len(files) > 1:
-        kind += f", {len(files)} files"
     return _checkpoint(
         folder,
         kind,

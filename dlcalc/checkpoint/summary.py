@@ -114,6 +114,7 @@ class Summary:
             "file_bytes": self.checkpoint.files_bytes,
             "filter": self.pattern,
             **self.total.as_dict(),
+            "model_parameters": self.by_role["model"].parameters if "model" in self.by_role else 0,
             "dtypes": {dtype: count.as_dict() for dtype, count in self.by_dtype.items()},
             "roles": {role: count.as_dict() for role, count in self.by_role.items()},
             "optimizer": self.optimizer or None,

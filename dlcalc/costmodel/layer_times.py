@@ -258,8 +258,8 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
         comm_f = comm_f + all_gather_time_s(size, links.tp, node=node["all_gather"], fabric=fabric["all_gather"])
     return _sublayer(
         machine, matmuls, times, HEAD_LAUNCHES,
-        Pass(norm_s=_moved_s(machine, stream, norm[0]), other_memory_s=_moved_s(machine, logits, loss[0]), tp_comm_s=comm_f),
-        Pass(norm_s=_moved_s(machine, stream, norm[1]), other_memory_s=_moved_s(machine, logits, loss[1]), tp_comm_s=comm_b),
+        Pass(norm_s=_moved_s(machine, stream, norm[0]), other_memory_s=_moved_s(machine, logits, ZERO, loss[0]), tp_comm_s=comm_f),
+        Pass(norm_s=_moved_s(machine, stream, norm[1]), other_memory_s=_moved_s(machine, logits, ZERO, loss[1]), tp_comm_s=comm_b),
     )  # fmt: skip
 
 
@@ -271,12 +271,12 @@ def _casts(machine: Machine) -> float:
     return 2.0 * is_low_precision(machine)
 
 
-def _moved_s(machine: Machine, elements: Array, traffic_bytes: Array, cast_bytes: Array = ZERO) -> Array:
-    """Time of memory-bound passes over tensors of so many 16-bit elements; nothing comes on top of quantizing passes."""
+def _moved_s(machine: Machine, elements: Array, traffic_bytes: Array, exact_bytes: Array = ZERO) -> Array:
+    """Time of memory-bound passes over tensors of so many 16-bit elements; ``exact_bytes`` have nothing on top (casts, the loss)."""
     factor = machine.recipe.framework.memory_pass_factor
     return np.asarray(
         kernels.memory_bound_time_s(
-            factor * traffic_bytes + cast_bytes,
+            factor * traffic_bytes + exact_bytes,
             tensor_bytes=2.0 * elements,
             l2_bytes=machine.linear.l2_bytes,
             rates=machine.memory, hbm_bytes_per_s=machine.hbm_bytes_per_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlcalc.calculators.memory import FULL, NONE
+from dlcalc.calculators.schedule import GPIPE, INTERLEAVED, ONE_F_ONE_B
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import ALL_LAYERS
 from tests.scenarios import scenario
@@ -43,6 +45,8 @@ def scaled(hardware, part, field, factor):
     return hardware.model_copy(update={part: section.model_copy(update={field: changed})})
 
 
+WHOLE_BACKWARD = (ONE_F_ONE_B, INTERLEAVED, GPIPE)
+"""Schedules that do not postpone weight gradients."""
 FASTER = [
     ("device", "peak_tflops"),
     ("device", "hbm_tb_per_s"),
@@ -61,7 +65,8 @@ def test_faster_hardware_is_never_slower(part, field, study, seed, factor):
     case, plans = some_plans(study, seed)
     found, before, _ = estimated(case, plans)
     _, after, _ = estimated(case, plans, hardware=scaled(case.hardware, part, field, factor))
-    runs = np.broadcast_to(found.runs, N_ROWS)
+    # a bubble that weight gradients fill grows as these shrink, where launches or offload keep the passes as long
+    runs = np.broadcast_to(found.runs & np.isin(plans.schedule, WHOLE_BACKWARD), N_ROWS)
     assert np.all(after[runs] <= before[runs] * SLACK)
 
 
@@ -107,14 +112,15 @@ def test_a_larger_batch_never_costs_more_time_a_token(study, seed, factor):
 def test_sharding_more_never_needs_more_memory(study, seed):
     """Optimizer states, then gradients; of stage 3 the states alone, because it also gathers layers."""
     case, plans = some_plans(study, seed)
+    plans = replace(plans, dp_replicate=np.ones(N_ROWS))
     stages = [replace(plans, zero_stage=np.full(N_ROWS, float(stage))) for stage in range(4)]
     found = [estimated(case, stage) for stage in stages]
-    for (_, _, more), (_, _, less) in zip(found[:2], found[1:3], strict=True):
+    for (_, _, more), (_, _, less) in pairwise(found[:3]):
         assert np.all(less <= more * SLACK)
     states = [
         e.footprint.weights_bytes + e.footprint.gradients_bytes + e.footprint.optimizer_bytes for e, _, _ in found
     ]
-    for more, less in zip(states[:-1], states[1:], strict=True):
+    for more, less in pairwise(states):
         assert np.all(less <= more * SLACK)
 
 
@@ -124,11 +130,13 @@ def test_every_term_of_a_plan_that_runs_is_a_quantity(study, seed):
     case, plans = some_plans(study, seed)
     found, step, memory = estimated(case, plans)
     runs = np.broadcast_to(found.runs, N_ROWS)
+    whole = plans.recompute_layers == ALL_LAYERS  # the average stage is counted as one that recomputes as many layers
     assert np.all(np.isfinite(step[runs]) & (step[runs] > 0))
     assert np.all(np.isfinite(memory[runs]) & (memory[runs] > 0))
     for name, term in {**found.step.terms(), **found.footprint.terms_of_peak()}.items():
-        values = np.broadcast_to(term, N_ROWS)[runs]
-        scale = (step if name.endswith("_s") else memory)[runs]
+        counted = runs & whole if name == "imbalance_s" else runs
+        values = np.broadcast_to(term, N_ROWS)[counted]
+        scale = (step if name.endswith("_s") else memory)[counted]
         assert np.all(np.isfinite(values)), name
         assert np.all(values >= -1e-9 * scale), name
     assert np.all(np.broadcast_to(found.mfu, N_ROWS)[runs] < 1)
