@@ -12,9 +12,11 @@ same, plus squared distances from the prior.
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Constant:
-    """One number to fit: where it lives, where physics puts it, how far it may go, and how far it goes without good reason."""
+    """One number to fit: where it lives, where physics puts it, how far it may go, how far without good reason."""
 
     kind: str
     """device or framework"""
@@ -79,12 +81,23 @@ def constants_to_fit() -> list[Constant]:
         found += [
             Constant("framework", name, "host_launch_us", launch, 2.0, 80.0, 0.3, "host time per launch"),
             Constant("framework", name, "memory_pass_factor", 1.3, 0.6, 3.0, 0.3, "memory traffic over that counted"),
-            Constant("framework", name, "micro_batch_overhead_us", 300.0, 10.0, 10000.0, 1.0, "host time per micro-batch"),
+            Constant(
+                "framework", name, "micro_batch_overhead_us", 300.0, 10.0, 10000.0, 1.0, "host time per micro-batch"
+            ),
             Constant("framework", name, "step_overhead_us", 10000.0, 500.0, 100000.0, 1.0, "host time per step"),
         ]
     for name in ("fsdp_composer", "torchtitan", "megatron_bridge"):
         found.append(
-            Constant("framework", name, "overlap_slowdown", 0.15, 0.01, 0.6, 0.5, "slowing of compute by communication behind it")
+            Constant(
+                "framework",
+                name,
+                "overlap_slowdown",
+                0.15,
+                0.01,
+                0.6,
+                0.5,
+                "slowing of compute by communication behind it",
+            )
         )
     return found
 
@@ -212,7 +225,9 @@ def touched_by(group: Group, constant: Constant) -> bool:
     return group.setting.recipe.framework.name == constant.owner
 
 
-def fit(groups: Sequence[Group], constants: Sequence[Constant], *, start: Array | None = None, steps: int = 12) -> Array:
+def fit(
+    groups: Sequence[Group], constants: Sequence[Constant], *, start: Array | None = None, steps: int = 12
+) -> Array:
     """Damped Gauss-Newton in logarithms; the Jacobian re-estimates only the groups that a constant touches."""
     lows, highs = (np.log([getattr(c, side) for c in constants]) for side in ("low", "high"))
     priors = np.log([c.prior for c in constants])
@@ -285,7 +300,12 @@ def write(constants: Sequence[Constant], values: Array) -> None:
                 )
             else:
                 old = {}
-                text = re.sub(r"^calibration: \{like: (\w+)\}$", r"calibration:\n  like: \1\n  training_factor: {}", text, flags=re.M)
+                text = re.sub(
+                    r"^calibration: \{like: (\w+)\}$",
+                    r"calibration:\n  like: \1\n  training_factor: {}",
+                    text,
+                    flags=re.M,
+                )
                 text = re.sub(
                     r"^  node_collectives:", "  training_factor: {}\n  node_collectives:", text, count=1, flags=re.M
                 )
@@ -302,12 +322,15 @@ def rounded(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}" if value < 1e5 else f"{value:.0f}"
 
 
-def left_out(groups: Sequence[Group], constants: Sequence[Constant], fitted: Array) -> dict[str, Array]:
-    """Errors on each source when it was not fitted; where a source alone covers a device or a framework, on each of its models.
+def left_out(
+    groups: Sequence[Group], constants: Sequence[Constant], fitted: Array
+) -> tuple[dict[str, Array], list[tuple[str, str, float]]]:
+    """Errors on each source when it was not fitted; where it alone covers a device or framework, on each model.
 
     Every fit starts where the whole one ended; a constant that has no runs left goes back to its prior.
     """
     found: dict[str, Array] = {}
+    cases: list[tuple[str, str, float]] = []
     alone = sources_alone_on_a_device(groups)
     for source in sorted({s for g in groups for s in g.sources}):
         models = sorted({g.models[0] for g in groups if g.sources[0] == source})
@@ -321,10 +344,20 @@ def left_out(groups: Sequence[Group], constants: Sequence[Constant], fitted: Arr
             joined = [i for i, c in enumerate(constants) if i in again or any(touched_by(g, c) for g in near)]
             chosen = [constants[i] for i in joined]
             refitted = fit(near, chosen, start=fitted[joined], steps=5)
-            values += [float(v) for error in errors(outside, chosen, refitted) for v in np.expm1(error)]
+            for group, error in zip(outside, errors(outside, chosen, refitted), strict=True):
+                values += [float(v) for v in np.expm1(error)]
+                cases += [(source, case, float(np.exp(v))) for case, v in zip(group.cases, error, strict=True)]
         found[source] = np.array(values)
         print(f"left out {source}: median {np.median(np.abs(found[source])) * 100:.1f} %", flush=True)
-    return found
+    return found, cases
+
+
+def save(path: Path, cases: Iterable[tuple[str, str, float]]) -> None:
+    """What fit_uncertainty.py reads."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("source", "case", "estimated_over_measured"))
+        writer.writerows(cases)
 
 
 def sources_alone_on_a_device(groups: Sequence[Group]) -> set[str]:
@@ -341,6 +374,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--leave-out", action="store_true")
+    parser.add_argument(
+        "--save", type=Path, metavar="CSV", help="where to keep the left-out errors, for fit_uncertainty.py"
+    )
     parser.add_argument("--only", nargs="+", metavar="SOURCE", help="fit and score these sources alone")
     arguments = parser.parse_args()
     groups, registry = load(), HardwareRegistry()
@@ -359,7 +395,10 @@ def main() -> None:
     if arguments.write:
         write(constants, fitted)
     if arguments.leave_out:
-        show("left out", left_out(groups, constants, fitted))
+        found, cases = left_out(groups, constants, fitted)
+        show("left out", found)
+        if arguments.save:
+            save(arguments.save, cases)
 
 
 if __name__ == "__main__":

@@ -1,30 +1,33 @@
 """Fit the interval of step times to runs that were left out of the fit of the constants.
 
-    python benchmarks/fit_uncertainty.py                     # leave out, fit, print; write nothing
-    python benchmarks/fit_uncertainty.py --write             # and write configs/uncertainty.yaml
-    python benchmarks/fit_uncertainty.py --save errors.csv   # keep the left-out errors
-    python benchmarks/fit_uncertainty.py --errors errors.csv # and fit to them again, without leaving out anew
+    python benchmarks/fit_runs.py --leave-out --save left_out.csv
+    python benchmarks/fit_uncertainty.py left_out.csv            # print; write nothing
+    python benchmarks/fit_uncertainty.py left_out.csv --write    # and write configs/uncertainty.yaml
 
-Each source (or, where it alone covers a device or a framework, each of its models) is left out of the fit in turn and
-estimated with what the others gave. Every regime then gets a spread on either side, such that one run in ten took
-longer and one in ten less than the interval: the loss is that of a quantile, a source of n runs weighs sqrt(n), and
-spreads add in squares. What a device without kernel measurements adds is seen by lending every device the constants of
-one of another generation.
+Every regime gets a spread on either side, such that one run in ten took longer and one in ten less than the interval:
+the loss is that of a quantile, a source of n runs weighs sqrt(n), and spreads add in squares. What a device without
+kernel measurements adds is seen by lending every device the constants of one of another generation.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dlcalc.costmodel.uncertainty import SIXTEEN_BITS_OR_MORE
+from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.specs.load import config_dir
-from dlcalc.specs.uncertainty import Spread, Uncertainty
+from dlcalc.specs.uncertainty import Spread, Uncertainty, load_uncertainty
+from dlcalc.validation.compare import Comparison, compare_runs
+from dlcalc.validation.models import read_models
+from dlcalc.validation.rows import MeasuredRun, read_runs
+from dlcalc.validation.runs import RunReader, RunSetting
 
 PARTS = ("base", "across_nodes", "moe", "low_precision", "unmeasured_device")
 COVERAGE = 0.8
@@ -54,54 +57,57 @@ class LeftOut:
     unmeasured_device: bool
 
 
-def left_out_runs() -> list[LeftOut]:
-    """Every timed run of the shipped corpus, estimated by constants that were fitted without its source or model."""
-    import fit_runs
-
-    from dlcalc.hardware_registry import HardwareRegistry
-
-    groups, registry = fit_runs.load(), HardwareRegistry()
-    constants = [c for c in fit_runs.CONSTANTS if any(fit_runs.touched_by(g, c) for g in groups)]
-    starts = np.array([fit_runs.start_of(c, registry) for c in constants])
-    alone = fit_runs.sources_alone_on_a_device(groups)
-    folds: dict[tuple[str, str], list[int]] = {}
-    for position, group in enumerate(groups):
-        source, model = group.sources[0], group.models[0]
-        folds.setdefault((source, model if source in alone else ""), []).append(position)
+def left_out_runs(path: Path, reader: RunReader) -> list[LeftOut]:
+    """The shipped runs whose left-out errors ``path`` holds."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    runs = {(run.source, run.case): run for run in shipped_runs()}
     found = []
-    for positions in folds.values():
-        outside = [groups[position] for position in positions]
-        inside = [group for position, group in enumerate(groups) if position not in positions]
-        fitted = fit_runs.fit(inside, constants, starts)
-        found += _as_left_out(outside, fit_runs.errors(outside, constants, fitted), lent=False)
-    lent = [replace(g, setting=replace(g.setting, hardware=_lent(g.setting.hardware, registry))) for g in groups]
-    return found + _as_left_out(lent, fit_runs.errors(lent, constants, starts), lent=True)
-
-
-def _lent(hardware, registry):
-    """``hardware`` with another device's constants; by another name, so that none of its own are put back."""
-    other = registry.load(LENDERS[hardware.name]).calibration
-    return hardware.model_copy(update={"calibration": other, "name": f"{hardware.name} lent"})
-
-
-def _as_left_out(groups, log_errors, *, lent: bool) -> list[LeftOut]:
-    found = []
-    for group, error in zip(groups, log_errors, strict=True):
-        setting, plans = group.setting, group.plans
-        devices = plans.tp * plans.cp * plans.pp * plans.dp
-        for row, value in enumerate(error):
-            found.append(
-                LeftOut(
-                    source=group.sources[row],
-                    case=group.cases[row],
-                    log_error=-float(value),  # fit_runs gives estimated over measured
-                    across_nodes=bool(devices[row] > setting.hardware.node.n_devices),
-                    moe=setting.model.is_moe,
-                    low_precision=setting.recipe.precision not in SIXTEEN_BITS_OR_MORE,
-                    unmeasured_device=lent,
-                )
-            )
+    for row in rows:
+        run = runs[row["source"], row["case"]]
+        found.append(left_out(run, reader.setting(run), -math.log(float(row["estimated_over_measured"])), lent=False))
     return found
+
+
+def shipped_runs() -> list[MeasuredRun]:
+    return [run for file in sorted((config_dir() / "measured").glob("*.csv")) for run in read_runs(file)]
+
+
+def left_out(run: MeasuredRun, setting: RunSetting, log_error: float, *, lent: bool) -> LeftOut:
+    plan = setting.plan
+    devices = float(plan.tp * plan.cp * plan.pp * plan.dp)
+    return LeftOut(
+        source=run.source,
+        case=run.case,
+        log_error=log_error,
+        across_nodes=devices > setting.hardware.node.n_devices,
+        moe=setting.model.is_moe,
+        low_precision=setting.recipe.precision not in SIXTEEN_BITS_OR_MORE,
+        unmeasured_device=lent,
+    )
+
+
+@dataclass
+class LendingReader(RunReader):
+    """Reads runs with the constants of another device."""
+
+    def setting(self, run: MeasuredRun) -> RunSetting:
+        found = super().setting(run)
+        lender = LENDERS[found.hardware.name]
+        other = self._once(("lender", lender), lambda: self.registry.load(lender)).calibration
+        return replace(found, hardware=found.hardware.model_copy(update={"calibration": other}))
+
+
+def lent_runs(reader: LendingReader) -> list[LeftOut]:
+    """Every timed run, estimated with another device's constants."""
+    compared = compare_runs(shipped_runs(), reader, load_uncertainty())
+    return [
+        left_out(one.run, one.setting, _log_error(one), lent=True) for one in compared if one.setting and one.is_timed
+    ]
+
+
+def _log_error(one: Comparison) -> float:
+    return -math.log1p(one.time_error)
 
 
 # ---- the fit
@@ -178,43 +184,21 @@ def _provenance(runs: Iterable[LeftOut]) -> str:
     left, lent = ([run for run in runs if run.unmeasured_device == is_lent] for is_lent in (False, True))
     sources = len({run.source for run in left})
     return (
-        f"benchmarks/fit_uncertainty.py: {len(left)} runs of {sources} sources, each left out of the fit of the "
+        f"{len(left)} runs of {sources} sources, each left out of the fit of the "
         f"constants; {len(lent)} runs with the constants of another device"
     )
 
 
-# ---- files
-
-
-def save(path: Path, runs: Iterable[LeftOut]) -> None:
-    rows = [asdict(run) for run in runs]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def read(path: Path) -> list[LeftOut]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        LeftOut(
-            source=row["source"],
-            case=row["case"],
-            log_error=float(row["log_error"]),
-            **{part: row[part] == "True" for part in PARTS[1:]},
-        )
-        for row in rows
-    ]
+# ---- what comes out
 
 
 def as_yaml(fitted: Uncertainty) -> str:
     spreads = "\n".join(
-        f"{part}: {{shorter: {spread.shorter:.4g}, longer: {spread.longer:.4g}}}"
+        f"{part}: {{shorter: {spread.shorter:g}, longer: {spread.longer:g}}}"
         for part, spread in ((part, getattr(fitted, part)) for part in PARTS)
     )
     return (
-        "# Between which factors of its estimate a measured step time falls: how much shorter and longer, as fractions.\n"
+        "# Where a measured step time falls beside its estimate: how much shorter and longer, as fractions.\n"
         "# What applies to a run adds up in squares of logarithms. Written by benchmarks/fit_uncertainty.py.\n"
         f'coverage: {fitted.coverage:g}\n{spreads}\nprovenance: "{fitted.provenance}"\n'
     )
@@ -247,15 +231,11 @@ def show(runs: Sequence[LeftOut], fitted: Uncertainty) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("left_out", type=Path, metavar="LEFT_OUT.csv")
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--errors", type=Path, metavar="CSV")
-    parser.add_argument("--save", type=Path, metavar="CSV")
     arguments = parser.parse_args()
-    from dlcalc.specs.uncertainty import load_uncertainty
-
-    runs = read(arguments.errors) if arguments.errors else left_out_runs()
-    if arguments.save:
-        save(arguments.save, runs)
+    models, registry = read_models(config_dir() / "measured" / "models.yaml"), HardwareRegistry()
+    runs = left_out_runs(arguments.left_out, RunReader(models, registry)) + lent_runs(LendingReader(models, registry))
     fitted = fit_spreads(runs, load_uncertainty())
     show(runs, fitted)
     print(as_yaml(fitted))

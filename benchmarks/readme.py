@@ -88,9 +88,12 @@ def main() -> None:
     file = ROOT / "README.md"
     text = file.read_text()
     text = between(text, "example: search", example())
-    text = between(text, "accuracy", accuracy(left_out_medians(arguments.leave_out)))
+    table = accuracy(left_out_medians(arguments.leave_out))
+    text = between(text, "accuracy", table)
     text = between(text, "speed", speed())
     file.write_text(text)
+    document = ROOT / "docs" / "accuracy.md"
+    document.write_text(between(document.read_text(), "accuracy", table))
 
 
 if __name__ == "__main__":

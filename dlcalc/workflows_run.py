@@ -459,9 +459,10 @@ def _write(file: Path, text: str) -> None:
 
 
 def _near(path: Path) -> str:
+    """Files beside ``path`` that may have been meant; what nearly all names end in does not count."""
     try:
-        names = [entry.name for entry in path.parent.iterdir()]
+        names = {entry.stem: entry.name for entry in path.parent.iterdir() if entry.suffix == path.suffix}
     except OSError:
         return ""
-    near = nearest(path.name, names)
-    return f"; did you mean {' or '.join(str(path.with_name(name)) for name in near)}?" if near else ""
+    near = nearest(path.stem, names)
+    return f"; did you mean {' or '.join(str(path.with_name(names[stem])) for stem in near)}?" if near else ""

@@ -1,7 +1,8 @@
 """Golden reports of the shipped examples. ``python -m tests.golden_runs`` writes them anew.
 
-What is kept is what a change of a fitted constant leaves alone: headings, labels, plans, shapes, FLOPs, bytes, ranks and calls. Times,
-shares, rates and gibibytes become ``#``, bars vanish, and columns are as wide as it happens.
+What is kept is what a change of a fitted constant leaves alone: headings, labels, plans, shapes, FLOPs, bytes, ranks,
+calls. Times, shares, rates and gibibytes become ``#``, parts of a whole stand in the order of their names, and columns
+are as wide as it happens.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from itertools import chain, groupby
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -37,7 +39,9 @@ def stable_report(example: Path) -> str:
     env = {"COLUMNS": None, "NO_COLOR": None, "FORCE_COLOR": None, "PYTHONIOENCODING": "utf-8"}
     result = CliRunner(env=env).invoke(main, [str(example)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return "\n".join(stable_line(line) for line in result.stdout.splitlines()) + "\n"
+    lines = [stable_line(line) for line in result.stdout.splitlines()]
+    parts = (sorted(group) if ranked else group for ranked, group in groupby(lines, lambda line: line.endswith(" # #")))
+    return "\n".join(chain.from_iterable(parts)) + "\n"
 
 
 def stable_line(line: str) -> str:
@@ -53,7 +57,7 @@ def regenerate() -> None:
     GOLDEN.mkdir(exist_ok=True)
     for example in EXAMPLES:
         golden_file(example).write_text(stable_report(example), encoding="utf-8")
-        print(golden_file(example), file=sys.stderr)  # noqa: T201 what a command says
+        print(golden_file(example), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 from dlcalc.checkpoint.contents import DTYPE_BITS
 from dlcalc.checkpoint.faults import DamagedError, RefusedCallError
-from dlcalc.checkpoint.inert import Blob, Mapping, Record, StorageRef, Symbol, TensorRef
+from dlcalc.checkpoint.inert import Blob, Mapping, Record, StorageRef, Symbol, TensorRef, attribute_in
 
 MAX_DIMENSIONS = 64
 MAX_ELEMENTS = 2**62
@@ -49,6 +49,7 @@ _ONLY_NAMED = frozenset(
         *("typing.Any", "builtins.object", "builtins.type", "builtins.NoneType"),
         *("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"),
         *("torch.strided", "torch.contiguous_format", "torch.channels_last", "torch.preserve_format"),
+        *("torch.per_tensor_affine", "torch.per_channel_affine", "torch.per_channel_affine_float_qparams"),
         "torch.distributed.tensor.DTensor",
         *("torch.distributed._tensor.api.DTensor", "torch.distributed.tensor._api.DTensor"),
         *("torch.storage.TypedStorage", "torch.nn.Parameter"),
@@ -99,7 +100,7 @@ _RECORDS = frozenset().union(
     _under("torch.serialization", "_get_layout"),
     _under("torch.torch_version", "TorchVersion"),
     _under("torch.distributed.device_mesh", "DeviceMesh", "_MeshEnv"),
-    _under("torch.distributed._mesh_layout", "_MeshLayout"),
+    _under("torch.distributed._mesh_layout", "_MeshLayout", "_FlatLayout"),
     *(
         _under(f"torch.distributed.{module}", "DTensorSpec", "TensorMeta", "ShardOrderEntry")
         for module in ("tensor._dtensor_spec", "_tensor._dtensor_spec", "_tensor.placement_types")
@@ -265,9 +266,7 @@ def _typed_tensor(_: Symbol, args: tuple[Any, ...]) -> object:
 
 def _local_shard(made: object, state: object) -> object:
     """Of a DTensor, the part that this file holds."""
-    if isinstance(state, tuple):
-        state = next((part for part in state if isinstance(part, Mapping)), None)
-    local = state.get("_local_tensor") if isinstance(state, Mapping) else None
+    local = attribute_in(state, "_local_tensor")
     return local if isinstance(local, TensorRef) else made
 
 

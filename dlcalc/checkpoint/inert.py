@@ -63,10 +63,15 @@ class Record:
 
     def attribute(self, name: str) -> Any:  # noqa: ANN401 - a pickle holds anything
         """An attribute that its state sets, or None."""
-        state = self.state
-        if isinstance(state, tuple) and len(state) == 2:  # instance dict and slots
-            state = next((part for part in state if isinstance(part, Mapping)), None)
-        return state.get(name) if isinstance(state, Mapping) else None
+        return attribute_in(self.state, name)
+
+
+def attribute_in(state: object, name: str) -> Any:  # noqa: ANN401 - a pickle holds anything
+    """An attribute in the state of an object: a mapping, or one of the instance's dict and one of its slots."""
+    for part in state[:2] if isinstance(state, tuple) else (state,):
+        if isinstance(part, Mapping) and (found := part.get(name)) is not None:
+            return found
+    return None
 
 
 @dataclass(frozen=True, slots=True)

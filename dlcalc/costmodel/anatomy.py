@@ -271,8 +271,8 @@ def stage_memory(found: Estimate, custom_split: tuple[int, ...] | None) -> tuple
 def _terms(holds: Footprint) -> dict[str, Array]:
     """Named terms on every stage, the allocator's slack among them."""
     named = {field.name: getattr(holds, field.name) for field in fields(holds) if field.name.endswith("_bytes")}
-    used = sum(named.values()) - holds.context_bytes
-    return {**named, "allocator_bytes": np.asarray((holds.allocator_slack_factor - 1.0) * used)}
+    beyond = (holds.states_bytes + holds.passing_bytes) - sum(named.values())
+    return {**named, "allocator_bytes": np.asarray(beyond)}
 
 
 def op_activations(found: Estimate) -> tuple[OpActivation, ...]:
@@ -368,6 +368,8 @@ def axis_facts(found: Estimate) -> tuple[AxisFacts, ...]:
         ),
         _axis("DP", degree["dp"] * degree["cp"], talk.data(), terms["grad_reduce_s"] + terms["param_gather_s"], ""),
     ]
+    sent_s = _number(found.step.grad_reduce_sent_s + found.step.param_gather_sent_s)  # over a slow link, too
+    axes[-1] = replace(axes[-1], sent_s=sent_s, hidden_s=max(sent_s - axes[-1].exposed_s, 0.0))
     return tuple(axis for axis in axes if axis.collectives)
 
 

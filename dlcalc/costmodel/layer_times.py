@@ -106,16 +106,25 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         model, profile, n_matmuls=len(matmuls), collectives=tp_collectives_count(plans), casts=_casts(machine)
     )
     return _sublayer(
-        machine, matmuls, times, n_launches,
+        machine,
+        matmuls,
+        times,
+        n_launches,
         Pass(
-            attention_s=core_f, norm_s=_moved_s(machine, stream, norm[0]), tp_comm_s=comm_f, cp_comm_s=cp_f,
+            attention_s=core_f,
+            norm_s=_moved_s(machine, stream, norm[0]),
+            tp_comm_s=comm_f,
+            cp_comm_s=cp_f,
             other_memory_s=_moved_s(machine, stream, residual[0] + rope[0], cast[0]),
         ),
         Pass(
-            attention_s=core_b, norm_s=_moved_s(machine, stream, norm[1]), tp_comm_s=comm_b, cp_comm_s=cp_b,
+            attention_s=core_b,
+            norm_s=_moved_s(machine, stream, norm[1]),
+            tp_comm_s=comm_b,
+            cp_comm_s=cp_b,
             other_memory_s=_moved_s(machine, stream, residual[1] + rope[1], cast[1]),
         ),
-    )  # fmt: skip
+    )
 
 
 def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine) -> Sublayer:
@@ -141,16 +150,23 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         model, profile, collectives=tp_collectives_count(plans), casts=_casts(machine)
     )
     return _sublayer(
-        machine, matmuls, times, n_launches,
+        machine,
+        matmuls,
+        times,
+        n_launches,
         Pass(
-            norm_s=_moved_s(machine, stream, norm[0]), activation_s=_moved_s(machine, tokens * width, activation[0]), tp_comm_s=comm_f,
+            norm_s=_moved_s(machine, stream, norm[0]),
+            activation_s=_moved_s(machine, tokens * width, activation[0]),
+            tp_comm_s=comm_f,
             other_memory_s=_moved_s(machine, stream, residual[0], cast[0]),
         ),
         Pass(
-            norm_s=_moved_s(machine, stream, norm[1]), activation_s=_moved_s(machine, tokens * width, activation[1]), tp_comm_s=comm_b,
+            norm_s=_moved_s(machine, stream, norm[1]),
+            activation_s=_moved_s(machine, tokens * width, activation[1]),
+            tp_comm_s=comm_b,
             other_memory_s=_moved_s(machine, stream, residual[1], cast[1]),
         ),
-    )  # fmt: skip
+    )
 
 
 def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine) -> Sublayer:
@@ -200,16 +216,25 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         casts=_casts(machine),
     )
     return _sublayer(
-        machine, matmuls, times, n_launches,
+        machine,
+        matmuls,
+        times,
+        n_launches,
         Pass(
-            norm_s=_moved_s(machine, stream, norm[0]), activation_s=_moved_s(machine, activated, activation[0]), tp_comm_s=comm_f,
-            ep_comm_s=exchange_f, other_memory_s=_moved_s(machine, routed * hidden, residual[0] + routing[0], cast[0]),
+            norm_s=_moved_s(machine, stream, norm[0]),
+            activation_s=_moved_s(machine, activated, activation[0]),
+            tp_comm_s=comm_f,
+            ep_comm_s=exchange_f,
+            other_memory_s=_moved_s(machine, routed * hidden, residual[0] + routing[0], cast[0]),
         ),
         Pass(
-            norm_s=_moved_s(machine, stream, norm[1]), activation_s=_moved_s(machine, activated, activation[1]), tp_comm_s=comm_b,
-            ep_comm_s=exchange_b, other_memory_s=_moved_s(machine, routed * hidden, residual[1] + routing[1], cast[1]),
+            norm_s=_moved_s(machine, stream, norm[1]),
+            activation_s=_moved_s(machine, activated, activation[1]),
+            tp_comm_s=comm_b,
+            ep_comm_s=exchange_b,
+            other_memory_s=_moved_s(machine, routed * hidden, residual[1] + routing[1], cast[1]),
         ),
-    )  # fmt: skip
+    )
 
 
 def embedding_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine) -> Sublayer:
@@ -224,8 +249,13 @@ def embedding_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     both = all_reduce_time_s(size, links.tp, node=node["all_reduce"], fabric=fabric["all_reduce"])
     sharded = plans.sequence_parallel
     return Sublayer(
-        forward=Pass(other_memory_s=_moved_s(machine, tokens * model.hidden_size, moved[0]), tp_comm_s=sharded * reduced + (1 - sharded) * both),
-        backward=Pass(other_memory_s=_moved_s(machine, tokens * model.hidden_size, moved[1]), tp_comm_s=sharded * gathered),
+        forward=Pass(
+            other_memory_s=_moved_s(machine, tokens * model.hidden_size, moved[0]),
+            tp_comm_s=sharded * reduced + (1 - sharded) * both,
+        ),
+        backward=Pass(
+            other_memory_s=_moved_s(machine, tokens * model.hidden_size, moved[1]), tp_comm_s=sharded * gathered
+        ),
         weight_grad_s=ZERO,
         host_s=ZERO,
         matmuls={},
@@ -257,10 +287,21 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
         size = 2.0 * logits
         comm_f = comm_f + all_gather_time_s(size, links.tp, node=node["all_gather"], fabric=fabric["all_gather"])
     return _sublayer(
-        machine, matmuls, times, HEAD_LAUNCHES,
-        Pass(norm_s=_moved_s(machine, stream, norm[0]), other_memory_s=_moved_s(machine, logits, ZERO, loss[0]), tp_comm_s=comm_f),
-        Pass(norm_s=_moved_s(machine, stream, norm[1]), other_memory_s=_moved_s(machine, logits, ZERO, loss[1]), tp_comm_s=comm_b),
-    )  # fmt: skip
+        machine,
+        matmuls,
+        times,
+        HEAD_LAUNCHES,
+        Pass(
+            norm_s=_moved_s(machine, stream, norm[0]),
+            other_memory_s=_moved_s(machine, logits, ZERO, loss[0]),
+            tp_comm_s=comm_f,
+        ),
+        Pass(
+            norm_s=_moved_s(machine, stream, norm[1]),
+            other_memory_s=_moved_s(machine, logits, ZERO, loss[1]),
+            tp_comm_s=comm_b,
+        ),
+    )
 
 
 # ---- parts --------------------------------------------------------------------------------------------------------
@@ -272,14 +313,15 @@ def _casts(machine: Machine) -> float:
 
 
 def _moved_s(machine: Machine, elements: Array, traffic_bytes: Array, exact_bytes: Array = ZERO) -> Array:
-    """Time of memory-bound passes over tensors of so many 16-bit elements; ``exact_bytes`` have nothing on top (casts, the loss)."""
+    """Time of memory-bound passes over so many 16-bit elements; ``exact_bytes`` (casts, the loss) have nothing on top."""
     factor = machine.recipe.framework.memory_pass_factor
     return np.asarray(
         kernels.memory_bound_time_s(
             factor * traffic_bytes + exact_bytes,
             tensor_bytes=2.0 * elements,
             l2_bytes=machine.linear.l2_bytes,
-            rates=machine.memory, hbm_bytes_per_s=machine.hbm_bytes_per_s
+            rates=machine.memory,
+            hbm_bytes_per_s=machine.hbm_bytes_per_s,
         )
     )
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from dlcalc.checkpoint.contents import Tensor
 from dlcalc.checkpoint.difference import Difference, Line, lines
+from dlcalc.checkpoint.roles import parts_of
 from dlcalc.checkpoint.summary import Alike, Count, Group, Summary, alike, tree
 from dlcalc.utils.printable import printable
 from dlcalc.utils.units import count, short_count, size
@@ -182,7 +183,7 @@ def _remarks(summary: Summary) -> Iterator[str]:
         yield _listed("Parts of one storage:", [", ".join(_shown(names)) for names in summary.shared])
     if summary.unused_bytes:
         yield f"{size(summary.unused_bytes)} of storages belong to no tensor: a slice is saved with the whole."
-    if values := summary.checkpoint.contents.values:
+    if values := sorted(summary.checkpoint.contents.values, key=lambda value: len(parts_of(value.name))):
         named = [
             f"  {printable(value.name, _LONGEST_NAME)} = {printable(value.text or f'({value.type})', 60)}"
             for value in values

@@ -15,7 +15,7 @@ from dlcalc.utils import units
 
 NOTHING = "-"
 SWEEPS_SHOWN = 12
-REASONS_SHOWN = 12
+REASONS_SHOWN = 20
 
 Cell = Callable[[ScoreRow], str]
 
@@ -34,8 +34,8 @@ def print_validation(summary: ValidationSummary, console: Console) -> None:
     n, estimated = summary["runs"], summary["estimated"]
     rows = [*summary["sources"], summary["overall"]] if len(summary["sources"]) > 1 else summary["sources"]
     console.print(
-        f"{units.count(n)} measured runs of {units.count(len(summary['sources']))} sources, {units.count(estimated)} "
-        f"estimated in {units.duration(summary['seconds'])}; errors are estimated over measured, minus one, in percent\n"
+        f"{_many(n, 'measured run')} of {_many(len(summary['sources']), 'source')}, {units.count(estimated)} "
+        f"estimated in {units.duration(summary['seconds'])}; errors: estimated over measured, minus one, in percent\n"
     )
     aimed = f"in {100 * summary['interval']:.0f} % interval"
     for section in (
@@ -178,4 +178,8 @@ def _counted(label: str, counts: Sequence[Count]) -> Iterable[str]:
 
 
 def _rows(n: int) -> str:
-    return f"{units.count(n)} row{'' if n == 1 else 's'}"
+    return _many(n, "row")
+
+
+def _many(n: int, what: str) -> str:
+    return f"{units.count(n)} {what}{'' if n == 1 else 's'}"

@@ -16,8 +16,8 @@ def layers_per_chunk(extras: Mapping[str, str], *, n_layers: int, pp: int, vpp: 
     """Layers of each of the pp x vpp chunks in order, where the row gives them; None where it does not.
 
     ``layers_per_stage`` may list stages of several chunks, over which its layers are spread evenly. An embedding or a
-    loss that alone counts as a layer takes one from the first or from the last chunk; when both do, the cost model has a
-    split of its own.
+    loss that alone counts as a layer takes one from the first or the last chunk; for both the cost model has a split
+    of its own.
     """
     if pp == 1:
         return None

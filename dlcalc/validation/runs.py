@@ -234,7 +234,7 @@ def _plan(
     schedule = spelling.schedule_name(extras.get("schedule", ""), pp=pp, vpp=mesh.vpp)
     redo = spelling.recompute_mode(
         run.text("recompute"),
-        profile.recompute_modes[0],
+        profile.recompute_modes,
         is_mla=model.is_mla,
         layers_per_stage=lambda: -(-model.n_layers // pp),
     )

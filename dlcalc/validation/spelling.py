@@ -7,7 +7,7 @@ that is nothing like any of ours has none.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -193,22 +193,28 @@ MODES = {
 PARTS = (
     (r"mla_?up", "mla_up_proj"),
     (r"attn|attention|sdpa", "selective"),
-    (r"norm|act|swiglu|gelu|silu|mlp|moe|expert|ffn", "norm_act"),
+    (r"minimal|norm|act|swiglu|gelu|silu|mlp|moe|expert|ffn", "norm_act"),
 )
 """Parts of a layer that are recomputed, and the mode that comes nearest; the first match counts."""
 
 
-def recompute_mode(written: str, default: str, *, is_mla: bool, layers_per_stage: Callable[[], int]) -> Recompute:
-    """The mode and how many layers of a chunk, where the text counts them."""
+def recompute_mode(
+    written: str, modes: Sequence[str], *, is_mla: bool, layers_per_stage: Callable[[], int]
+) -> Recompute:
+    """The mode, and how many layers of a chunk where the text counts them; ``modes`` are the trainer's, default first."""
     asked = written.strip().lower()
     if not asked:
-        return Recompute(default)
+        return Recompute(modes[0])
+    if asked == "selective" and "selective" not in modes and "op_sac" in modes:
+        return Recompute("op_sac")
     if asked in MODES:
         return _without_latents(Recompute(MODES[asked]), written, is_mla=is_mla)
     what = asked.removeprefix("other:")
     if re.search(r"\bop_?sac|sac\b|_sac_|selective_op", what):
         return Recompute("op_sac")
-    if re.search(r"full|block|uniform", what):
+    if "selective" in what and not re.search(r"full|\d", what):
+        return Recompute("selective", remark=f"recompute {written} taken as selective")
+    if re.search(r"full|selective|block|uniform|checkpoint|ckpt", what):
         return _counted(what, layers_per_stage)
     for pattern, mode in PARTS:
         if re.search(pattern, what):
@@ -226,7 +232,7 @@ def _without_latents(found: Recompute, written: str, *, is_mla: bool) -> Recompu
 
 def _counted(what: str, layers_per_stage: Callable[[], int]) -> Recompute:
     """Full recomputation of the layers counted, of one in so many, or of all (``uniform`` counts those of a group)."""
-    if every := re.search(r"every[_ ]?(other|\d+)", what):
+    if every := re.search(r"(?:every|selective)[_ ]?(other|\d+)", what):
         step = 2 if every[1] == "other" else max(1, int(every[1][:6]))
         return Recompute("full", max(1, layers_per_stage() // step))
     count = re.search(r"layers?\D{0,3}(\d+)|(\d+)_?layers?\b", what)

@@ -354,6 +354,18 @@ def test_the_answer_does_not_depend_on_the_number_of_processes(monkeypatch):
     assert timeless(one) == timeless(two)
 
 
+@pytest.mark.parametrize("most_rows", [10, 10**4])
+def test_a_study_with_too_many_rows_counts_first(monkeypatch, most_rows):
+    """Beyond so many plans what is kept depends on how many fit: all of them, or the best and the front."""
+    plain = answer("small.yaml", "-o", "all")
+    monkeypatch.setattr("dlcalc.workflows.MOST_ROWS", min(most_rows, plain["n_plans"] - 1))
+    counted = answer("small.yaml", "-o", "some")
+
+    assert {**timeless(counted), "result": "all"} == timeless(plain)
+    n_rows = len(pd.read_parquet("some"))
+    assert n_rows == plain["n_fit"] if most_rows > plain["n_fit"] else 0 < n_rows <= plain["n_fit"]
+
+
 # --- lists and help ---------------------------------------------------------------------------------------------
 
 

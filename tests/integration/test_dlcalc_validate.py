@@ -37,8 +37,8 @@ other,e,small,abacus,16,8,400,bf16,megatron,4096,128,1,1,1,16,none,,,1.0,,0,x
 other,f,small,h100,16,8,400,bf16,home made,4096,128,1,1,1,16,none,,cp_comm=p2p,1.0,,0,x
 """
 SMALL = {
-    "n_layers": 24, "hidden_size": 2048, "n_heads": 16, "ffn_hidden_size": 8192, "vocab_size": 50304, "gated_mlp": False,
-    "favourite_colour": "blue",
+    "n_layers": 24, "hidden_size": 2048, "n_heads": 16, "ffn_hidden_size": 8192, "vocab_size": 50304,
+    "gated_mlp": False, "favourite_colour": "blue",
 }  # fmt: skip
 
 
@@ -189,9 +189,11 @@ def test_a_run_that_breaks_a_rule_of_ours_keeps_its_estimate_and_the_rule():
 def test_the_report_says_it_in_tables():
     text = validate("runs.csv", "--models", "models.yaml").stdout
     assert "\x1b" not in text
-    for part in ("6 measured runs of 2 sources, 5 estimated", "Step time", "Memory", "Out of memory: plans",
-                 "Ranking within sweeps", "Sweeps", "in 80 % interval", "not estimated: unknown hardware 'abacus' (1 row)",
-                 "framework home made taken as megatron (1 row)", "keys of models, ignored: favourite_colour"):  # fmt: skip
+    for part in (
+        *("6 measured runs of 2 sources, 5 estimated", "Step time", "Memory", "Out of memory: plans", "Sweeps"),
+        *("Ranking within sweeps", "in 80 % interval", "not estimated: unknown hardware 'abacus' (1 row)"),
+        *("framework home made taken as megatron (1 row)", "keys of models, ignored: favourite_colour"),
+    ):
         assert part in text
     assert "no measured run" not in text
 
@@ -213,7 +215,9 @@ def test_without_files_the_shipped_runs_are_compared():
     assert summary["seconds"] < 10
     assert summary["parts_of_a_step"] == 5
     assert {row["source"] for row in summary["sources"]} >= {"hagemann2023", "vtrain_single", "llmfoundry"}
-    assert sum(row["step_time"]["runs"] for row in summary["sources"]) == summary["overall"]["step_time"]["runs"] == 1079
+    assert (
+        sum(row["step_time"]["runs"] for row in summary["sources"]) == summary["overall"]["step_time"]["runs"] == 1079
+    )
     assert sum(row["source"] == "hagemann2023" for row in summary["sweeps"]) == 3
     assert summary["remarks"] == summary["not_estimated"] == []
 
@@ -236,7 +240,13 @@ def test_the_page_needs_nothing_else():
     validate("runs.csv", "--models", "models.yaml", "--html", "page.html")
     page = Path("page.html").read_text(encoding="utf-8")
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", page)
-    for part in ("Plotly.newPlot", "measured step time (s)", "estimated step time (s)", "error of step time (%)", "Remarks"):
+    for part in (
+        "Plotly.newPlot",
+        "measured step time (s)",
+        "estimated step time (s)",
+        "error of step time (%)",
+        "Remarks",
+    ):
         assert part in page
     assert page.count("Plotly.newPlot(") >= 3  # time, memory, and a plot for tp
     assert 'text":"tp"' in page.replace('"text": "', '"text":"')
@@ -244,7 +254,9 @@ def test_the_page_needs_nothing_else():
 
 def test_names_in_a_page_are_text_and_nothing_more():
     pytest.importorskip("plotly")
-    Path("runs.csv").write_text(f"{HEADER}\n{ROWS.format(a=1, b=1, c=1)}".replace("lab,a", "<b>lab</b>,<script>alert(1)</script>"))
+    Path("runs.csv").write_text(
+        f"{HEADER}\n{ROWS.format(a=1, b=1, c=1)}".replace("lab,a", "<b>lab</b>,<script>alert(1)</script>")
+    )
     validate("runs.csv", "--models", "models.yaml", "--html", "page.html")
     page = Path("page.html").read_text(encoding="utf-8")
     assert "<script>alert(1)" not in page
@@ -329,21 +341,25 @@ def test_a_bug_of_ours_costs_its_row_alone(monkeypatch):
 # --- whatever is in a file --------------------------------------------------------------------------------------
 
 NUMBERS = st.one_of(
-    st.sampled_from(["", "0", "1", "2", "3", "4", "8", "16", "64", "1024", "-1", "1e30", "nan", "inf", "7.5", "1,024", "x"]),
+    st.sampled_from(
+        ["", "0", "1", "2", "3", "4", "8", "16", "64", "1024", "-1", "1e30", "nan", "inf", "7.5", "1,024", "x"]
+    ),
     st.integers(-(10**12), 10**12).map(str),
     st.floats().map(str),
 )
 WORDS = st.sampled_from([
-    "", "none", "full", "selective", "other:", "other:full block num_layers=3", "other:mlp", "true", "false", "maybe", "h100",
-    "b200", "a100_40gb", "gb200", "mi300x", "tpu_v5p", "abacus", "../x.yaml", "/", "llama3-8b", "qwen3-30b-a3b", "deepseek-v2",
-    "small", "gpt-oss-20b", "bf16", "fp8", "mxfp8", "nvfp4", "fp16", "megatron", "torchtitan", "deepspeed", "fsdp_composer",
-    "unfused", "flash3", "te_flash", "\x00", "'\"", "ä\u2028",
+    "", "none", "full", "selective", "other:", "other:full block num_layers=3", "other:mlp", "true", "false", "maybe",
+    "h100", "b200", "a100_40gb", "gb200", "mi300x", "tpu_v5p", "abacus", "../x.yaml", "/",
+    "llama3-8b", "qwen3-30b-a3b", "deepseek-v2", "small", "gpt-oss-20b", "bf16", "fp8", "mxfp8", "nvfp4", "fp16",
+    "megatron", "torchtitan", "deepspeed", "fsdp_composer", "unfused", "flash3", "te_flash", "\x00", "'\"", "ä\u2028",
 ])  # fmt: skip
 EXTRA_VALUES = st.one_of(NUMBERS, WORDS, st.sampled_from([
-    "9,7", "8*4", "Ettt|tt|L", "E(t|)*30L", '[["decoder"]]', "[", "[1]", "(", "a:b+c", "full_iteration", "attn+moe_router",
+    "9,7", "8*4", "Ettt|tt|L", "E(t|)*30L", '[["decoder"]]', "[", "[1]", "(", "a:b+c", "full_iteration", "attn+moe",
 ]))  # fmt: skip
 EXTRAS = st.dictionaries(
-    st.one_of(st.sampled_from(sorted(HONOURED | WITHOUT_EFFECT)), st.text(string.ascii_letters, max_size=5)), EXTRA_VALUES, max_size=6
+    st.one_of(st.sampled_from(sorted(HONOURED | WITHOUT_EFFECT)), st.text(string.ascii_letters, max_size=5)),
+    EXTRA_VALUES,
+    max_size=6,
 ).map(lambda pairs: ";".join(f"{key}={value}" for key, value in pairs.items()))
 GOOD = {
     "model": st.sampled_from(["llama3-8b", "qwen3-30b-a3b", "deepseek-v2", "gpt-oss-20b", "small"]),
@@ -412,10 +428,17 @@ def test_a_damaged_file_is_compared_or_refused_in_one_line(data):
         check_predictions(json.loads(done.stdout)["runs"])
 
 
-MODEL_KEYS = sorted([*SMALL, "n_kv_heads", "head_dim", "n_experts", "top_k", "expert_ffn_hidden_size", "swa_every", "norm", "mtp_layers",
-                     "first_dense_layers", "kv_lora_rank", "sliding_window", "n_shared_experts", "max_seq"])  # fmt: skip
+MODEL_KEYS = sorted([
+    *SMALL, "n_kv_heads", "head_dim", "n_experts", "top_k", "expert_ffn_hidden_size", "swa_every", "norm", "mtp_layers",
+    "first_dense_layers", "kv_lora_rank", "sliding_window", "n_shared_experts", "max_seq",
+])  # fmt: skip
 ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(-10, 10**25), st.floats(), st.text(max_size=4), st.lists(st.integers(), max_size=2)
+    st.none(),
+    st.booleans(),
+    st.integers(-10, 10**25),
+    st.floats(),
+    st.text(max_size=4),
+    st.lists(st.integers(), max_size=2),
 )
 
 

@@ -47,6 +47,8 @@ def scaled(hardware, part, field, factor):
 
 WHOLE_BACKWARD = (ONE_F_ONE_B, INTERLEAVED, GPIPE)
 """Schedules that do not postpone weight gradients."""
+EQUAL_LAYERS = ("dense", "moe")
+"""Studies of models whose layers are all alike."""
 FASTER = [
     ("device", "peak_tflops"),
     ("device", "hbm_tb_per_s"),
@@ -62,10 +64,11 @@ seeds = st.integers(0, 2**32 - 1)
 @laws
 @given(study=st.sampled_from(STUDIES), seed=seeds, factor=st.floats(1.0, 8.0))
 def test_faster_hardware_is_never_slower(part, field, study, seed, factor):
+    """But for what hides or fills gaps: where launches or offload set the pace, less of it means more to wait for."""
     case, plans = some_plans(study, seed)
+    plans = replace(plans, overlap_grad=np.zeros(N_ROWS), overlap_param=np.zeros(N_ROWS))
     found, before, _ = estimated(case, plans)
     _, after, _ = estimated(case, plans, hardware=scaled(case.hardware, part, field, factor))
-    # a bubble that weight gradients fill grows as these shrink, where launches or offload keep the passes as long
     runs = np.broadcast_to(found.runs & np.isin(plans.schedule, WHOLE_BACKWARD), N_ROWS)
     assert np.all(after[runs] <= before[runs] * SLACK)
 
@@ -112,7 +115,7 @@ def test_a_larger_batch_never_costs_more_time_a_token(study, seed, factor):
 def test_sharding_more_never_needs_more_memory(study, seed):
     """Optimizer states, then gradients; of stage 3 the states alone, because it also gathers layers."""
     case, plans = some_plans(study, seed)
-    plans = replace(plans, dp_replicate=np.ones(N_ROWS))
+    plans = replace(plans, dp_replicate=np.ones(N_ROWS), offload_layers=np.zeros(N_ROWS))
     stages = [replace(plans, zero_stage=np.full(N_ROWS, float(stage))) for stage in range(4)]
     found = [estimated(case, stage) for stage in stages]
     for (_, _, more), (_, _, less) in pairwise(found[:3]):
@@ -129,12 +132,13 @@ def test_sharding_more_never_needs_more_memory(study, seed):
 def test_every_term_of_a_plan_that_runs_is_a_quantity(study, seed):
     case, plans = some_plans(study, seed)
     found, step, memory = estimated(case, plans)
-    runs = np.broadcast_to(found.runs, N_ROWS)
-    whole = plans.recompute_layers == ALL_LAYERS  # the average stage is counted as one that recomputes as many layers
+    runs = np.broadcast_to(found.runs & (plans.offload_layers <= found.stages.fewest_layers), N_ROWS)
+    # the average stage is one of average layers, which recomputes as many as every other
+    average = (plans.recompute_layers == ALL_LAYERS) & (study in EQUAL_LAYERS)
     assert np.all(np.isfinite(step[runs]) & (step[runs] > 0))
     assert np.all(np.isfinite(memory[runs]) & (memory[runs] > 0))
     for name, term in {**found.step.terms(), **found.footprint.terms_of_peak()}.items():
-        counted = runs & whole if name == "imbalance_s" else runs
+        counted = runs & average if name == "imbalance_s" else runs
         values = np.broadcast_to(term, N_ROWS)[counted]
         scale = (step if name.endswith("_s") else memory)[counted]
         assert np.all(np.isfinite(values)), name

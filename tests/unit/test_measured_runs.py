@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,10 @@ def test_a_pipeline_of_absurd_length_is_refused():
         (DENSE, {"recompute": "other:mla_up_proj"}, "recompute", "norm_act"),
         (DENSE, {"recompute": "other:core_attn"}, "recompute", "selective"),
         (DENSE, {"recompute": "other:mystery"}, "recompute", "selective"),
+        (DENSE, {"recompute": "other:selective_checkpointing"}, "recompute", "selective"),
+        (DENSE, {"recompute": "other:selective 2"}, "recompute_layers", 16),
+        (DENSE, {"recompute": "other:activation checkpointing"}, "recompute", "full"),
+        ({**DENSE, "framework": "torchtitan"}, {"recompute": "selective"}, "recompute", "op_sac"),
     ],
 )  # fmt: skip
 def test_a_setting_becomes_its_knob(fields, changes, knob, value):
@@ -479,7 +484,14 @@ def test_missing_dimensions_take_their_usual_values():
     model = model_of("m", {"n_layers": 2, "hidden_size": 512, "n_heads": 8, "ffn_hidden_size": 2048, "vocab_size": 100})
     assert (model.n_kv_heads, model.head_dim) == (8, 64)
     assert model == ModelSpec(
-        name="m", n_layers=2, hidden_size=512, n_heads=8, n_kv_heads=8, head_dim=64, ffn_hidden_size=2048, vocab_size=100
+        name="m",
+        n_layers=2,
+        hidden_size=512,
+        n_heads=8,
+        n_kv_heads=8,
+        head_dim=64,
+        ffn_hidden_size=2048,
+        vocab_size=100,
     )
 
 
@@ -564,7 +576,7 @@ def test_rows_that_say_the_same_share_their_objects():
     reader = RunReader(MODELS, REGISTRY)
     settings = [reader.setting(row) for row in SHIPPED]
     assert len({found.group for found in settings}) < len(settings) / 2
-    for first, second in zip(settings, settings[1:], strict=False):
+    for first, second in pairwise(settings):
         if first.group == second.group:
             assert (first.model, first.recipe, first.custom_split) == (second.model, second.recipe, second.custom_split)
 

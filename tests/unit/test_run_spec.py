@@ -130,7 +130,9 @@ def test_vocabularies_mix(resolve):
     ("extra", "told"),
     [
         pytest.param({"plan": {"tp": 2}}, "parallelism.tp and plan.tp are the same thing", id="knob"),
-        pytest.param({"plan": {"recompute": "none"}}, "activation_checkpointing_type and plan.recompute", id="recompute"),
+        pytest.param(
+            {"plan": {"recompute": "none"}}, "activation_checkpointing_type and plan.recompute", id="recompute"
+        ),
         pytest.param({"recipe": {"seq_len": 1, "global_batch": 1}}, "either data", id="batch"),
         pytest.param({"data": None}, "either data", id="no batch"),
     ],
@@ -150,6 +152,17 @@ def test_every_example_loads():
     for file in (*sorted((folder / "examples").glob("*.yaml")), folder / "configs" / "example.yaml"):
         load_spec(file, RunSpec)
         RunFile.read(file, HardwareRegistry()).resolve({})
+
+
+def test_every_file_in_the_documentation_loads(tmp_path):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "3dtrn.md").read_text()
+    shown = text.split("```yaml\n")[1:]
+    assert len(shown) == 2
+    for block in shown:
+        file = tmp_path / "shown.yaml"
+        file.write_text(block.split("```")[0])
+        run = RunFile.read(file, HardwareRegistry()).resolve({})
+        assert not [reason for reason, mask in run.estimate().refused.items() if mask.any()]
 
 
 # --- what keys mean --------------------------------------------------------------------------------------------------
@@ -207,7 +220,9 @@ def test_buckets_cut_the_gradients_of_a_device(resolve, buckets):
 )
 def test_what_is_recomputed(resolve, written, framework, meant):
     run = resolve(changed(OLD, performance={"activation_checkpointing_type": written, "framework": framework}))
-    assert run.recipe.framework.attention in ({"te_flash"} if framework == "megatron" else {"unfused", "megatron_fused"})
+    assert run.recipe.framework.attention in (
+        {"te_flash"} if framework == "megatron" else {"unfused", "megatron_fused"}
+    )
     assert knobs(run)["recompute"] == meant
 
 
@@ -253,7 +268,9 @@ def test_a_custom_split(resolve):
 
 
 def test_the_cluster_overrides_the_machine(resolve):
-    run = resolve(changed(NEW, cluster={"node_devices": 4, "nic_gbit_per_s_per_device": 100, "usd_per_device_hour": 2.5}))
+    run = resolve(
+        changed(NEW, cluster={"node_devices": 4, "nic_gbit_per_s_per_device": 100, "usd_per_device_hour": 2.5})
+    )
     assert run.hardware.node.n_devices == 4
     assert run.hardware.fabric.nic_bytes_per_s_per_device == 12.5e9
     assert run.hardware.price is not None
@@ -302,7 +319,10 @@ def test_mistakes_are_told_by_line(tmp_path):
     ("extra", "told"),
     [
         ({"hardware": "h1000"}, r"my_run\.yaml:\d+: hardware: unknown hardware 'h1000'; did you mean"),
-        ({"hardware": {"node_type": "p5.48xlarg"}}, r"my_run\.yaml:\d+: hardware.node_type: .*did you mean p5.48xlarge"),
+        (
+            {"hardware": {"node_type": "p5.48xlarg"}},
+            r"my_run\.yaml:\d+: hardware.node_type: .*did you mean p5.48xlarge",
+        ),
         ({"model": "llama3-7b"}, r"my_run\.yaml:1: model: unknown model"),
         ({"performance": {"framework": "megatronn"}}, r"performance.framework: .*did you mean megatron"),
         ({"performance": {"precision": "nvfp4"}}, "p5.48xlarge has no nvfp4; it has"),

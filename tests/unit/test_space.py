@@ -231,6 +231,19 @@ def test_a_precision_the_device_lacks():
         one(recipe={"precision": "nvfp4"})
 
 
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [
+        ({"profile": {"cross_entrpy": "fused"}}, "profile.cross_entrpy: no such setting; did you mean cross_entropy"),
+        ({"profile": {"cross_entropy": "none"}}, "recipe: profile: "),
+        ({"framework": "torchtitn"}, "did you mean torchtitan"),
+    ],
+)
+def test_a_setting_of_the_framework_is_checked(recipe, named):
+    with pytest.raises(DlcalcError, match=named):
+        one(recipe=recipe)
+
+
 def test_a_custom_split_must_hold_the_model():
     with pytest.raises(DlcalcError, match="its chunks hold 31 layers, but llama3-8b has 32"):
         one(recipe={"custom_split": [15, 16]})

@@ -114,9 +114,9 @@ def test_a_sweep_without_times_has_no_regret():
 
 
 @given(
-    st.lists(st.tuples(st.floats(0.1, 10), st.booleans(), st.one_of(st.just(NAN), st.floats(0.1, 10))), min_size=1).filter(
-        lambda plans: any(math.isfinite(measured) for _, _, measured in plans)
-    )
+    st.lists(
+        st.tuples(st.floats(0.1, 10), st.booleans(), st.one_of(st.just(NAN), st.floats(0.1, 10))), min_size=1
+    ).filter(lambda plans: any(math.isfinite(measured) for _, _, measured in plans))
 )
 def test_more_choices_are_never_regretted_more(plans):
     found = regret(*(list(column) for column in zip(*plans, strict=True)))
