@@ -2,7 +2,8 @@
 
     python benchmarks/readme.py [--leave-out FILE]
 
-Each stands between two comments; nothing else is touched. ``--leave-out`` takes what ``fit_runs.py --leave-out`` printed.
+Each stands between two comments; nothing else is touched. ``--leave-out`` takes what ``fit_runs.py --leave-out``
+printed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,14 @@ def between(text: str, name: str, body: str) -> str:
 def example() -> str:
     with tempfile.TemporaryDirectory() as folder:
         printed = run(
-            sys.executable, "-m", "dlcalc.dlcalc_search", "search_spaces/llama3_70b_h100.yaml", "-o", f"{folder}/study", "--top", "3"
+            sys.executable,
+            "-m",
+            "dlcalc.dlcalc_search",
+            "search_spaces/llama3_70b_h100.yaml",
+            "-o",
+            f"{folder}/study",
+            "--top",
+            "3",
         )
     lines = printed.splitlines()
     second = next(i for i, line in enumerate(lines) if "on 128 h100, bf16  " in line)
@@ -60,15 +68,18 @@ def left_out_medians(file: Path | None) -> dict[str, float]:
 def accuracy(left_out: dict[str, float]) -> str:
     summary = json.loads(run(sys.executable, "-m", "dlcalc.dlcalc_validate", "--json"))
     lines = [
-        "| source | runs | step time, median error | 90th percentile | left out, median | memory, median | out of memory right |",
+        "| source | runs | step time, median error | 90th percentile "
+        "| left out, median | memory, median | out of memory right |",
         "|---|---|---|---|---|---|---|",
     ]
     for source in summary["sources"]:
         step, memory, oom = source["step_time"], source["memory"], source["out_of_memory"]
         name = source["source"]
         lines.append(
-            f"| {name}: {TARGETS.get(name, '')} | {source['n_runs']} | {percent(step.get('median'))} | {percent(step.get('p90'))} | "
-            f"{left_out.get(name, '') and f'{left_out[name]:.1f} %'} | {percent(memory.get('median'))} | {percent(oom.get('accuracy'))} |"
+            f"| {name}: {TARGETS.get(name, '')} | {source['n_runs']} "
+            f"| {percent(step.get('median'))} | {percent(step.get('p90'))} "
+            f"| {left_out.get(name, '') and f'{left_out[name]:.1f} %'} "
+            f"| {percent(memory.get('median'))} | {percent(oom.get('accuracy'))} |"
         )
     return "\n".join(lines)
 

@@ -355,7 +355,8 @@ def memory_bound_time_s(
     ``tensor_bytes`` is the size of one operand, where the kernel before has just written it: what of it is still in the
     last-level cache, ``l2 / (l2 + 2 tensor)``, moves three times as fast. Unknown: none of it.
 
-    Source: [derived] no byte moves faster than memory does, but for those that the cache has kept; two operands share it.
+    Source: [derived] no byte moves faster than memory does, but for those that the cache has kept; two operands share
+    it.
     """
     cached = l2_bytes / (l2_bytes + 2.0 * tensor_bytes)
     slower = 1.0 - cached * (1.0 - 1.0 / L2_SPEEDUP)

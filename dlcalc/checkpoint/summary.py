@@ -242,10 +242,16 @@ def tree(entries: Iterable[Entry], role: Role) -> Group:
             continue
         group = root
         _put(group, entry)
-        for part in parts_of(entry.tensor.name):
+        *outer, last = parts_of(entry.tensor.name)
+        for part in outer:
             group = group.inner.setdefault(part, Group(part))
             _put(group, entry)
-        group.entry = entry
+        leaf = group.inner.setdefault(last, Group(last))
+        if leaf.entry is not None:  # two names of the same parts, such as a.b and a/b
+            last = f"{last} ({len(group.inner) + 1})"
+            leaf = group.inner.setdefault(last, Group(last))
+        _put(leaf, entry)
+        leaf.entry = entry
     _in_order(root)
     return root
 

@@ -6,6 +6,7 @@ Exposed is what no matmul or attention of the same sublayer hides.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from dlcalc.calculators.communication import (
     all_gather_time_s,
     all_reduce_time_s,
     all_to_all_time_s,
+    distinct_nodes_count,
     reduce_scatter_time_s,
     send_time_s,
 )
@@ -117,14 +119,19 @@ def ep_comm_s(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Exposed dispatch and combine of each pass, and the gather over expert-tensor-parallel ranks.
 
+    A dispatcher that knows nodes sends a token once to each node that has some of its experts, and spreads it there
+    over the faster link.
     With ``overlap_ep`` a micro-batch's exchange runs behind the other pass of another one: exposed is what exceeds the
     experts' matmuls.
     """
     rates = machine.hardware.calibration
     node, fabric = rates.node_collectives, rates.fabric_collectives
-    copies = own_tokens * model.top_k
-    size = 2.0 * copies * model.hidden_size
-    once = all_to_all_time_s(size, links.ep, node=node["all_to_all"], fabric=fabric["all_to_all"])
+    size = 2.0 * own_tokens * model.top_k * model.hidden_size
+    link = links.ep
+    if machine.recipe.framework.dispatches_once_per_node:
+        saved = model.top_k / distinct_nodes_count(link.n_nodes, top_k=float(model.top_k))
+        link = replace(link, fabric_bytes_per_s=link.fabric_bytes_per_s * saved)
+    once = all_to_all_time_s(size, link, node=node["all_to_all"], fabric=fabric["all_to_all"])
     gathered = 2.0 * routed * model.hidden_size
     spread = all_gather_time_s(gathered, links.etp, node=node["all_gather"], fabric=fabric["all_gather"])
     spread = spread + reduce_scatter_time_s(

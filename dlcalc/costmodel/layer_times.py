@@ -178,7 +178,8 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
     tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
     own_tokens = tokens / sequence_shards(plans)
     hidden = number(model.hidden_size)
-    routed = tokens * model.top_k * plans.etp / plans.tp  # token copies that this device's experts work on
+    # token copies that this device's experts work on
+    routed = tokens * (model.top_k * profile.routed_factor) * plans.etp / plans.tp
     local_experts = model.n_experts / plans.ep
     width = model.expert_ffn_hidden_size / plans.etp
     gates = 1 + model.gated_mlp
@@ -313,7 +314,7 @@ def _casts(machine: Machine) -> float:
 
 
 def _moved_s(machine: Machine, elements: Array, traffic_bytes: Array, exact_bytes: Array = ZERO) -> Array:
-    """Time of memory-bound passes over so many 16-bit elements; ``exact_bytes`` (casts, the loss) have nothing on top."""
+    """Time of memory-bound passes over so many 16-bit elements; ``exact_bytes`` (casts, loss) have nothing on top."""
     factor = machine.recipe.framework.memory_pass_factor
     return np.asarray(
         kernels.memory_bound_time_s(

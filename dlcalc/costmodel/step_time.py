@@ -388,15 +388,14 @@ def _data_parallel(
     sharded = (plans.zero_stage >= 1).astype(np.float64)
     reduce_bytes, gather_bytes = float(profile.grad_reduce_bytes), 2.0
 
-    reduced = _group_comm(links.shard, params.dense * reduce_bytes, machine, sharded) + _group_comm(
-        links.expert_shard, params.expert * reduce_bytes, machine, sharded
-    )  # mesh x pipe x data
+    reduced = _group_comm(links.shard, params.dense * reduce_bytes, machine, sharded)  # mesh x pipe x data
     across = _group_comm(
         links.replicate, params.dense * reduce_bytes / links.shard.n_ranks, machine, np.zeros_like(plans.zero_stage)
     )
-    gathered = _gather_comm(links.shard, params.dense * gather_bytes, machine) + _gather_comm(
-        links.expert_shard, params.expert * gather_bytes, machine
-    )
+    gathered = _gather_comm(links.shard, params.dense * gather_bytes, machine)
+    if np.any(params.expert):
+        reduced = reduced + _group_comm(links.expert_shard, params.expert * reduce_bytes, machine, sharded)
+        gathered = gathered + _gather_comm(links.expert_shard, params.expert * gather_bytes, machine)
     reduces = np.where(plans.zero_stage >= 2, micro_batches, 1.0)  # mesh x batch x data
     gathers = sharded * np.where(stage_3, micro_batches, 1.0)
     per_gather = np.where(stage_3, 2.0, 1.0) * gathered  # mesh x pipe x data

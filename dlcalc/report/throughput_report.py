@@ -185,8 +185,8 @@ def mfu_warning(report: Mfu) -> str | None:
         return None
     return (
         f"an MFU of {100 * report.mfu_fraction:.2f}% is above 100%: the devices cannot do this; check the number of "
-        f"devices, their dense peak of {_tflops(report.peak_flops_per_s_per_device)}, and whether the samples are those "
-        f"of the whole job"
+        f"devices, their dense peak of {_tflops(report.peak_flops_per_s_per_device)}, and whether the samples are "
+        f"those of the whole job"
     )
 
 

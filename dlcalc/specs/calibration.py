@@ -129,8 +129,8 @@ class Calibration(Spec):
     attention: dict[str, AttentionRates]
     memory: MemoryRates
     training_factor: dict[str, PositiveFloat] = {}
-    """By precision: time of a matmul or of attention inside a training step over that alone, from measured runs: power shared with all else,
-    layouts of gradients. A precision that is not named: 1."""
+    """By precision: time of a matmul or of attention inside a training step over that alone, from measured runs: power
+    shared with all else, layouts of gradients. A precision that is not named: 1."""
     node_collectives: dict[str, CollectiveRates]
     """By operation: all_gather, reduce_scatter, all_reduce, all_to_all, send."""
     fabric_collectives: dict[str, CollectiveRates]

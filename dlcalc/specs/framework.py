@@ -44,6 +44,8 @@ class FrameworkProfile(Spec):
     """Under sequence parallelism a linear layer keeps its gathered input for the backward pass, instead of gathering it
     again."""
 
+    dispatches_once_per_node: bool = False
+    """A token crosses to a node once, however many of its experts sit there (DeepEP, HybridEP); False: once per expert."""
     keeps_low_precision_inputs: bool = True
     """A linear layer in 8 or 4 bits keeps its quantized input for the backward pass, not the 16-bit one."""
     routed_factor: Annotated[float, Field(ge=1)] = 1.0

@@ -151,9 +151,12 @@ def _estimates_of(first: RunSetting, settings: Sequence[RunSetting], uncertainty
 
 def peak_bytes_by_kind(found: Estimate) -> dict[MemoryKind, Array]:
     """The peak as tools report it: allocated is without slack of the allocator, reserved without the driver's share."""
-    device = found.memory_bytes
-    reserved = device - found.footprint.context_bytes
-    return {"device": device, "reserved": reserved, "allocated": reserved / found.footprint.allocator_slack_factor}
+    footprint = found.footprint
+    return {
+        "device": found.memory_bytes,
+        "reserved": footprint.reserved_bytes,
+        "allocated": footprint.allocated_bytes,
+    }
 
 
 def _comparison(run: MeasuredRun, setting: RunSetting, row: _Row | str) -> Comparison:

@@ -64,6 +64,9 @@ def profile_changes(
     captured = _captured(run, model)
     if captured:
         changes["host_launch_us"] = profile.host_launch_us * (1.0 - captured)
+    dispatcher = run.extras.get("moe_dispatcher", "").lower()
+    if dispatcher:
+        changes["dispatches_once_per_node"] = "deepep" in dispatcher or "hybridep" in dispatcher
     capacity = number_in(run.extras.get("moe_capacity_factor", ""))
     if capacity is not None and 1 < capacity <= 100 and run.flag("moe_pad_to_capacity"):
         changes["routed_factor"] = capacity

@@ -27,14 +27,14 @@ HONOURED = frozenset({
     "dp_overlap_grad", "overlap_grad_reduce", "dp_overlap_param", "opt_step_param_gather_overlap",
     "tp_comm_overlap", "async_tp", "p2p_overlap", "a2a_overlap",
     "grad_dtype", "grad_reduce", "reduce_dtype", "mp_mode", "precision_aware_opt", "optimizer",
-    "fp8_recipe", "fp4_recipe", "fp8", "cuda_graph", "moe_capacity_factor", "moe_pad_to_capacity",
+    "fp8_recipe", "fp4_recipe", "fp8", "cuda_graph", "moe_capacity_factor", "moe_pad_to_capacity", "moe_dispatcher",
     "megatron_fsdp", "fsdp_shard_group", "reshard_after_forward", "cpu_offload_layers",
     "memory_is", "memory_kind", "scope",
 })  # fmt: skip
 """Keys of ``extras`` that change an estimate."""
 
 WITHOUT_EFFECT = frozenset({
-    "fp8_dpa", "delay_wgrad", "shared_expert_overlap", "cp_comm", "moe_dispatcher", "moe_token_drop",
+    "fp8_dpa", "delay_wgrad", "shared_expert_overlap", "cp_comm", "moe_token_drop",
     "force_load_balance", "moe_grouped_gemm", "moe_permute_fusion", "limit_all_gathers", "cpu_offload_weights",
     "fp8_fsdp_allgather",
 })  # fmt: skip

@@ -128,14 +128,18 @@ class RunReader:
     def _recipe(self, run: MeasuredRun, profile: FrameworkProfile, precision: Precision) -> Recipe:
         seq_len, global_batch = run.whole("seq_len"), run.whole("global_batch")
         cuda_graphs, _ = captured_graphs(run)
+        scaling: Literal["tensor", "block"] = (
+            "block" if re.search(r"row|block", run.extras.get("fp8_recipe", "").lower()) else "tensor"
+        )
         return self._once(
-            ("recipe", seq_len, global_batch, precision, id(profile), cuda_graphs),
+            ("recipe", seq_len, global_batch, precision, id(profile), cuda_graphs, scaling),
             lambda: Recipe(
                 seq_len=seq_len,
                 global_batch=global_batch,
                 precision=precision,
                 framework=profile,
                 cuda_graphs=cuda_graphs,
+                scaling=scaling,
             ),
         )
 

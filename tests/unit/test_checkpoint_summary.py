@@ -162,6 +162,12 @@ def test_a_tensor_may_be_named_like_a_group():
     assert root.inner["a"].entry.tensor.shape == (2,)
 
 
+def test_names_of_the_same_parts_stand_beside_each_other():
+    root = tree(summarize(checkpoint(tensor("a.b", 2), tensor("a/b", 3), tensor("a.b", 5))).entries, "model")
+    assert root.inner["a"].count.parameters == 10
+    assert [group.count.parameters for group in root.inner["a"].inner.values()] == [2, 3, 5]
+
+
 def test_numbered_groups_are_in_the_order_of_their_numbers():
     tensors = [tensor(f"layers.{n}.w", 1) for n in (10, 2, 0, 1)]
     root = tree(summarize(checkpoint(tensor("z", 1), *tensors, tensor("a", 1))).entries, "model")
@@ -189,7 +195,7 @@ def test_names_with_a_number_at_their_end_join_too():
     assert rows(*(tensor(f"layers.mp_rank_{n:02d}.w", 4) for n in range(12))) == [("mp_rank_00-11", 48)]
 
 
-@given(st.lists(st.tuples(st.text("ab.01/", min_size=1, max_size=12), st.integers(0, 3)), max_size=20))
+@given(st.lists(st.tuples(st.text("ab.01/", min_size=1, max_size=6), st.integers(0, 3)), max_size=20))
 def test_any_names_add_up(drawn):
     tensors = [tensor(name, size) for name, size in dict(drawn).items()]
     summary = summarize(checkpoint(*tensors))
