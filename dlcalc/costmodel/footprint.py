@@ -210,8 +210,9 @@ def _activations(model: ModelSpec, plans: Plans, stages: StageLayers, machine: M
     in_flight = in_flight * (1.0 - 0.5 * (plans.schedule == DUALPIPE))  # a device counts both of its stages
     layer = layer_activations(model, plans, machine, tokens)
     fraction = recomputed_fraction(plans, stages.layers)  # stage x mesh x pipe x redo
-    on_device = 1.0 - plans.offload_layers / np.maximum(stages.layers, 1.0)
-    moving = np.minimum(plans.offload_layers, OFFLOAD_WINDOW_LAYERS) / in_flight
+    offloaded = np.minimum(plans.offload_layers, stages.layers)
+    on_device = 1.0 - offloaded / np.maximum(stages.layers, 1.0)
+    moving = np.minimum(offloaded, OFFLOAD_WINDOW_LAYERS) / in_flight
     kept_share = on_device + moving / np.maximum(stages.layers, 1.0)
 
     held: Array = number(0.0)

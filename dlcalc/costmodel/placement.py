@@ -59,7 +59,8 @@ def links(plans: Plans, hardware: HardwareSpec) -> Links:
 def group_link(n_ranks: Array, stride: Array, hardware: HardwareSpec) -> GroupLink:
     """Where a group of ``n_ranks`` that are ``stride`` apart sits."""
     node_devices = float(hardware.node.n_devices)
-    ranks_per_node = np.minimum(n_ranks, np.maximum(1.0, np.floor(node_devices / stride)))
+    most = np.minimum(n_ranks, np.maximum(1.0, np.floor(node_devices / stride)))
+    ranks_per_node = n_ranks / np.ceil(n_ranks / most)  # spread evenly over as few nodes as hold them
     return GroupLink(
         n_ranks=n_ranks,
         ranks_per_node=ranks_per_node,
