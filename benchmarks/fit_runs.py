@@ -82,7 +82,7 @@ def constants_to_fit() -> list[Constant]:
             Constant("framework", name, "host_launch_us", launch, 2.0, 80.0, 0.3, "host time per launch"),
             Constant("framework", name, "memory_pass_factor", 1.3, 0.6, 3.0, 0.3, "memory traffic over that counted"),
             Constant(
-                "framework", name, "micro_batch_overhead_us", 300.0, 10.0, 10000.0, 1.0, "host time per micro-batch"
+                "framework", name, "micro_batch_overhead_us", 300.0, 10.0, 4000.0, 1.0, "host time per micro-batch"
             ),
             Constant("framework", name, "step_overhead_us", 10000.0, 500.0, 100000.0, 1.0, "host time per step"),
         ]
@@ -343,7 +343,8 @@ def left_out(
             near = [g for g in inside if any(touched_by(g, constants[i]) for i in again)]
             joined = [i for i, c in enumerate(constants) if i in again or any(touched_by(g, c) for g in near)]
             chosen = [constants[i] for i in joined]
-            refitted = fit(near, chosen, start=fitted[joined], steps=5)
+            priors = np.array([c.prior for c in chosen])
+            refitted = fit(near, chosen, start=fitted[joined], steps=5) if near else priors
             for group, error in zip(outside, errors(outside, chosen, refitted), strict=True):
                 values += [float(v) for v in np.expm1(error)]
                 cases += [(source, case, float(np.exp(v))) for case, v in zip(group.cases, error, strict=True)]

@@ -174,8 +174,7 @@ def all_to_all_time_s(
 def distinct_nodes_count(n_nodes: Numeric, *, top_k: Numeric) -> Numeric:
     """Nodes on which a token's ``top_k`` experts sit, on average: ``N (1 - (1 - 1 / N) ** k)``, never fewer than one.
 
-    Assumes: experts drawn evenly. Ignores: routers that limit the nodes themselves (DeepSeek-V3: four), and that one of
-    them may be the token's own.
+    Assumes: experts drawn evenly. Ignores: that one of them may be the token's own, which ``all_to_all_time_s`` counts.
     Source: [derived] the chance that a node is missed by k draws.
     """
     return np.maximum(n_nodes * (1.0 - (1.0 - 1.0 / n_nodes) ** top_k), 1.0)

@@ -7,6 +7,7 @@ pp - 1 - s``. How much time or memory a layer takes is not known here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +26,10 @@ EVEN, EMBEDDING_AND_LOSS, CUSTOM = range(3)
 
 @dataclass(frozen=True)
 class StageLayers:
-    """Layers of each kind on three stages that bound all others: the first, the fullest between, the last.
+    """Layers of each kind on stages that bound all others: the first, the fullest between, the last.
 
-    Arrays have a leading axis of 3. With one stage all three are that stage. ``total_*`` are over the pipeline.
+    Arrays have a leading axis of 3; where a model mixes kinds of layers, of more: the fullest stage of each kind. With one
+    stage all are that stage.
     """
 
     stage: Array
@@ -74,7 +76,7 @@ def stage_layers_count(
     split: Array,
     custom: tuple[int, ...] | None = None,
 ) -> StageLayers:
-    """Layers by kind on the three bounding stages, on the broadcast shape of the arguments.
+    """Layers by kind on the bounding stages, on the broadcast shape of the arguments.
 
     ``custom`` gives the layers of each chunk in order, read where ``split`` is CUSTOM; it must have pp * vpp entries.
 
@@ -85,19 +87,23 @@ def stage_layers_count(
     layouts, where = np.unique(flat, axis=0, return_inverse=True)  # few: a pipeline has few shapes
     kinds = np.array([model.layer_is_windowed, model.layer_is_moe], dtype=float)
     before = np.concatenate([np.zeros((2, 1)), np.cumsum(kinds, axis=1)], axis=1)  # (kind, layers + 1)
-    columns = [_three_stages(before, layout, custom) for layout in layouts.tolist()]
-    table = np.array(columns).reshape(len(layouts), 8, 3)[where.ravel()]
-    table = np.moveaxis(table, 0, -1).reshape((8, 3, *pp.shape))
+    mixed = [kind for kind, counts in enumerate((kinds[0], kinds[1])) if 0 < counts.sum() < model.n_layers]
+    columns = [_bounding_stages(before, layout, custom, mixed) for layout in layouts.tolist()]
+    table = np.array(columns)[where.ravel()]  # (pipeline, row, stage)
+    table = np.moveaxis(table, 0, -1).reshape((*table.shape[1:], *pp.shape))
     stage, windowed, full, dense, moe, embeddings, heads, extremes = table
     return StageLayers(
-        stage, windowed, full, dense, moe, embeddings, heads, most_layers=extremes[0], fewest_layers=extremes[2]
+        stage, windowed, full, dense, moe, embeddings, heads, most_layers=extremes[0], fewest_layers=extremes[1]
     )
 
 
-def _three_stages(
-    before: Array, layout: tuple[float, float, float, float], custom: tuple[int, ...] | None
+def _bounding_stages(
+    before: Array, layout: tuple[float, float, float, float], custom: tuple[int, ...] | None, mixed: Sequence[int]
 ) -> list[list[float]]:
-    """The rows of :class:`StageLayers` for one pipeline; ``before`` counts windowed and expert layers up to each."""
+    """The rows of :class:`StageLayers` for one pipeline; ``before`` counts windowed and expert layers up to each.
+
+    ``mixed`` names the kinds (0 attention, 1 MLP) of which the model has two, so that the fullest stage of each is kept.
+    """
     n_layers = before.shape[1] - 1
     pp, vpp, schedule, split = int(layout[0]), int(layout[1]), layout[2], layout[3]
     n_chunks = pp * vpp
@@ -122,10 +128,13 @@ def _three_stages(
 
     totals = per_stage[:, 2] + per_stage[:, 3]
     between = range(1, pp - 1)
-    middle = max(between, key=lambda s: (totals[s], -s)) if pp > 2 else 0
-    chosen = [0, middle, pp - 1]
+    orders: list[Array] = [totals]
+    for kind in mixed:  # columns 0 and 1 are kinds of attention, 2 and 3 of MLP
+        orders += [per_stage[:, 2 * kind], per_stage[:, 2 * kind + 1]]
+    middles = [max(between, key=lambda s: (by[s], totals[s], -s)) if pp > 2 else 0 for by in orders]
+    chosen = [0, *middles, pp - 1]
     rows = [[float(s) for s in chosen]]
     rows += [[per_stage[s, kind] for s in chosen] for kind in range(4)]
     rows += [[embeddings[s] for s in chosen], [heads[s] for s in chosen]]
-    rows += [[totals.max(), 0.0, totals.min()]]
+    rows += [[totals.max(), totals.min(), *[0.0] * (len(chosen) - 2)]]
     return rows

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
-from dlcalc.calculators.stages import EMBEDDING_AND_LOSS, EVEN, StageLayers
+from dlcalc.calculators.stages import CUSTOM, EMBEDDING_AND_LOSS, EVEN, StageLayers
 from dlcalc.costmodel.plans import ALL_LAYERS, Array, Plans
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
@@ -91,7 +91,8 @@ def refused_by_recompute(model: ModelSpec, plans: Plans, stages: StageLayers) ->
     partial = plans.recompute_layers != ALL_LAYERS
     return {
         "only full recomputation counts layers": partial & (plans.recompute != FULL),
-        "more layers recomputed than a stage holds": partial & (plans.recompute_layers >= stages.most_layers),
+        "as many layers recomputed as a chunk holds, which is all": partial
+        & (plans.recompute_layers * plans.vpp >= stages.most_layers),
         "more layers offloaded than a stage holds": plans.offload_layers > stages.most_layers,
         "recomputing latent projections needs latent attention": (plans.recompute == MLA_UP) & (not model.is_mla),
     }
@@ -118,6 +119,7 @@ def refused_by_data(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
     return {
         "replicas must divide dp x cp": _indivisible(ranks, plans.dp_replicate),
         "replicas of one device shard nothing": (plans.dp_replicate > 1) & (plans.dp_replicate >= ranks),
+        "replicas of experts are not modelled": (plans.dp_replicate > 1) & (plans.ep > 1),
         "replicas need sharded states": (plans.dp_replicate > 1) & (plans.zero_stage == 0),
         "sharding gradients or parameters excludes a pipeline here": (plans.zero_stage >= 2)
         & (plans.pp > 1)
@@ -130,3 +132,27 @@ def refused_by_data(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
 
 def _indivisible(whole: Array | float, part: Array | float) -> Mask:
     return np.asarray(np.mod(whole, part) != 0)
+
+
+def refused_by_framework(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
+    """What the recipe's framework does not do; its profile says what it does."""
+    profile = recipe.framework
+    schedules = [SCHEDULES.index(name) for name in profile.schedules]
+    modes = [RECOMPUTE_MODES.index(name) for name in profile.recompute_modes]
+    return {
+        "the framework has no such schedule": ~np.isin(plans.schedule, schedules),
+        "the framework has no such recomputation": ~np.isin(plans.recompute, modes),
+        "the framework has no such ZeRO stage": ~np.isin(plans.zero_stage, profile.zero_stages),
+        "activation offload excludes a pipeline": (plans.offload_layers > 0)
+        & (plans.pp > 1)
+        & (not profile.offloads_in_pipeline),
+    }
+
+
+def refused_by_custom_split(plans: Plans, custom_split: tuple[int, ...] | None) -> Mapping[str, Mask]:
+    """A split given outright must have as many chunks as the pipeline."""
+    n_chunks = len(custom_split or ())
+    return {
+        "custom_split has another number of chunks than pp x vpp": (plans.split == CUSTOM)
+        & (plans.pp * plans.vpp != n_chunks)
+    }

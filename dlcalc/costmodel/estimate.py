@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -18,7 +18,7 @@ from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import links
 from dlcalc.costmodel.plans import Array, Plans
 from dlcalc.costmodel.stage_params import stage_params
-from dlcalc.costmodel.step_time import StepTime, model_times, recomputed_fraction, step_time
+from dlcalc.costmodel.step_time import StepTime, mean_layers, model_times, recomputed_fraction, step_time
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
@@ -124,7 +124,17 @@ def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans) -> Ar
     matmuls = forward.total_flops - scores - forward.head_flops - forward.mtp_flops
     code = plans.recompute.astype(np.int64)
     again = MATMULS_AGAIN[code] * matmuls + SCORES_AGAIN[code] * scores
-    return 1.0 + recomputed_fraction(plans, model.n_layers / plans.pp) * again / (3.0 * forward.total_flops)
+    return 1.0 + recomputed_fraction(plans, mean_layers(model, plans)) * again / (3.0 * forward.total_flops)
+
+
+def with_states_as_kept(plans: Plans, recipe: Recipe) -> Plans:
+    """The plans with the ZeRO stage whose exchanges and memory they really have.
+
+    Trainers that gather once in a pipeline keep whole weights and gradients through the step, as ZeRO 1 does.
+    """
+    if not recipe.framework.gathers_once_in_pipeline or not np.any(plans.zero_stage == 3):
+        return plans
+    return replace(plans, zero_stage=np.where((plans.zero_stage == 3) & (plans.pp > 1), 1.0, plans.zero_stage))
 
 
 def estimate(
@@ -138,6 +148,7 @@ def estimate(
 ) -> Estimate:
     """Time, memory and refusals of ``plans``: a point, rows or a grid."""
     machine = Machine(hardware, recipe)
+    written, plans = plans, with_states_as_kept(plans, recipe)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # plans that are refused may divide by zero
         stages = stage_layers_count(
             model, pp=plans.pp, vpp=plans.vpp, schedule=plans.schedule, split=plans.split, custom=custom_split
@@ -149,6 +160,7 @@ def estimate(
             model, plans, where, stages, times, params, machine, offloaded_layer_bytes(model, plans, machine)
         )
         memory = footprint(model, plans, stages, params, machine)
+    plans = written
     refused = {
         **constraints.refused_by_mesh(model, recipe, plans),
         **constraints.refused_by_batch(recipe, plans),
@@ -156,6 +168,8 @@ def estimate(
         **constraints.refused_by_recompute(model, plans, stages),
         **constraints.refused_by_tensor(model, recipe, plans),
         **constraints.refused_by_data(recipe, plans),
+        **constraints.refused_by_framework(recipe, plans),
+        **constraints.refused_by_custom_split(plans, custom_split),
     }
     return Estimate(
         model=model,

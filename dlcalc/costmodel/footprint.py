@@ -93,10 +93,11 @@ class Footprint:
 
 
 def fullest_stage_bytes(states_bytes: Array, passing_bytes: Array) -> Array:
-    """Peak over the three bounding stages: the only full-size part of memory."""
-    first, between, last = (states_bytes[stage] + passing_bytes[stage] for stage in range(3))
-    fullest: Array = np.maximum(np.maximum(first, between), last)
-    return fullest
+    """Peak over the bounding stages (leading axis): the only full-size part of memory."""
+    peak: Array = states_bytes[0] + passing_bytes[0]
+    for stage in range(1, len(states_bytes)):
+        peak = np.maximum(peak, states_bytes[stage] + passing_bytes[stage])
+    return peak
 
 
 def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StageParams, machine: Machine) -> Footprint:

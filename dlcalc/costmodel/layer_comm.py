@@ -85,7 +85,9 @@ def tp_comm_s(
     forward_sharded = backward_sharded = forward_whole = backward_whole = ZERO
     if column is not None:
         forward_sharded = forward_sharded + exposed(gather, column.forward_s)
-        again = np.maximum(0.0, gather - column.input_grad_s)  # the input gathered again, behind the input gradient
+        # the input gathered again, behind the input gradient, unless it was kept
+        gathers_again = not machine.recipe.framework.keeps_gathered_inputs
+        again = gathers_again * np.maximum(0.0, gather - column.input_grad_s)
         behind = column.weight_grad_s * machine.recipe.framework.overlaps_input_grad
         backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + again
         backward_whole = backward_whole + np.maximum(0.0, apart * both - behind)
@@ -108,7 +110,8 @@ def cp_comm_s(
     rates = machine.hardware.calibration
     size = 2.0 * tokens * width  # the whole sequence's keys and values, in 16 bits
     node, fabric = rates.node_collectives["all_gather"], rates.fabric_collectives["all_gather"]
-    ring = all_gather_time_s(size, links.cp, node=node, fabric=fabric)
+    boundary = replace(links.cp, fabric_bytes_per_s=links.cp.fabric_bytes_per_s / links.cp.ranks_per_node)
+    ring = all_gather_time_s(size, boundary, node=node, fabric=fabric)
     around = (plans.cp - 1.0) / plans.cp
     return np.maximum(0.0, ring - core_f * around), np.maximum(0.0, 2.0 * ring - core_b * around)
 
@@ -129,7 +132,8 @@ def ep_comm_s(
     size = 2.0 * own_tokens * model.top_k * model.hidden_size
     link = links.ep
     if machine.recipe.framework.dispatches_once_per_node:
-        saved = model.top_k / distinct_nodes_count(link.n_nodes, top_k=float(model.top_k))
+        nodes = distinct_nodes_count(link.n_nodes, top_k=float(model.top_k))
+        saved = model.top_k / np.minimum(nodes, model.expert_groups_per_token or np.inf)
         link = replace(link, fabric_bytes_per_s=link.fabric_bytes_per_s * saved)
     once = all_to_all_time_s(size, link, node=node["all_to_all"], fabric=fabric["all_to_all"])
     gathered = 2.0 * routed * model.hidden_size

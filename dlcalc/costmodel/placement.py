@@ -40,27 +40,31 @@ def links(plans: Plans, hardware: HardwareSpec) -> Links:
     """The links of ``plans`` on ``hardware``, in the default rank order tp-cp-ep-dp-pp."""
     node, fabric = hardware.node, hardware.fabric
     stage_devices = plans.tp * plans.cp * plans.dp
+    n_devices = stage_devices * plans.pp
     shard = plans.dp * plans.cp / plans.dp_replicate
     crosses = (stage_devices * plans.pp > node.n_devices) & (plans.pp > 1)
     return Links(
-        tp=group_link(plans.tp, number(1.0), hardware),
-        cp=group_link(plans.cp, plans.tp, hardware),
-        shard=group_link(shard, plans.tp, hardware),
-        replicate=group_link(plans.dp_replicate, plans.tp * shard, hardware),
-        etp=group_link(plans.etp, number(1.0), hardware),
-        ep=group_link(plans.ep, plans.etp, hardware),
-        expert_shard=group_link(stage_devices / (plans.etp * plans.ep), plans.etp * plans.ep, hardware),
+        tp=group_link(plans.tp, number(1.0), n_devices, hardware),
+        cp=group_link(plans.cp, plans.tp, n_devices, hardware),
+        shard=group_link(shard, plans.tp, n_devices, hardware),
+        replicate=group_link(plans.dp_replicate, plans.tp * shard, n_devices, hardware),
+        etp=group_link(plans.etp, number(1.0), n_devices, hardware),
+        ep=group_link(plans.ep, plans.etp, n_devices, hardware),
+        expert_shard=group_link(stage_devices / (plans.etp * plans.ep), plans.etp * plans.ep, n_devices, hardware),
         pp_bytes_per_s=np.where(crosses, fabric.nic_bytes_per_s_per_device, node.link_bytes_per_s),
         pp_latency_s=np.where(crosses, fabric.latency_s, node.link_latency_s),
         pp_crosses=crosses.astype(np.float64),
     )
 
 
-def group_link(n_ranks: Array, stride: Array, hardware: HardwareSpec) -> GroupLink:
+def group_link(n_ranks: Array, stride: Array, n_devices: Array, hardware: HardwareSpec) -> GroupLink:
     """Where a group of ``n_ranks`` that are ``stride`` apart sits."""
     node_devices = float(hardware.node.n_devices)
     most = np.minimum(n_ranks, np.maximum(1.0, np.floor(node_devices / stride)))
     ranks_per_node = n_ranks / np.ceil(n_ranks / most)  # spread evenly over as few nodes as hold them
+    span = n_ranks * stride
+    straddles = (span <= node_devices) & (np.mod(node_devices, span) != 0) & (n_devices > node_devices) & (n_ranks > 1)
+    ranks_per_node = np.where(straddles, n_ranks / 2.0, ranks_per_node)  # some of the groups sit on two nodes
     return GroupLink(
         n_ranks=n_ranks,
         ranks_per_node=ranks_per_node,

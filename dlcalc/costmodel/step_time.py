@@ -159,6 +159,8 @@ REPLAYED: Mapping[str, tuple[float, ...]] = {
     "ep_comm_s": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
 }
 """Share of each part of the forward pass that a recompute mode runs again."""
+HOST_LINK_FRACTION = 0.8
+"""Achieved over datasheet rate of the link to the host: what PCIe leaves after its protocol."""
 LAUNCHED_AGAIN = (0.0, 0.2, 1.0, 0.15, 0.1, 0.6)
 """Share of its launches."""
 
@@ -201,9 +203,18 @@ def replay_s(forward: Pass, recompute: Array) -> Array:
 
 
 def recomputed_fraction(plans: Plans, layers: Array) -> Array:
-    """Share of a stage's layers that are recomputed."""
-    counted = np.minimum(plans.recompute_layers, layers) / np.maximum(layers, 1.0)
+    """Share of a device's ``layers`` that are recomputed: ``recompute_layers`` of each of its chunks, or all.
+
+    Trainers count per chunk: a device with vpp chunks recomputes vpp times as many.
+    """
+    chunks = plans.vpp * (1.0 + (plans.schedule == schedule.DUALPIPE))
+    counted = np.minimum(plans.recompute_layers * chunks, layers) / np.maximum(layers, 1.0)
     return np.where(plans.recompute_layers == ALL_LAYERS, 1.0, counted)
+
+
+def mean_layers(model: ModelSpec, plans: Plans) -> Array:
+    """Layers of an average device; under dualpipe it holds two stages."""
+    return model.n_layers / plans.pp * (1.0 + (plans.schedule == schedule.DUALPIPE))
 
 
 def stage_times(
@@ -238,7 +249,7 @@ def stage_times(
         host.add(counts, edge.host_s)
 
     fraction = recomputed_fraction(plans, stages.layers)  # stage x mesh x pipe x redo
-    mean_fraction = recomputed_fraction(plans, model.n_layers / plans.pp)
+    mean_fraction = recomputed_fraction(plans, mean_layers(model, plans))
     twice = launches.BACKWARD_FACTOR
     forward = np.maximum(device_f.stage, host.stage)  # stage x mesh x pipe x batch x tensor
     backward = np.maximum(
@@ -249,11 +260,13 @@ def stage_times(
     sum_backward = np.maximum(
         device_b.total + mean_fraction * replayed.total, host.total * (twice + mean_fraction * again)
     )
-    moved = plans.offload_layers * layer_offload_bytes / machine.hardware.node.host_bytes_per_s * 2.0
-    exposed = np.maximum(0.0, moved - (forward + backward)) if np.any(plans.offload_layers) else ZERO
-    mean_exposed = (
-        np.maximum(0.0, moved * plans.pp - (sum_forward + sum_backward)) if np.any(plans.offload_layers) else ZERO
-    )
+    exposed = mean_exposed = ZERO
+    if np.any(plans.offload_layers):
+        host_bytes_per_s = HOST_LINK_FRACTION * machine.hardware.node.host_bytes_per_s
+        moved = np.minimum(plans.offload_layers, stages.layers) * layer_offload_bytes / host_bytes_per_s
+        exposed = np.maximum(0.0, moved - forward) + np.maximum(0.0, moved - backward)  # out, and back
+        mean_moved = plans.offload_layers * layer_offload_bytes / host_bytes_per_s * plans.pp
+        mean_exposed = np.maximum(0.0, mean_moved - sum_forward) + np.maximum(0.0, mean_moved - sum_backward)
     return StageTimes(
         forward_s=forward,
         backward_s=backward + exposed,
@@ -410,7 +423,7 @@ def _data_parallel(
         "grad_reduce_sent_s": reduces * reduced + across,
         "param_gather_sent_s": gathers * per_gather,
         "overlap": Overlap(
-            grad_limit_s=hides_grad * (reduced * (1.0 - tail)),
+            grad_limit_s=hides_grad * (reduced * (1.0 - tail)) + (kept * plans.overlap_grad) * across,
             grad_factor=hides_grad * (1.0 - gather_share),
             gather_limit_s=hides_gather * (per_gather * (1.0 - tail)),
             gather_forward_s=forward * hides_gather,

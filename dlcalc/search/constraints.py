@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from dlcalc.errors import suggestion
 
+WORDS = ("schedule", "recompute", "split")
+"""Knobs that constraints cannot compare."""
 ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -76,6 +78,10 @@ def _value(node: ast.expr, names: Mapping[str, Any], text: str) -> Any:  # noqa:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
     if isinstance(node, ast.Name):
+        if node.id in WORDS:
+            raise ValueError(
+                f"constraint {text!r} names {node.id!r}, whose values are words; choose them under space: {node.id}"
+            )
         if node.id not in names:
             raise ValueError(f"constraint {text!r} names {node.id!r}; {suggestion(node.id, names)}")
         return names[node.id]

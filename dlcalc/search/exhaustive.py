@@ -73,6 +73,8 @@ class Found:
 
     n_plans: int = 0
     n_fit: int = 0
+    n_estimated: int = 0
+    """Plans whose time and memory were worked out; the others are refused by a constraint, and were skipped."""
     n_refused: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     leaders: Leaders = field(default_factory=Leaders.none)
@@ -95,6 +97,7 @@ class Found:
         """Join the findings of other blocks; the order in which blocks arrive does not matter."""
         self.n_plans += other.n_plans
         self.n_fit += other.n_fit
+        self.n_estimated += other.n_estimated
         self.n_refused += other.n_refused
         self.refused.update(other.refused)
         self.leaders = self.leaders.join(other.leaders).best(keep, key)
@@ -168,6 +171,7 @@ def search_block(
         if n_runs > n_fit:
             refused[OUT_OF_MEMORY] += n_runs - n_fit
         found.n_fit += n_fit
+        found.n_estimated += fits.size
         if n_fit:
             _lead(found, tile, fits, shape, offset, keep=keep, key=key, bound=bound, fastest=fastest)
         elif not found.n_fit:

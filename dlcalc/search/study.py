@@ -9,7 +9,7 @@ from pathlib import Path
 from dlcalc.errors import DlcalcError, suggestion
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.constraints import holds
-from dlcalc.search.space import Scenario, axes_of, constraint_names
+from dlcalc.search.space import Scenario, axes_of, constraint_names, divisors
 from dlcalc.specs.base import Quoted
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.hardware import HardwareSpec, Price
@@ -65,6 +65,8 @@ def _scenario(
             f"recipe: custom_split: its chunks hold {sum(spec.custom_split)} layers, "
             f"but {model.name} has {model.n_layers}"
         )
+    if "custom" in space.ranges.split and not spec.custom_split:
+        raise DlcalcError("space: split: custom needs recipe: custom_split, the layers of each pipeline chunk in order")
     scenario = Scenario(
         name=f"{model.name} on {devices} {hardware.name}, {recipe.precision}",
         model=model,
@@ -78,9 +80,21 @@ def _scenario(
     )
     for knob, values in zip(AXIS_NAMES, scenario.axes, strict=True):
         if not len(next(iter(values.values()))):
-            raise DlcalcError(f"space: no {knob} is possible for {scenario.name} within the given values")
+            raise DlcalcError(_no_axis(knob, space, scenario))
     _check_constraints(scenario)
     return scenario
+
+
+def _no_axis(axis: str, space: SpaceSpec, scenario: Scenario) -> str:
+    """Why an axis is empty: for a mesh, what the given degrees would have to divide."""
+    line = f"space: no {axis} is possible for {scenario.name} within the given values"
+    if axis != "mesh":
+        return line
+    ranges = space.ranges
+    given = {knob: getattr(ranges, knob) for knob in ("tp", "cp", "pp", "dp", "ep", "etp")}
+    listed = [f"{knob} = {list(values)}" for knob, values in given.items() if not isinstance(values, str)]
+    most = ", ".join(str(d) for d in divisors(scenario.devices))
+    return f"{line}: {', '.join(listed)}; tp x cp x pp x dp must be {scenario.devices}, whose divisors are {most}"
 
 
 AXIS_NAMES = ("mesh", "sharding", "schedule", "micro_batch", "recomputation", "sequence parallelism")

@@ -70,6 +70,10 @@ class FrameworkProfile(Spec):
     supports_context: bool = True
     replicates_kv_heads: bool = True
     """False: tp must divide the KV heads."""
+    offloads_in_pipeline: bool = False
+    """Whether activations can go to the host under pipeline parallelism."""
+    gathers_once_in_pipeline: bool = False
+    """Under pipeline parallelism ZeRO 3 gathers once and scatters once a step, and keeps whole weights and gradients meanwhile."""
     shards_gradients_in_pipeline: bool = False
     """Whether ZeRO 2 and 3 run together with pipeline parallelism."""
     overlaps_stage_sends: bool = True

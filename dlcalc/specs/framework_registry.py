@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dlcalc.errors import DlcalcError, UnknownNameError, suggestion
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.load import config_dir, load_spec
@@ -29,5 +31,7 @@ def load_framework(name_or_path: str, changes: Mapping[str, Any] | None = None) 
             )
     try:
         return FrameworkProfile.model_validate({**profile.model_dump(), **changes})
-    except ValueError as error:
-        raise DlcalcError(f"recipe: profile: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DlcalcError(f"recipe: profile.{key}: {first['msg']}, not {first['input']!r}") from error

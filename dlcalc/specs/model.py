@@ -68,6 +68,8 @@ class ModelSpec(Spec):
     moe_pattern: Annotated[tuple[bool, ...], TupleFromList] = ()
     """Which layers are mixtures of experts, repeated over the layers; when given, first_dense_layers and
     moe_layer_freq are not read."""
+    expert_groups_per_token: NonNegativeInt = 0
+    """Groups of experts, laid out by node, that the router may send one token to; 0 = no limit."""
     expert_bias: bool = False
     router_bias: bool = False
     shared_expert_gate: bool = False

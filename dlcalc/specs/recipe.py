@@ -29,8 +29,6 @@ class Recipe(Spec):
     mfu_convention: MfuConvention = "full_attention"
     token_budget: PositiveFloat | None = None
     """Tokens of the whole run, for days and cost."""
-    memory_headroom_fraction: float = 0.0
-    """Share of the device's memory that must stay free."""
     cuda_graphs: bool = False
     """Launches are replayed from a graph: no host launch floor."""
 

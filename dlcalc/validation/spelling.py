@@ -201,7 +201,7 @@ PARTS = (
 def recompute_mode(
     written: str, modes: Sequence[str], *, is_mla: bool, layers_per_stage: Callable[[], int]
 ) -> Recompute:
-    """The mode, and how many layers of a chunk where the text says; ``modes`` are the trainer's, default first."""
+    """The mode, and how many layers of a chunk where they are counted; ``modes`` are the trainer's, default first."""
     asked = written.strip().lower()
     if not asked:
         return Recompute(modes[0])

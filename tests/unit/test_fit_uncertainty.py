@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.fit_uncertainty import COVERAGE, PARTS, LeftOut, as_yaml, covered_fraction, fit_spreads, quantile_loss
+from benchmarks.fit_uncertainty import (
+    COVERAGE,
+    PARTS,
+    LeftOut,
+    as_yaml,
+    covered_fraction,
+    fit_spreads,
+    quantile_loss,
+    spreads_of,
+)
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.uncertainty import Spread, Uncertainty, load_uncertainty
 
@@ -29,19 +38,23 @@ def _normal():
     return np.cumsum(density) / density.sum(), z
 
 
-def logs(spread):
-    return -np.log1p(-spread.shorter), np.log1p(spread.longer)
-
-
 def test_one_regime_gets_the_spread_that_leaves_a_tenth_beyond():
     fitted = fit_spreads(runs(400, 0.05), START)
-    assert logs(fitted.base) == pytest.approx((0.05 * TENTH,) * 2, rel=0.06)
+    assert spreads_of(fitted.base) == pytest.approx((0.05 * TENTH,) * 2, rel=0.06)
 
 
 def test_what_a_regime_adds_is_found_in_squares():
     fitted = fit_spreads(runs(400, 0.05) + runs(400, 0.13, across_nodes=True), START)
-    assert logs(fitted.base) == pytest.approx((0.05 * TENTH,) * 2, rel=0.06)
-    assert logs(fitted.across_nodes) == pytest.approx((0.12 * TENTH,) * 2, rel=0.06)  # 0.05, 0.12, 0.13
+    assert spreads_of(fitted.base) == pytest.approx((0.05 * TENTH,) * 2, rel=0.06)
+    assert spreads_of(fitted.across_nodes) == pytest.approx((0.12 * TENTH,) * 2, rel=0.06)  # 0.05, 0.12, 0.13
+
+
+def test_lent_constants_tell_of_their_own_part_alone():
+    with_lent = fit_spreads(runs(400, 0.05) + runs(400, 0.13, unmeasured_device=True), START)
+    without = fit_spreads(runs(400, 0.05), START)
+    assert with_lent.base == without.base
+    assert spreads_of(with_lent.unmeasured_device) == pytest.approx((0.12 * TENTH,) * 2, rel=0.06)
+    assert without.unmeasured_device == START.unmeasured_device
 
 
 def test_a_regime_that_too_few_runs_show_keeps_what_it_had():
@@ -54,7 +67,7 @@ def test_a_large_source_does_not_drown_a_small_one():
     fitted = fit_spreads(
         [*runs(900, 0.02), *(LeftOut(**{**vars(run), "source": "b"}) for run in runs(100, 0.2))], START
     )
-    below, _ = logs(fitted.base)
+    below, _ = spreads_of(fitted.base)
     assert below > 0.04 * TENTH
 
 
@@ -69,8 +82,8 @@ def test_the_interval_covers_what_it_says():
     fitted = fit_spreads(data, START)
     errors = np.array([run.log_error for run in data])
     applies = np.array([[True, *(getattr(run, part) for part in PARTS[1:])] for run in data], dtype=float)
-    sides = np.array([logs(getattr(fitted, part)) for part in PARTS])
-    share = covered_fraction(errors, applies, np.ones(len(data)), sides[:, 0], sides[:, 1])
+    sides = np.array([spreads_of(getattr(fitted, part)) for part in PARTS]).T
+    share = covered_fraction(errors, applies, np.ones(len(data)), sides)
     assert share == pytest.approx(COVERAGE, abs=0.03)
 
 
