@@ -21,7 +21,7 @@ from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.schema import COLUMNS
 from dlcalc.results.writer import open_study
 from dlcalc.search.executors import shards_of
-from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, SortKey, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, search_block
 from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
@@ -196,6 +196,7 @@ def peak_rss_bytes() -> int:
 def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:
     best = found.leaders.best(top, key)
     best_rows = _plan_rows(scenario, best.index)
+    rivals = _rivals(scenario, found.leaders.best(LEADERS, "step_time"))
     near = _plan_rows(scenario, found.near.index[:NEAR_ROWS])
     recipe = scenario.recipe
     return {
@@ -214,10 +215,34 @@ def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) 
         "best": best_rows,
         "breakdown": breakdown(estimate_rows(scenario, best.index[:1])) if len(best.index) else None,
         "memory_capacity_bytes": scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom),
+        "n_not_told_apart": len(rivals.index),
+        "worth_measuring": _worth_measuring(scenario, rivals),
         "n_within_2_percent": len(found.near.index),
         "within_2_percent": near,
         "nearest_misses": _misses(scenario, found),
     }
+
+
+RELATIVE_SPREAD = 0.5
+"""Share of an estimate's error that two plans of one scenario do not have in common: device, model and trainer are the same."""
+
+
+def _rivals(scenario: Scenario, leaders: Leaders) -> Leaders:
+    """The plans that cannot be told apart from the fastest: within what differs between plans of one scenario."""
+    if not len(leaders.index):
+        return leaders
+    columns = rows_of(scenario, leaders.index[:1])
+    wide = float(columns["step_time_high_s"][0] / columns["step_time_s"][0]) - 1.0
+    return leaders.take(leaders.step_time_s <= leaders.step_time_s[0] * (1.0 + RELATIVE_SPREAD * wide))
+
+
+def _worth_measuring(scenario: Scenario, rivals: Leaders, most: int = 3) -> list[PlanRow]:
+    """The fastest rival of each mesh, the best meshes first: what differs most is what a run decides."""
+    if not len(rivals.index):
+        return []
+    mesh = rivals.index // (scenario.n_plans // scenario.shape[0])
+    _, first = np.unique(mesh, return_index=True)
+    return _plan_rows(scenario, rivals.index[np.sort(first)[:most]])
 
 
 def _plan_rows(scenario: Scenario, index: Any) -> list[PlanRow]:  # noqa: ANN401 an array of plan indices

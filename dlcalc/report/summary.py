@@ -43,6 +43,9 @@ class PlanRow(PlanKnobs):
 
     rank: int
     step_time_s: float
+    step_time_low_s: float
+    """The 80 % interval of the step time, from measured runs of the same regime."""
+    step_time_high_s: float
     mfu: float
     hfu: float
     tokens_per_s_per_device: float
@@ -90,6 +93,10 @@ class ScenarioSummary(TypedDict):
     best: list[PlanRow]
     breakdown: Breakdown | None
     memory_capacity_bytes: float
+    n_not_told_apart: int
+    """Plans, of the thousand best, that may be faster than the best one for all that is known."""
+    worth_measuring: list[PlanRow]
+    """The best plan and up to two others, of other meshes, that only a run on the cluster can rank."""
     n_within_2_percent: int
     within_2_percent: list[PlanRow]
     nearest_misses: list[Miss]

@@ -314,7 +314,8 @@ def _headline(scenario: ScenarioSummary) -> str:
     """The best plan in one sentence."""
     row = scenario["best"][0]
     text = (
-        f"{plan_words(row)}: {units.duration(row['step_time_s'], 4)} per step, {units.percent(row['mfu'])} MFU "
+        f"{plan_words(row)}: {units.duration(row['step_time_s'], 4)} per step "
+        f"(80 % sure: {units.duration(row['step_time_low_s'], 3)} to {units.duration(row['step_time_high_s'], 3)}), {units.percent(row['mfu'])} MFU "
         f"({scenario['mfu_convention'].replace('_', ' ')}), "
         f"{units.significant(row['tokens_per_s_per_device'], 4)} tokens/s per device, "
         f"{units.gib(row['memory_bytes'])} of {units.gib(scenario['memory_capacity_bytes'])} GiB"
@@ -340,6 +341,7 @@ def _print_scenario(scenario: ScenarioSummary, console: Console, top: int) -> No
         console.print(Text(f"Best {len(rows)} plans" + (f", all with {shared}" if shared else "")))
         console.print(_table(_plan_columns(rows, own), console.width))
     _print_alternatives(scenario, console)
+    _print_rivals(scenario, console)
     if scenario["breakdown"]:
         console.print()
         console.print(_breakdown(scenario, scenario["breakdown"], console))
@@ -388,6 +390,21 @@ def _print_alternatives(scenario: ScenarioSummary, console: Console) -> None:
         )
     console.print()
     console.print(Text(text + "."))
+
+
+def _print_rivals(scenario: ScenarioSummary, console: Console) -> None:
+    """What the estimates cannot decide, and the few runs that would."""
+    tries = scenario["worth_measuring"]
+    if scenario["n_not_told_apart"] < 2 or len(tries) < 2:
+        return
+    listed = "; ".join(plan_words(_knobs(row)) for row in tries)
+    console.print()
+    console.print(
+        Text(
+            f"{units.count(scenario['n_not_told_apart'])} plans cannot be told apart from the best by these estimates. "
+            f"Worth measuring on the cluster: {listed}."
+        )
+    )
 
 
 # --- where time and memory go -----------------------------------------------------------------------------------

@@ -108,6 +108,8 @@ KNOB_COLUMNS = (
 
 OUTPUT_COLUMNS = (
     Column("step_time_s", "quantity", "s", "time of one optimizer step"),
+    Column("step_time_low_s", "quantity", "s", "lower end of the 80 % interval of the step time"),
+    Column("step_time_high_s", "quantity", "s", "upper end of the 80 % interval of the step time"),
     Column("mfu", "quantity", "1", "model FLOPs over peak, in the recipe's convention"),
     Column("hfu", "quantity", "1", "hardware FLOPs, recomputation included, over peak"),
     Column("tokens_per_s_per_device", "quantity", "token/s", "tokens trained per second and device"),

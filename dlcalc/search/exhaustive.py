@@ -18,6 +18,7 @@ from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
 from dlcalc.costmodel.plans import KNOBS, Array
 from dlcalc.costmodel.tiles import Tile, tiles
+from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.search.constraints import holds
 from dlcalc.search.pareto import ParetoFilter
 from dlcalc.search.space import Scenario, constraint_names
@@ -240,8 +241,13 @@ def outputs_of(
 ) -> dict[str, Array]:
     """What a result says of plans at positions ``where`` of a batch, beside their knobs."""
     mfu = pick(found.mfu_seconds, where) / step_time_s
+    low, high = step_time_interval_factors(
+        scenario.model, scenario.hardware, scenario.recipe, found.plans, scenario.uncertainty
+    )
     return {
         "step_time_s": step_time_s,
+        "step_time_low_s": step_time_s * pick(low, where),
+        "step_time_high_s": step_time_s * pick(high, where),
         "mfu": mfu,
         "hfu": mfu * pick(found.recompute_flops_factor, where),
         "tokens_per_s_per_device": scenario.recipe.tokens_per_step / (step_time_s * scenario.devices),

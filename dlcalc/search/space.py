@@ -16,7 +16,7 @@ long inner loops over the other three.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -34,6 +34,7 @@ from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
 from dlcalc.specs.space import KnobRanges
+from dlcalc.specs.uncertainty import Uncertainty, load_uncertainty
 
 Axis = Mapping[str, Array]
 
@@ -64,6 +65,7 @@ class Scenario:
     constraints: tuple[str, ...] = ()
     memory_headroom: float = 0.0
     custom_split: tuple[int, ...] | None = None
+    uncertainty: Uncertainty = field(default_factory=load_uncertainty)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
