@@ -171,5 +171,7 @@ def _found_of(record: ShardRecord) -> Found:
         n_fit=record.n_fit,
         n_refused=record.n_plans - record.n_fit,
         refused=Counter(record.refused),
-        **parts,
+        leaders=parts["leaders"],
+        near=parts["near"],
+        misses=parts["misses"],
     )

@@ -1,4 +1,4 @@
-"""Every pipeline stage of one plan, where the estimate looks at the three that bound all others.
+"""Every pipeline stage of one plan, where the estimate looks at those that bound all others.
 
 The cost model's own functions take any number of stages on their leading axis; here they get all of them. For one plan
 at a time.

@@ -1,6 +1,6 @@
 """Peak memory of the bounding stages of a batch of plans, as named terms.
 
-Every term has a leading axis of three stages (first, fullest between, last); the footprint of a plan is that of its
+Every term has a leading axis of the stages that bound all others; the footprint of a plan is that of its
 fullest stage. States depend on mesh x pipe x data, everything that a micro-batch leaves behind on mesh x batch x pipe x
 redo x tensor; only their sum is full-size.
 """

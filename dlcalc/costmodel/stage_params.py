@@ -14,10 +14,10 @@ from dlcalc.specs.model import ModelSpec
 
 @dataclass(frozen=True)
 class StageParams:
-    """Elements per device: on the three bounding stages, and on the fullest of them."""
+    """Elements per device: on the bounding stages, and on the fullest of them."""
 
     stage_dense: Array
-    """Everything that dp x cp ranks hold alike, with a leading axis of 3 stages."""
+    """Everything that dp x cp ranks hold alike, with a leading axis of stages."""
     stage_expert: Array
     """Routed experts, which only the expert-data-parallel ranks hold alike."""
     layer_dense: Array

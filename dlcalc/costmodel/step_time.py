@@ -128,7 +128,7 @@ def total_time_s(pipeline_s: Array, sent_s: Array, overlap: Overlap) -> Array:
 
 @dataclass(frozen=True)
 class StageTimes:
-    """One micro-batch's passes: on the three bounding stages (leading axis), and summed over the pipeline.
+    """One micro-batch's passes: on the bounding stages (leading axis), and summed over the pipeline.
 
     ``backward`` includes what is recomputed, and both passes what the host needs beyond the device.
     """
@@ -214,7 +214,7 @@ def recomputed_fraction(plans: Plans, layers: Array) -> Array:
 
 def mean_layers(model: ModelSpec, plans: Plans) -> Array:
     """Layers of an average device; under dualpipe it holds two stages."""
-    return model.n_layers / plans.pp * (1.0 + (plans.schedule == schedule.DUALPIPE))
+    return np.asarray(model.n_layers / plans.pp * (1.0 + (plans.schedule == schedule.DUALPIPE)))
 
 
 def stage_times(
@@ -263,9 +263,9 @@ def stage_times(
     exposed = mean_exposed = ZERO
     if np.any(plans.offload_layers):
         host_bytes_per_s = HOST_LINK_FRACTION * machine.hardware.node.host_bytes_per_s
-        moved = np.minimum(plans.offload_layers, stages.layers) * layer_offload_bytes / host_bytes_per_s
+        moved = share * np.minimum(plans.offload_layers, stages.layers) * layer_offload_bytes / host_bytes_per_s
         exposed = np.maximum(0.0, moved - forward) + np.maximum(0.0, moved - backward)  # out, and back
-        mean_moved = plans.offload_layers * layer_offload_bytes / host_bytes_per_s * plans.pp
+        mean_moved = share * plans.offload_layers * layer_offload_bytes / host_bytes_per_s * plans.pp
         mean_exposed = np.maximum(0.0, mean_moved - sum_forward) + np.maximum(0.0, mean_moved - sum_backward)
     return StageTimes(
         forward_s=forward,

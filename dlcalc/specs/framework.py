@@ -45,7 +45,8 @@ class FrameworkProfile(Spec):
     again."""
 
     dispatches_once_per_node: bool = False
-    """A token crosses to a node once, however many of its experts sit there (DeepEP, HybridEP); False: once per expert."""
+    """A token crosses to a node once, however many of its experts sit there (DeepEP, HybridEP); False: once per
+    expert."""
     keeps_low_precision_inputs: bool = True
     """A linear layer in 8 or 4 bits keeps its quantized input for the backward pass, not the 16-bit one."""
     routed_factor: Annotated[float, Field(ge=1)] = 1.0
@@ -73,7 +74,8 @@ class FrameworkProfile(Spec):
     offloads_in_pipeline: bool = False
     """Whether activations can go to the host under pipeline parallelism."""
     gathers_once_in_pipeline: bool = False
-    """Under pipeline parallelism ZeRO 3 gathers once and scatters once a step, and keeps whole weights and gradients meanwhile."""
+    """Under pipeline parallelism ZeRO 3 gathers once and scatters once a step, and keeps whole weights and gradients
+    meanwhile."""
     shards_gradients_in_pipeline: bool = False
     """Whether ZeRO 2 and 3 run together with pipeline parallelism."""
     overlaps_stage_sends: bool = True

@@ -128,7 +128,8 @@ class SpaceSpec(Spec):
     constraints: Annotated[tuple[str, ...], TupleFromList] = ()
     """Comparisons that every plan must satisfy, such as ``tp <= node`` or ``pp * vpp <= 16``."""
     memory_headroom: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of each device's memory that a plan must leave free: what estimates miss, uneven experts, more communicators."""
+    """Share of each device's memory that a plan must leave free: for what estimates miss, uneven experts, more
+    communicators."""
     max_devices: PositiveInt | None = None
     keep: Literal["auto", "all", "feasible", "pareto"] | TopRows = "auto"
 
