@@ -54,14 +54,14 @@ def example() -> str:
             "3",
         )
     lines = printed.splitlines()
-    second = next(i for i, line in enumerate(lines) if "on 128 h100, bf16  " in line)
+    second = next(i for i, line in enumerate(lines) if line.startswith("llama3_70b on 128 h100, bf16, "))
     return "```text\n" + "\n".join(line.rstrip() for line in lines[:second]).strip() + "\n```"
 
 
 def left_out_medians(file: Path | None) -> dict[str, float]:
     if file is None:
         return {}
-    table = file.read_text().split("left out", 1)[1]
+    table = file.read_text().split("\nleft out\n", 1)[1]
     return {match[1]: float(match[2]) for match in re.finditer(r"^(\w+)\s+\d+\s+([\d.]+)", table, flags=re.M)}
 
 
@@ -76,7 +76,7 @@ def accuracy(left_out: dict[str, float]) -> str:
         step, memory, oom = source["step_time"], source["memory"], source["out_of_memory"]
         name = source["source"]
         lines.append(
-            f"| {name}: {TARGETS.get(name, '')} | {source['n_runs']} "
+            f"| {name}: {TARGETS.get(name, '')} | {source['runs']} "
             f"| {percent(step.get('median'))} | {percent(step.get('p90'))} "
             f"| {left_out.get(name, '') and f'{left_out[name]:.1f} %'} "
             f"| {percent(memory.get('median'))} | {percent(oom.get('accuracy'))} |"

@@ -315,8 +315,8 @@ def _headline(scenario: ScenarioSummary) -> str:
     row = scenario["best"][0]
     text = (
         f"{plan_words(row)}: {units.duration(row['step_time_s'], 4)} per step "
-        f"(80 % sure: {units.duration(row['step_time_low_s'], 3)} to {units.duration(row['step_time_high_s'], 3)}), {units.percent(row['mfu'])} MFU "
-        f"({scenario['mfu_convention'].replace('_', ' ')}), "
+        f"(80 % sure: {units.duration(row['step_time_low_s'], 3)} to {units.duration(row['step_time_high_s'], 3)}), "
+        f"{units.percent(row['mfu'])} MFU ({scenario['mfu_convention'].replace('_', ' ')}), "
         f"{units.significant(row['tokens_per_s_per_device'], 4)} tokens/s per device, "
         f"{units.gib(row['memory_bytes'])} of {units.gib(scenario['memory_capacity_bytes'])} GiB"
     )

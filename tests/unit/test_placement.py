@@ -24,7 +24,7 @@ from dlcalc.hardware_registry import load_hardware
 )
 def test_members_on_a_node_of_eight(n_ranks, stride, ranks_per_node, n_nodes):
     hardware = load_hardware("h100")
-    link = group_link(np.float64(n_ranks), np.float64(stride), hardware)
+    link = group_link(np.float64(n_ranks), np.float64(stride), np.float64(512), hardware)
     assert float(link.ranks_per_node) == ranks_per_node
     assert float(link.n_nodes) == n_nodes
     nic = hardware.fabric.nic_bytes_per_s_per_device
@@ -33,8 +33,28 @@ def test_members_on_a_node_of_eight(n_ranks, stride, ranks_per_node, n_nodes):
 
 def test_72_devices_are_one_node():
     hardware = load_hardware("gb200_nvl72")
-    assert float(group_link(np.float64(64), np.float64(1), hardware).n_nodes) == 1
-    assert float(group_link(np.float64(144), np.float64(1), hardware).n_nodes) == 2
+    assert float(group_link(np.float64(72), np.float64(1), np.float64(144), hardware).n_nodes) == 1
+    assert float(group_link(np.float64(144), np.float64(1), np.float64(144), hardware).n_nodes) == 2
+
+
+@pytest.mark.parametrize(
+    ("n_ranks", "stride", "n_devices", "ranks_per_node", "n_nodes"),
+    [
+        pytest.param(64, 1, 144, 32, 2, id="ranks 64 to 127 sit on two nodes of 72"),
+        pytest.param(64, 1, 64, 64, 1, id="no second node to straddle"),
+        pytest.param(16, 1, 144, 8, 2, id="72 is not a multiple of 16"),
+        pytest.param(8, 1, 144, 8, 1, id="72 is nine times 8"),
+        pytest.param(2, 8, 144, 1, 2, id="strided: spans of 16"),
+        pytest.param(4, 9, 144, 4, 1, id="strided: spans of 36, half a node"),
+        pytest.param(1, 16, 144, 1, 1, id="alone is never torn apart"),
+    ],
+)
+def test_groups_that_do_not_fill_nodes_straddle_them(n_ranks, stride, n_devices, ranks_per_node, n_nodes):
+    """The slowest group sets the pace: half of its ranks on each of two nodes."""
+    hardware = load_hardware("gb200_nvl72")
+    link = group_link(np.float64(n_ranks), np.float64(stride), np.float64(n_devices), hardware)
+    assert (float(link.ranks_per_node), float(link.n_nodes)) == (ranks_per_node, n_nodes)
+    assert float(link.fabric_bytes_per_s) == ranks_per_node * hardware.fabric.nic_bytes_per_s_per_device
 
 
 def test_groups_follow_the_rank_order():

@@ -25,8 +25,8 @@ TIME = {
     "cp_comm_s": "mesh batch",
     "ep_comm_s": "mesh batch",
     "pp_comm_s": "mesh pipe batch tensor",
-    "recompute_s": "mesh batch redo tensor",
-    "offload_s": "mesh batch redo tensor",
+    "recompute_s": "mesh pipe batch redo tensor",
+    "offload_s": "mesh pipe batch redo tensor",
     "imbalance_s": "mesh pipe batch redo tensor",
     "bubble_s": "mesh pipe batch redo tensor",
     "optimizer_s": "mesh data pipe",
@@ -108,7 +108,7 @@ def test_no_term_is_forgotten_here(found):
 def test_only_the_two_totals_are_full_size(found):
     assert axes_of(found.step_time_s) == axes_of(found.memory_bytes) == " ".join(AXES)
     assert axes_of(found.mfu_seconds) == "mesh"
-    assert axes_of(found.recompute_flops_factor) == "mesh redo"
+    assert axes_of(found.recompute_flops_factor) == "mesh pipe redo"  # layers are counted by chunk
 
 
 def test_no_refusal_needs_more_than_three_axes(found):

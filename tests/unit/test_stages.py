@@ -37,6 +37,7 @@ def test_the_first_layers_of_deepseek_are_dense():
     parted = layers_of("deepseek-v3", pp=9, split=EMBEDDING_AND_LOSS)  # (61 + 2) / 9 = 7
     assert parted.dense.tolist() == [3, 0, 0]
     assert parted.moe.tolist() == [3, 7, 6]
+    assert parted.stage.tolist() == [0, 1, 8]
 
 
 def test_windows_alternate():
