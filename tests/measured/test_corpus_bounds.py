@@ -25,17 +25,17 @@ class Bounds(NamedTuple):
 
 
 BOUNDS = {
-    "hagemann2023": Bounds(0.06, 0.16, memory_verdicts_right=0.93, spearman=0.92, regret_at_1=0.12),
-    "vtrain_single": Bounds(0.08, 0.20, spearman=0.88, regret_at_1=0.08),
-    "llmfoundry": Bounds(0.06, 0.14),
-    "nemo_bridge": Bounds(0.10, 0.45, memory_verdicts_right=0.87),
-    "simumax_b200": Bounds(0.06, 0.12, memory_median=0.06, memory_worst=0.08, spearman=0.95, regret_at_1=0.02),
-    "torchtitan": Bounds(0.12, 0.30, memory_median=0.05, memory_worst=0.10),
-    "korthikanti2022": Bounds(0.08, 0.12),
-    "narayanan2021": Bounds(0.08, 0.14),
-    "mt_nlg": Bounds(0.25, 0.27),
-    "bloom": Bounds(0.15, 0.20),
-    "megatron_lm_readme": Bounds(0.15, 0.20),
+    "hagemann2023": Bounds(0.045, 0.125, memory_verdicts_right=0.92, spearman=0.94, regret_at_1=0.01),
+    "vtrain_single": Bounds(0.055, 0.175, spearman=0.90, regret_at_1=0.06),
+    "llmfoundry": Bounds(0.045, 0.11),
+    "nemo_bridge": Bounds(0.045, 0.30, memory_verdicts_right=0.97),
+    "simumax_b200": Bounds(0.03, 0.09, memory_median=0.01, memory_worst=0.03, spearman=0.95, regret_at_1=0.01),
+    "torchtitan": Bounds(0.11, 0.25, memory_median=0.04, memory_worst=0.07, spearman=0.88, regret_at_1=0.01),
+    "korthikanti2022": Bounds(0.05, 0.06),
+    "narayanan2021": Bounds(0.05, 0.10),
+    "mt_nlg": Bounds(0.22, 0.24),
+    "bloom": Bounds(0.11, 0.12),
+    "megatron_lm_readme": Bounds(0.09, 0.15),
 }
 
 
