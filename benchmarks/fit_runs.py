@@ -67,14 +67,15 @@ PRECISIONS = {
 
 
 POWER_PRIORS = {"h100_96gb_500w": (700.0 / 500.0) ** 0.75}
-"""Where power is limited below that of the device whose kernels were measured: arithmetic slows a little less than power falls."""
+"""Where power is limited below that of the device whose kernels were measured: arithmetic slows less than power falls."""
 
 
 def constants_to_fit() -> list[Constant]:
     """All of them, with their priors."""
     found = [
         Constant(
-            "device", name, f"training_factor.{precision}", POWER_PRIORS.get(name, 1.0), 0.7, 1.8, 0.25 if "500w" in name else 0.12,
+            "device", name, f"training_factor.{precision}", POWER_PRIORS.get(name, 1.0),
+            0.7, 1.8, 0.25 if "500w" in name else 0.12,
             "matmul and attention inside a training step over alone",
         )
         for name, precisions in PRECISIONS.items()

@@ -224,7 +224,7 @@ def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) 
 
 
 RELATIVE_SPREAD = 0.5
-"""Share of an estimate's error that two plans of one scenario do not have in common: device, model and trainer are the same."""
+"""Share of an estimate's error that two plans of one scenario do not share; device, model and trainer are the same."""
 
 
 def _rivals(scenario: Scenario, leaders: Leaders) -> Leaders:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from dlcalc.calculators.memory import RECOMPUTE_MODES
+from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
@@ -40,12 +42,24 @@ WINDOWED = {
 }
 
 
+EVERYTHING = {
+    "schedules": SCHEDULES,
+    "recompute_modes": RECOMPUTE_MODES,
+    "zero_stages": (0, 1, 2, 3),
+    "offloads_in_pipeline": True,
+    "shards_gradients_in_pipeline": True,
+}
+"""A trainer that refuses nothing which the cost model knows."""
+
+
 @cache
 def _scenario(study: str, space: str) -> Scenario:
     spec = {"dense": DENSE, "moe": MOE, "latent": LATENT, "windowed": WINDOWED}[study]
+    if space == "full":
+        spec = {**spec, "recipe": {**spec["recipe"], "profile": EVERYTHING}}
     return scenarios_of(SpaceSpec.model_validate({**spec, "space": space}), Path(), HardwareRegistry())[0]
 
 
 def scenario(study: str = "dense", space: str = "auto") -> Scenario:
-    """One of the small scenarios, over its automatic or its full space."""
+    """One of the small scenarios, over its automatic space, or its full one in a trainer that does everything."""
     return _scenario(study, space)

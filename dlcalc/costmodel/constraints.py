@@ -89,10 +89,11 @@ def refused_by_pipeline(model: ModelSpec, recipe: Recipe, plans: Plans, stages: 
 def refused_by_recompute(model: ModelSpec, plans: Plans, stages: StageLayers) -> Mapping[str, Mask]:
     """Refusals of recomputation and of activation offload."""
     partial = plans.recompute_layers != ALL_LAYERS
+    chunks = plans.vpp * (1.0 + (plans.schedule == DUALPIPE))  # of a device
     return {
         "only full recomputation counts layers": partial & (plans.recompute != FULL),
         "as many layers recomputed as a chunk holds, which is all": partial
-        & (plans.recompute_layers * plans.vpp >= stages.most_layers),
+        & (plans.recompute_layers * chunks >= stages.most_layers),
         "more layers offloaded than a stage holds": plans.offload_layers > stages.most_layers,
         "recomputing latent projections needs latent attention": (plans.recompute == MLA_UP) & (not model.is_mla),
     }

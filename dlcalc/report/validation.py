@@ -104,7 +104,8 @@ _RANKING: list[tuple[str, Cell]] = [
 ]
 
 
-def _new_table(title: str) -> Table:
+def new_table(title: str) -> Table:
+    """A bare table with its title above."""
     return Table(
         title=title,
         title_justify="left",
@@ -117,7 +118,7 @@ def _new_table(title: str) -> Table:
 
 
 def _score_table(section: _Section, rows: Sequence[ScoreRow]) -> Table:
-    table = _new_table(section.title)
+    table = new_table(section.title)
     table.add_column("source")
     for heading, _ in section.columns:
         table.add_column(heading, justify="right")
@@ -133,7 +134,7 @@ def _sweep_table(sweeps: Sequence[SweepRow]) -> Table:
     worst_first = sorted(sweeps, key=lambda sweep: -sweep["regret_at_1"])
     shown = list(sweeps) if len(sweeps) <= SWEEPS_SHOWN else worst_first[:SWEEPS_SHOWN]
     left_out = f" ({len(shown)} of {len(sweeps)}: those with the highest regret)" if len(shown) < len(sweeps) else ""
-    table = _new_table(f"Sweeps{left_out}")
+    table = new_table(f"Sweeps{left_out}")
     for heading in ("source", "model", "hardware"):
         table.add_column(heading, overflow="fold")
     for heading in ("devices", "sequence", "batch", "timed", "out of memory", "Spearman", "regret at 1", "regret at 3"):

@@ -230,7 +230,7 @@ def resolved(spec: RunSpec, name: str, written: Mapping[str, Any], folder: Path,
             usd_per_device_hour=cluster.usd_per_device_hour,
         ),
     )
-    recipe = _recipe_of(spec, notes)
+    recipe = _recipe_of(spec, folder, notes)
     if recipe.precision not in hardware.precisions:
         raise DlcalcError(
             f"precision: {hardware.name} has no {recipe.precision}; it has {', '.join(hardware.precisions)}"
@@ -296,7 +296,7 @@ def _spread(n_layers: int, n_moe: int) -> tuple[bool, ...]:
     return tuple((layer + 1) * n_moe // n_layers > layer * n_moe // n_layers for layer in range(n_layers))
 
 
-def _recipe_of(spec: RunSpec, notes: list[str]) -> Recipe:
+def _recipe_of(spec: RunSpec, folder: Path, notes: list[str]) -> Recipe:
     profile_changes: dict[str, Any] = {}
     if isinstance(spec.model, ModelSection):
         profile_changes["dropout"] = spec.model.dropout
@@ -307,7 +307,7 @@ def _recipe_of(spec: RunSpec, notes: list[str]) -> Recipe:
                 notes.append(f"capacity_factor = {capacity:g} drops tokens; counted as 1, as if none were dropped")
     if spec.recipe is not None:
         merged = spec.recipe.model_copy(update={"profile": {**profile_changes, **spec.recipe.profile}})
-        return resolved_recipes(merged)[0]
+        return resolved_recipes(merged, folder)[0]
     assert spec.data is not None
     performance = spec.performance or PerformanceSection()
     precision: Precision = performance.precision or "bf16"
@@ -316,7 +316,7 @@ def _recipe_of(spec: RunSpec, notes: list[str]) -> Recipe:
         seq_len=spec.data.seqlen,
         global_batch=spec.data.gbs,
         precision=precision,
-        framework=load_framework(performance.framework or DEFAULT_FRAMEWORK, profile_changes),
+        framework=load_framework(located(performance.framework or DEFAULT_FRAMEWORK, folder), profile_changes),
         mfu_convention=convention,
     )
 

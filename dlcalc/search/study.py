@@ -23,7 +23,7 @@ def scenarios_of(space: SpaceSpec, folder: Path, registry: HardwareRegistry) -> 
     """Every combination of model, hardware, devices and recipe; paths in the file are relative to ``folder``."""
     models = [load_model(located(name, folder)) for name in space.model]
     machines = [adapted(registry.load(located(name, folder)), space.cluster) for name in space.hardware]
-    recipes = [(spec, recipe) for spec in space.recipe for recipe in resolved_recipes(spec)]
+    recipes = [(spec, recipe) for spec in space.recipe for recipe in resolved_recipes(spec, folder)]
     counts = [n for n in space.cluster.devices if space.max_devices is None or n <= space.max_devices]
     if not counts:
         raise DlcalcError(
@@ -36,9 +36,9 @@ def scenarios_of(space: SpaceSpec, folder: Path, registry: HardwareRegistry) -> 
     return _with_unique_names(scenarios)
 
 
-def resolved_recipes(spec: RecipeSpec) -> list[Recipe]:
-    """One recipe per precision."""
-    profile = load_framework(spec.framework, spec.profile)
+def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
+    """One recipe per precision; the path of a framework profile is relative to ``folder``."""
+    profile = load_framework(located(spec.framework, folder), spec.profile)
     return [
         Recipe(
             seq_len=spec.seq_len,

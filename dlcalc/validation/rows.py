@@ -51,6 +51,8 @@ class MeasuredRun:
 
     fields: Mapping[str, str]
     extras: Mapping[str, str]
+    where: str = ""
+    """``file:line``."""
 
     def text(self, key: str, default: str = "") -> str:
         return self.fields.get(key, "").strip() or default
@@ -171,7 +173,7 @@ def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[MeasuredRun]:
     reader.fieldnames = named
     for row in reader:
         fields = {key: value or "" for key, value in row.items() if key is not None}
-        yield MeasuredRun(fields, parse_extras(fields.get("extras", "")))
+        yield MeasuredRun(fields, parse_extras(fields.get("extras", "")), where=f"{path}:{reader.line_num}")
 
 
 def parse_extras(text: str) -> dict[str, str]:

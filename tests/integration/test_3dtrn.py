@@ -133,7 +133,9 @@ def test_every_zero_level_with_and_without_sequence_parallelism(tmp_path, stage,
     assert found["plan"]["zero_stage"] == stage
     assert found["plan"]["sequence_parallel"] == (sp and tp > 1)
     assert 0 < found["results"]["mfu"] < 1
-    assert found["refused"] == [] or tp == 1
+    # the default framework is Megatron, whose profile shards the optimizer alone
+    beyond = [] if stage == 1 else ["the framework has no such ZeRO stage"]
+    assert [reason for reason in found["refused"] if not (tp == 1 and "memory" in reason)] == beyond
 
 
 def test_sharding_more_takes_less_memory(tmp_path):
@@ -323,7 +325,7 @@ def in_columns(found: dict[str, Any]) -> dict[str, float]:
 def test_a_row_of_a_result_agrees_to_the_last_digit(result, scenario, rank):
     opened = open_result(result)
     name = next(name for name in opened.scenarios if scenario in name)
-    capacity = opened.origin(name).hardware.device.hbm_bytes
+    capacity = 0.95 * opened.origin(name).hardware.device.hbm_bytes  # a study keeps 5 % free unless it says otherwise
     rows = [row for row in opened.rows(name) if row["memory_bytes"] <= capacity]
     row = sorted(rows, key=lambda row: (row["step_time_s"], row["plan_index"]))[rank - 1]
     found = document(result, "--rank", rank, "--scenario", scenario)

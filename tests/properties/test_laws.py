@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dlcalc.calculators.memory import FULL, NONE
 from dlcalc.calculators.schedule import GPIPE, INTERLEAVED, ONE_F_ONE_B
+from dlcalc.calculators.stages import EVEN
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import ALL_LAYERS
 from tests.scenarios import scenario
@@ -47,8 +48,6 @@ def scaled(hardware, part, field, factor):
 
 WHOLE_BACKWARD = (ONE_F_ONE_B, INTERLEAVED, GPIPE)
 """Schedules that do not postpone weight gradients."""
-EQUAL_LAYERS = ("dense", "moe")
-"""Studies of models whose layers are all alike."""
 FASTER = [
     ("device", "peak_tflops"),
     ("device", "hbm_tb_per_s"),
@@ -94,7 +93,7 @@ def test_recomputation_saves_memory_and_costs_time(study, seed):
     full = replace(none, recompute=np.full(N_ROWS, float(FULL)))
     found, time_kept, memory_kept = estimated(case, none)
     _, time_again, memory_again = estimated(case, full)
-    runs = np.broadcast_to(found.runs & (found.stages.fewest_layers >= 1), N_ROWS)
+    runs = np.broadcast_to(found.runs, N_ROWS)
     assert np.all(memory_again[runs] <= memory_kept[runs] * SLACK)
     assert np.all(time_again[runs] * SLACK >= time_kept[runs])
 
@@ -113,7 +112,10 @@ def test_a_larger_batch_never_costs_more_time_a_token(study, seed, factor):
 @laws
 @given(study=st.sampled_from(STUDIES), seed=seeds)
 def test_sharding_more_never_needs_more_memory(study, seed):
-    """Optimizer states, then gradients; of stage 3 the states alone, because it also gathers layers."""
+    """Optimizer states, then gradients; of stage 3 the states alone, because it also gathers layers.
+
+    Trainers that gather once a step keep in a pipeline what stage 1 keeps.
+    """
     case, plans = some_plans(study, seed)
     plans = replace(plans, dp_replicate=np.ones(N_ROWS), offload_layers=np.zeros(N_ROWS))
     stages = [replace(plans, zero_stage=np.full(N_ROWS, float(stage))) for stage in range(4)]
@@ -123,8 +125,12 @@ def test_sharding_more_never_needs_more_memory(study, seed):
     states = [
         e.footprint.weights_bytes + e.footprint.gradients_bytes + e.footprint.optimizer_bytes for e, _, _ in found
     ]
-    for more, less in pairwise(states):
+    for more, less in pairwise(states[:3]):
         assert np.all(less <= more * SLACK)
+    once = np.broadcast_to(case.recipe.framework.gathers_once_in_pipeline & (plans.pp > 1), N_ROWS)
+    sharded, first, whole = (np.broadcast_to(states[stage], (len(states[stage]), N_ROWS)) for stage in (3, 1, 2))
+    assert np.all(sharded[:, ~once] <= whole[:, ~once] * SLACK)
+    np.testing.assert_array_equal(sharded[:, once], first[:, once])
 
 
 @laws
@@ -132,17 +138,16 @@ def test_sharding_more_never_needs_more_memory(study, seed):
 def test_every_term_of_a_plan_that_runs_is_a_quantity(study, seed):
     case, plans = some_plans(study, seed)
     found, step, memory = estimated(case, plans)
-    runs = np.broadcast_to(found.runs & (plans.offload_layers <= found.stages.fewest_layers), N_ROWS)
-    # the average stage is one of average layers, which recomputes as many as every other
-    average = (plans.recompute_layers == ALL_LAYERS) & (study in EQUAL_LAYERS)
+    runs = np.broadcast_to(found.runs, N_ROWS)
     assert np.all(np.isfinite(step[runs]) & (step[runs] > 0))
     assert np.all(np.isfinite(memory[runs]) & (memory[runs] > 0))
     for name, term in {**found.step.terms(), **found.footprint.terms_of_peak()}.items():
-        counted = runs & average if name == "imbalance_s" else runs
-        values = np.broadcast_to(term, N_ROWS)[counted]
-        scale = (step if name.endswith("_s") else memory)[counted]
+        # the average stage has parts of layers: where a stage has fewer than are recomputed, it recomputes too many
+        rounding = 0.01 * np.asarray((plans.recompute_layers != ALL_LAYERS) & (plans.split != EVEN))[runs]
+        values = np.broadcast_to(term, N_ROWS)[runs]
+        scale = (step if name.endswith("_s") else memory)[runs]
         assert np.all(np.isfinite(values)), name
-        assert np.all(values >= -1e-9 * scale), name
+        assert np.all(values >= -(1e-9 + rounding * (name == "imbalance_s")) * scale), name
     assert np.all(np.broadcast_to(found.mfu, N_ROWS)[runs] < 1)
     assert np.all(np.broadcast_to(found.hfu, N_ROWS)[runs] >= np.broadcast_to(found.mfu, N_ROWS)[runs])
 

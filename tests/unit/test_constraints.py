@@ -21,7 +21,8 @@ def masks(model, plan, framework="megatron", changes=None, **recipe):
         **{"seq_len": 8192, "global_batch": 128, "precision": "bf16", **recipe},
         framework=load_framework(framework, changes),
     )
-    return estimate(load_model(model), load_hardware("h100"), settled, Plans.point(**plan)).refused
+    split = CUSTOM_SPLIT if plan.get("split") == "custom" else None
+    return estimate(load_model(model), load_hardware("h100"), settled, Plans.point(**plan), custom_split=split).refused
 
 
 CASES = [
@@ -113,10 +114,24 @@ CASES = [
         "megatron",
     ),
     (
-        "more layers recomputed than a stage holds",
+        "as many layers recomputed as a chunk holds, which is all",
         DENSE,
-        {"pp": 4, "recompute": "full", "recompute_layers": 9},
-        {"pp": 4, "recompute": "full", "recompute_layers": 7},
+        {"recompute": "full", "recompute_layers": 8, "pp": 4},
+        {"recompute": "full", "recompute_layers": 7, "pp": 4},
+        "megatron",
+    ),
+    (  # two stages of eight layers a device
+        "as many layers recomputed as a chunk holds, which is all",
+        DENSE,
+        {"recompute": "full", "recompute_layers": 8, "pp": 4, **DUAL},
+        {"recompute": "full", "recompute_layers": 7, "pp": 4, **DUAL},
+        "megatron",
+    ),
+    (  # four chunks of four layers a stage
+        "as many layers recomputed as a chunk holds, which is all",
+        DENSE,
+        {"recompute": "full", "recompute_layers": 4, "pp": 2, "vpp": 4, **INTERLEAVED},
+        {"recompute": "full", "recompute_layers": 3, "pp": 2, "vpp": 4, **INTERLEAVED},
         "megatron",
     ),
     (
@@ -177,6 +192,13 @@ CASES = [
         "torchtitan",
     ),
     (
+        "replicas of experts are not modelled",
+        LATENT,
+        {"dp": 8, "ep": 2, "dp_replicate": 2, "zero_stage": 3},
+        {"dp": 8, "dp_replicate": 2, "zero_stage": 3},
+        "megatron_bridge",
+    ),
+    (
         "replicas need sharded states",
         DENSE,
         {"dp": 8, "dp_replicate": 2},
@@ -204,7 +226,40 @@ CASES = [
         {"dp": 2, "overlap_param": 1, "overlap_grad": 1, "zero_stage": 1},
         "megatron",
     ),
+    ("the framework has no such schedule", DENSE, {"pp": 4, "vpp": 2, **V}, {"pp": 4}, "megatron"),
+    ("the framework has no such schedule", DENSE, {"pp": 4, **DUAL}, {"pp": 4, "vpp": 2, **V}, "torchtitan"),
+    ("the framework has no such recomputation", DENSE, {"recompute": "op_sac"}, {"recompute": "selective"}, "megatron"),
+    (
+        "the framework has no such recomputation",
+        DENSE,
+        {"recompute": "norm_act"},
+        {"recompute": "op_sac"},
+        "torchtitan",
+    ),
+    ("the framework has no such ZeRO stage", DENSE, {"dp": 2, "zero_stage": 2}, {"dp": 2, "zero_stage": 1}, "megatron"),
+    (
+        "the framework has no such ZeRO stage",
+        DENSE,
+        {"dp": 2, "zero_stage": 1},
+        {"dp": 2, "zero_stage": 3},
+        "torchtitan",
+    ),
+    (
+        "activation offload excludes a pipeline",
+        DENSE,
+        {"pp": 2, "offload_layers": 2},
+        {"offload_layers": 2},
+        "megatron",
+    ),
+    (
+        "custom_split has another number of chunks than pp x vpp",
+        DENSE,
+        {"pp": 2, "vpp": 2, "split": "custom", **INTERLEAVED},
+        {"pp": 2, "split": "custom"},
+        "megatron",
+    ),
 ]
+CUSTOM_SPLIT = (15, 17)
 
 
 @pytest.mark.parametrize(("reason", "model", "refused", "passes", "framework"), CASES)
@@ -223,8 +278,21 @@ def test_torchtitan_shards_parameters_within_a_pipeline():
     assert not bool(masks(DENSE, plan, "torchtitan")[reason])
 
 
+def test_a_profile_may_say_that_activations_are_offloaded_in_a_pipeline():
+    plan, reason = {"pp": 2, "offload_layers": 2}, "activation offload excludes a pipeline"
+    assert not bool(masks(DENSE, plan, changes={"offloads_in_pipeline": True})[reason])
+
+
+def test_a_custom_split_needs_its_chunks():
+    """Without one, every pipeline has another number of chunks than none."""
+    recipe = Recipe(seq_len=8192, global_batch=128, precision="bf16", framework=load_framework("megatron"))
+    plan = Plans.point(pp=2, zero_stage=1, split="custom")
+    assert not bool(estimate(load_model(DENSE), load_hardware("h100"), recipe, plan).runs)
+    assert bool(estimate(load_model(DENSE), load_hardware("h100"), recipe, plan, custom_split=CUSTOM_SPLIT).runs)
+
+
 def test_a_plan_is_refused_for_everything_that_is_wrong():
-    found = masks(DENSE, {"tp": 3, "cp": 3, "vpp": 2})
+    found = masks(DENSE, {"tp": 3, "cp": 3, "vpp": 2, "zero_stage": 1})
     assert {reason for reason, mask in found.items() if mask} == {
         "tp does not divide the attention heads",
         "tp and the KV heads do not divide each other",
@@ -245,7 +313,11 @@ def test_memory_refuses_apart_from_the_rest():
 
 def test_headroom_is_kept_free():
     recipe = Recipe(seq_len=8192, global_batch=8, precision="bf16", framework=load_framework("megatron"))
-    model, hardware, plan = load_model("llama3-8b"), load_hardware("h100"), Plans.point(tp=8, recompute="full")
+    model, hardware, plan = (
+        load_model("llama3-8b"),
+        load_hardware("h100"),
+        Plans.point(tp=8, recompute="full", zero_stage=1),
+    )
     memory = float(estimate(model, hardware, recipe, plan).memory_bytes)
     for free in (0.0, 0.1, 0.5, 0.9, 0.99):
         found = estimate(model, hardware, recipe, plan, memory_headroom=free)

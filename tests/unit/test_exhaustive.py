@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY
+from dlcalc.costmodel.tiles import tiles
 from dlcalc.search.exhaustive import Found, evaluate, search_block
 from dlcalc.search.pareto import ParetoFilter, front
 from tests.scenarios import scenario
@@ -58,6 +59,24 @@ def test_refusals_are_counted_plan_by_plan(brute_force, block_rows):
         assert found.refused[reason] == np.count_nonzero(np.broadcast_to(mask, case.shape)), reason
     runs = np.broadcast_to(every.runs, case.shape).ravel()
     assert found.refused[OUT_OF_MEMORY] == np.count_nonzero(runs & (memory > every.capacity_bytes))
+
+
+@pytest.mark.parametrize("block_rows", [2, 10_000])
+def test_plans_estimated_in_full_are_counted(brute_force, block_rows):
+    """All that run, and of the refused ones those that share all their rows with one that runs."""
+    case, _, _, _, every = brute_force
+    found = _search(case, block_rows)
+    looked_at = [tile for start in range(case.shape[0]) for tile in tiles(evaluate(case, start, start + 1), row(case))]
+    assert found.n_estimated == sum(tile.runs.size for tile in looked_at)
+    assert sum(np.count_nonzero(tile.runs) for tile in looked_at) == np.count_nonzero(
+        np.broadcast_to(every.runs, case.shape)
+    )
+    assert found.n_fit <= found.n_estimated < found.n_plans
+
+
+def row(case):
+    """The shape of one mesh row of a case."""
+    return (1, *case.shape[1:])
 
 
 def test_every_mesh_is_a_product_of_the_devices():

@@ -131,8 +131,9 @@ def test_columns_are_those_others_build_on():
         "zero_stage", "dp_replicate", "sequence_parallel", "overlap_grad", "overlap_param", "overlap_tp", "overlap_ep",
         "offload_optimizer", "offload_layers", "split",
     }  # fmt: skip
-    assert COLUMN_NAMES[-6:] == (
-        "step_time_s", "mfu", "hfu", "tokens_per_s_per_device", "memory_bytes", "headroom_bytes",
+    assert COLUMN_NAMES[-8:] == (
+        "step_time_s", "step_time_low_s", "step_time_high_s",
+        "mfu", "hfu", "tokens_per_s_per_device", "memory_bytes", "headroom_bytes",
     )  # fmt: skip
 
 

@@ -85,6 +85,15 @@ def test_a_framework_without_tensor_or_pipeline_parallelism_has_data_parallelism
     assert [SCHEDULES[int(code)] for code in case.axes[2]["schedule"]] == ["1f1b", "1f1b"]  # of either split
 
 
+@pytest.mark.parametrize(
+    ("devices", "replicas"), [(2, {1}), (8, {1, 2, 4}), (24, {1, 2, 4, 8}), (64, {1, 2, 4, 8, 16, 32})]
+)
+def test_replicas_are_powers_of_two_up_to_half_of_the_devices(devices, replicas):
+    """Of two devices at least, because a replica of one shards nothing."""
+    case = one(cluster={"devices": devices}, recipe={"framework": "fsdp_composer", "global_batch": 192})
+    assert set(case.axes[1]["dp_replicate"]) == replicas
+
+
 def test_schedules_come_with_the_chunks_they_need():
     case = one(recipe={"framework": "torchtitan"})
     chunks = {}
@@ -321,6 +330,17 @@ def test_a_batch_in_tokens_is_a_batch_in_sequences():
 def test_a_batch_is_given_once(recipe, problem):
     with pytest.raises(ValueError, match=problem):
         one(recipe=recipe)
+
+
+def test_some_memory_stays_free_unless_the_study_says_otherwise():
+    """Plans between 95 and 100 % of a device fit it, and are not found."""
+    careful, brave = one(), one(memory_headroom=0)
+    assert (careful.memory_headroom, brave.memory_headroom) == (0.05, 0)
+    hbm_bytes = careful.hardware.device.hbm_bytes
+    few, many = (evaluate(case, 0, case.shape[0]) for case in (careful, brave))
+    tight = many.fits & (many.memory_bytes > 0.95 * hbm_bytes)
+    assert np.any(tight)
+    np.testing.assert_array_equal(few.fits, many.fits & ~tight)
 
 
 def test_the_cluster_changes_the_machine():

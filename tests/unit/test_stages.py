@@ -72,8 +72,8 @@ def test_a_device_of_dualpipe_has_a_stage_of_each_direction():
 
 def test_a_custom_split_is_taken_as_it_is():
     found = layers_of("llama3-8b", pp=4, split=CUSTOM, custom=(5, 9, 11, 7))
-    assert found.layers.tolist() == [5, 11, 7]  # the fullest of the stages between
-    assert found.stage.tolist() == [0, 2, 3]
+    assert found.layers.tolist() == [5, 9, 11, 7]  # stage 1 has fewer layers than stage 2, but more in flight
+    assert found.stage.tolist() == [0, 1, 2, 3]
     assert (float(found.most_layers), float(found.fewest_layers)) == (11, 5)
 
 
@@ -87,6 +87,31 @@ def test_no_layer_is_lost(pp, vpp, schedule, split):
     assert np.all(np.diff(cut) >= 0)
     assert float(found.most_layers) == found.layers.max()
     assert pp * float(found.fewest_layers) <= 32 <= pp * float(found.most_layers)
+
+
+def test_a_stage_with_no_more_of_anything_than_an_earlier_one_is_bounded_by_it():
+    found = layers_of("llama3-8b", pp=6, split=CUSTOM, custom=(4, 7, 6, 8, 5, 2))
+    assert found.stage.tolist() == [0, 1, 3, 5]
+    assert found.layers.tolist() == [4, 7, 8, 2]
+
+
+def test_kinds_bound_each_on_their_own():
+    """Of gpt-oss-20b's 24 alternating layers over 5 stages, 5 a chunk: 3 of one kind here, of the other there."""
+    found = layers_of("gpt-oss-20b", pp=5, split=CUSTOM, custom=(4, 5, 5, 5, 5))
+    assert found.windowed.tolist() == [2, 3, 2, 2]
+    assert found.full.tolist() == [2, 2, 3, 3]
+    assert found.stage.tolist() == [0, 1, 2, 4]  # stage 3 is stage 1 again
+
+
+def test_stages_are_as_many_as_the_worst_pipeline_of_a_batch_needs():
+    """Shorter lists say a stage twice, so that a batch has one shape and no pipeline gets another's stages."""
+    model, one = load_model("llama3-8b"), np.float64(1)
+    grid = stage_layers_count(
+        model, pp=np.array([1.0, 2.0, 4.0, 11.0]), vpp=one, schedule=np.float64(0), split=np.float64(EMBEDDING_AND_LOSS)
+    )
+    assert grid.stage.T.tolist() == [[0, 0, 0, 0], [0, 0, 0, 1], [0, 2, 2, 3], [0, 1, 5, 10]]
+    assert grid.layers.T.tolist() == [[32, 32, 32, 32], [16, 16, 16, 16], [8, 9, 9, 7], [2, 3, 4, 2]]
+    assert (grid.most_layers.tolist(), grid.fewest_layers.tolist()) == ([32, 16, 9, 4], [32, 16, 7, 2])
 
 
 def test_a_grid_of_pipelines_is_each_of_them():

@@ -34,7 +34,8 @@ KNOBS = {
 def row(rank, **changes):
     """A plan that fits; a step takes 12.00 s, 12.03 s, ..."""
     estimated = {
-        "rank": rank, "step_time_s": 11.97 + 0.03 * rank, "mfu": 0.472, "hfu": 0.48, "tokens_per_s_per_device": 2662.0,
+        "rank": rank, "step_time_s": 11.97 + 0.03 * rank, "step_time_low_s": 10.8, "step_time_high_s": 13.4,
+        "mfu": 0.472, "hfu": 0.48, "tokens_per_s_per_device": 2662.0,
         "memory_bytes": 61.3 * GIB, "headroom_bytes": 17.8 * GIB, "days": None, "cost_usd": None,
     }  # fmt: skip
     return KNOBS | estimated | changes
@@ -50,8 +51,8 @@ def scenario(name="llama3-70b on 256 h100, bf16", rows=None, **changes):
             "time_s": {"matmul_s": 9.0, "tp_comm_s": 2.0, "bubble_s": 1.0},
             "memory_bytes": {"weights_bytes": 30 * GIB, "activations_bytes": 31.3 * GIB},
         },
-        "memory_capacity_bytes": 79.1 * GIB, "n_within_2_percent": len(rows), "within_2_percent": rows,
-        "nearest_misses": [],
+        "memory_capacity_bytes": 79.1 * GIB, "n_not_told_apart": len(rows), "worth_measuring": rows[:2],
+        "n_within_2_percent": len(rows), "within_2_percent": rows, "nearest_misses": [],
     }  # fmt: skip
     return made | changes
 
@@ -98,10 +99,18 @@ def one_line(text):
 def test_the_best_plan_is_said_in_one_sentence():
     text = one_line(shown(scenario()))
     assert (
-        "Fastest: tp8 pp4 vpp5 dp8 mb1 interleaved zero1 sp, no recompute, overlap grad+param: 12.00 s per step, "
-        "47.2 % MFU (full attention), 2,662 tokens/s per device, 61.3 of 79.1 GiB."
+        "Fastest: tp8 pp4 vpp5 dp8 mb1 interleaved zero1 sp, no recompute, overlap grad+param: 12.00 s per step "
+        "(80 % sure: 10.8 s to 13.4 s), 47.2 % MFU (full attention), 2,662 tokens/s per device, 61.3 of 79.1 GiB."
     ) in text
     assert "1,024 sequences of 8,192 tokens" in text
+
+
+def test_what_only_a_run_decides_is_said():
+    rows = [row(1), row(2, tp=4, dp=16)]
+    text = one_line(shown(scenario(rows=rows, n_not_told_apart=1234)))
+    assert "1,234 plans cannot be told apart from the best by these estimates. Worth measuring on the cluster: " in text
+    assert re.search(r"on the cluster: tp8 [^;]*; tp4 [^;]*\.", text)
+    assert "told apart" not in shown(scenario(rows=rows[:1], n_not_told_apart=1))
 
 
 def test_days_and_cost_are_said_when_there_is_a_token_budget():

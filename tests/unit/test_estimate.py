@@ -1,0 +1,176 @@
+"""What an estimate is put together from: passes, what is counted by chunk, what is kept, what the host link carries."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from dlcalc.calculators.schedule import DUALPIPE, INTERLEAVED, ONE_F_ONE_B
+from dlcalc.costmodel.estimate import Estimate, estimate
+from dlcalc.costmodel.every_stage import device_times
+from dlcalc.costmodel.footprint import offloaded_layer_bytes
+from dlcalc.costmodel.layer_comm import cp_comm_s
+from dlcalc.costmodel.machine import Machine
+from dlcalc.costmodel.placement import links
+from dlcalc.costmodel.plans import ALL_LAYERS, Plans, number
+from dlcalc.costmodel.step_time import recomputed_fraction
+from dlcalc.hardware_registry import load_hardware
+from dlcalc.specs.framework_registry import load_framework
+from dlcalc.specs.model_registry import load_model
+from dlcalc.specs.recipe import Recipe
+
+H100 = load_hardware("h100")
+LLAMA = load_model("llama3-8b")  # 32 layers
+
+
+def recipe(framework="megatron", changes=None, **settings) -> Recipe:
+    usual = {"seq_len": 8192, "global_batch": 64, "precision": "bf16"}
+    return Recipe(**{**usual, **settings}, framework=load_framework(framework, changes))
+
+
+def estimated(framework="megatron", changes=None, hardware=H100, **plan) -> Estimate:
+    return estimate(LLAMA, hardware, recipe(framework, changes), Plans.point(**plan))
+
+
+# --- what is recomputed ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("plan", "layers", "fraction"),
+    [
+        pytest.param({"recompute_layers": 4}, 16, 1 / 4, id="one chunk"),
+        pytest.param({"recompute_layers": 1, "vpp": 4, "schedule": INTERLEAVED}, 16, 1 / 4, id="one of each of four"),
+        pytest.param({"recompute_layers": 2, "schedule": DUALPIPE}, 16, 1 / 4, id="two of each of two stages"),
+        pytest.param({"recompute_layers": 5, "vpp": 4, "schedule": INTERLEAVED}, 16, 1, id="no more than there are"),
+        pytest.param({"recompute_layers": 0}, 16, 0, id="none"),
+        pytest.param({"recompute_layers": ALL_LAYERS, "vpp": 4, "schedule": INTERLEAVED}, 16, 1, id="all"),
+        pytest.param({"recompute_layers": 2}, 0, 0, id="of nothing"),
+    ],
+)
+def test_layers_are_recomputed_by_chunk(plan, layers, fraction):
+    assert float(recomputed_fraction(Plans.point(**plan), number(layers))) == fraction
+
+
+def test_chunks_multiply_what_is_recomputed():
+    """One of each of four chunks of 4 layers is four of 16: the same work again, the same HFU, the same layers kept."""
+    plan = {"pp": 2, "zero_stage": 1, "recompute": "full"}
+    whole = estimated(**plan, recompute_layers=4)
+    chunks = estimated(**plan, recompute_layers=1, vpp=4, schedule=INTERLEAVED)
+    more = estimated(**plan, recompute_layers=4, vpp=2, schedule=INTERLEAVED)
+    assert float(chunks.step.recompute_s) == pytest.approx(float(whole.step.recompute_s), rel=1e-12)
+    assert float(chunks.recompute_flops_factor) == float(whole.recompute_flops_factor) > 1
+    assert float(more.step.recompute_s) == pytest.approx(2 * float(whole.step.recompute_s), rel=1e-12)
+    assert float(more.recompute_flops_factor) - 1 == pytest.approx(2 * (float(whole.recompute_flops_factor) - 1))
+
+
+# --- sharded parameters in a pipeline --------------------------------------------------------------------------------
+
+
+def test_torchtitan_gathers_once_in_a_pipeline():
+    """Its ZeRO 3 then exchanges and keeps what ZeRO 1 does; without a pipeline it is ZeRO 3."""
+    plan = {"dp": 8, "overlap_grad": 1, "overlap_param": 1}
+    for pp, alike in ((2, True), (1, False)):
+        third, first = (estimated("torchtitan", pp=pp, zero_stage=stage, **plan) for stage in (3, 1))
+        assert float(third.plans.zero_stage) == 3  # what was written stays
+        assert (float(third.step_time_s) == float(first.step_time_s)) == alike
+        assert (float(third.memory_bytes) == float(first.memory_bytes)) == alike
+        assert bool(third.runs)
+        assert not bool(first.runs)  # and is what decides whether it runs
+
+
+def test_gathering_for_every_micro_batch_sends_more_and_keeps_less():
+    plan = {"pp": 2, "dp": 8, "zero_stage": 3}
+    once = estimated("torchtitan", **plan)
+    always = estimated("torchtitan", {"gathers_once_in_pipeline": False}, **plan)
+    micro_batches = 64 / 8
+    sent = float(always.step.param_gather_sent_s) / float(once.step.param_gather_sent_s)
+    assert sent == pytest.approx(2 * micro_batches)  # forward and backward, each time
+    assert np.all(always.footprint.weights_bytes < once.footprint.weights_bytes)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", [{}, {"pp": 4, "dp": 2}, {"dp": 8, "micro_batch": 2, "recompute": "selective"}])
+def test_what_passes_fragments_and_what_stays_does_not(plan):
+    """The peak is states + (1 + slack) x what passes + context, on the fullest stage."""
+    slack = 0.25
+    found = estimated(changes={"allocator_slack": slack}, zero_stage=1, **plan).footprint
+    terms = {field.name: getattr(found, field.name) for field in fields(found) if field.name.endswith("_bytes")}
+    passing = sum(terms[name] for name in ("activations_bytes", "working_set_bytes", "stage_buffers_bytes"))
+    stays = sum(terms.values()) - passing - found.context_bytes
+    peaks = stays + (1 + slack) * passing + found.context_bytes
+    assert float(found.peak_bytes) == pytest.approx(np.max(peaks), rel=1e-12)
+    assert float(found.reserved_bytes) == pytest.approx(np.max(peaks - found.context_bytes), rel=1e-12)
+    assert float(found.allocated_bytes) == pytest.approx(np.max(stays + passing), rel=1e-12)
+    of_peak = found.terms_of_peak()
+    fullest = np.argmax(peaks)
+    assert float(of_peak["allocator_bytes"]) == pytest.approx(float(slack * np.ravel(passing)[fullest]), rel=1e-12)
+    assert float(sum(of_peak.values())) == pytest.approx(float(found.peak_bytes), rel=1e-12)
+
+
+def test_states_are_as_large_however_much_fragments():
+    less, more = (estimated(changes={"allocator_slack": slack}, zero_stage=1).footprint for slack in (0.0, 0.5))
+    np.testing.assert_array_equal(less.states_bytes, more.states_bytes)
+    assert float(less.reserved_bytes) == float(less.allocated_bytes) == float(more.allocated_bytes)
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tp", "cp"),
+    [pytest.param(1, 16, id="8 on a node"), pytest.param(4, 4, id="2"), pytest.param(8, 2, id="1")],
+)
+def test_a_ring_of_keys_and_values_leaves_a_node_on_one_nic(tp, cp):
+    """A rank hands its block to the next one, so that a node's last rank sends alone, however many there are."""
+    plans, machine = Plans.point(tp=tp, cp=cp), Machine(H100, recipe(seq_len=1 << 20))
+    kv_heads = number(8.0)
+    forward, backward = cp_comm_s(LLAMA, plans, links(plans, H100), machine, number(0.0), number(0.0), kv_heads)
+    bytes_per_rank = 2 * 2 * (1 << 20) * 8 * 128 / cp  # keys and values, 16 bits, heads of 128
+    rate = H100.fabric.nic_bytes_per_s_per_device * H100.calibration.fabric_collectives["all_gather"].bus_fraction
+    assert float(forward) == pytest.approx((cp - 1) * bytes_per_rank / rate, rel=0.02)  # latencies are the rest
+    assert float(backward) == 2 * float(forward)  # gradients go round as well
+
+
+def hosted(rate_gb_per_s):
+    """H100 with another link to the host."""
+    link = H100.node.host_link_gb_per_s.model_copy(update={"value": rate_gb_per_s})
+    return H100.model_copy(update={"node": H100.node.model_copy(update={"host_link_gb_per_s": link})})
+
+
+@pytest.mark.parametrize("layers", [4, 32])
+def test_offloaded_layers_move_out_behind_forward_and_back_behind_backward(layers):
+    """At 0.8 of the datasheet rate; a fast way back does not make up for a slow way out."""
+    plan = {"tp": 8, "sequence_parallel": 1, "zero_stage": 1}
+    plain = estimated(**plan)
+    kept = device_times(plain, plain.stages)
+    forward, backward = float(kept.forward_s[0]), float(kept.backward_s[0])
+    assert forward < backward
+    each = float(offloaded_layer_bytes(LLAMA, Plans.point(**plan, offload_layers=layers), plain.machine))
+    for moved in (0.5 * forward, 0.5 * (forward + backward), 2 * backward):  # seconds one way
+        rate = layers * each / (0.8 * moved)
+        found = estimated(**plan, offload_layers=layers, hardware=hosted(rate / 1e9))
+        assert found.machine.hardware.node.host_bytes_per_s == pytest.approx(rate)
+        times = device_times(found, found.stages)
+        shown = max(0.0, moved - forward) + max(0.0, moved - backward)
+        assert float(times.forward_s[0]) == forward
+        assert float(times.backward_s[0]) - backward == pytest.approx(shown, abs=1e-9 * backward)
+        assert float(found.step.offload_s) == pytest.approx(64 * shown, abs=1e-9 * backward)
+
+
+def test_a_device_of_dualpipe_moves_what_one_of_its_stages_keeps():
+    """A micro-batch meets one of the two stages: on average half of the layers that the device keeps on the host."""
+    plan = {"pp": 2, "zero_stage": 1, "hardware": hosted(1.0)}  # a link so slow that it is all that counts
+    single = estimated(**plan, offload_layers=8, schedule=ONE_F_ONE_B)
+    double = estimated(**plan, offload_layers=16, schedule=DUALPIPE)
+    assert float(double.step.offload_s) == pytest.approx(float(single.step.offload_s), rel=1e-9)
+
+
+def test_hosts_that_are_fast_enough_cost_nothing():
+    plan = {"tp": 8, "sequence_parallel": 1, "zero_stage": 1}
+    found, plain = estimated(**plan, offload_layers=16, hardware=hosted(1e5)), estimated(**plan)
+    assert float(found.step_time_s) == float(plain.step_time_s)
+    assert float(found.memory_bytes) < float(plain.memory_bytes)
