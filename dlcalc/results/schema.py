@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 """Raised when a column changes its name, type or meaning."""
 
 ROW_GROUP_ROWS = 2**18
