@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from dlcalc.validation.constants import (
     profile_settings,
     profiles_of,
 )
-from dlcalc.validation.fit import Array, Fitted, Prior, fit_supported, fit_without
+from dlcalc.validation.fit import Array, Fitted, fit_supported, fit_without
 from dlcalc.validation.models import read_models
 from dlcalc.validation.rows import MeasuredRun, read_runs
 from dlcalc.validation.runs import RunReader
@@ -52,7 +53,6 @@ class _Outcome:
     runs: Sequence[UsableRun]
     constants: Sequence[Constant]
     times: StepTimes
-    prior: Prior
     fitted: Fitted
     factors: Mapping[Constant, float]
     """Of the constants that moved, as they are written: after over before."""
@@ -101,6 +101,7 @@ def run_calibration(
                 file = _framework_file(out, name)
                 _write(file, _framework_yaml(file, out, profile, outcome, summary))
                 summary["framework_files"][name] = str(file)
+        summary["remarks"] += _left_behind(out, summary["framework_files"].values())
     summary["seconds"] = time.perf_counter() - began
     return summary
 
@@ -125,14 +126,14 @@ def _nothing_left(runs: Sequence[MeasuredRun], left_out: Sequence[LeftOut]) -> s
 
 def _fitted(machine: HardwareSpec, runs: Sequence[UsableRun]) -> _Outcome:
     constants = constants_of(machine, runs)
-    times, prior = StepTimes(runs, constants), prior_of(constants)
-    fitted = fit_supported(times.log_errors, prior, _folds(runs))
+    times = StepTimes(runs, constants)
+    fitted = fit_supported(times.log_errors, prior_of(constants), _folds(runs))
     factors = {
         constant: _rounded(float(value)) / constant.start
         for constant, value in zip(constants, np.exp(fitted.x), strict=True)
         if abs(float(value) / constant.start - 1.0) > MOVED
     }
-    return _Outcome(runs, constants, times, prior, fitted, factors)
+    return _Outcome(runs, constants, times, fitted, factors)
 
 
 def _rounded(value: float) -> float:
@@ -145,8 +146,8 @@ def _errors_left_out(outcome: _Outcome) -> Array | None:
     errors = np.empty(len(runs))
     folds = _folds(runs)
     for fold in folds:
-        alone = StepTimes([runs[position] for position in np.flatnonzero(fold)], outcome.constants)
-        errors[fold] = alone.log_errors(fit_without(outcome.fitted, outcome.prior, fold))
+        alone = StepTimes([one for one, is_outside in zip(runs, fold, strict=True) if is_outside], outcome.constants)
+        errors[fold] = alone.log_errors(fit_without(outcome.fitted, fold))
     return np.asarray(np.expm1(errors)) if folds else None
 
 
@@ -257,6 +258,13 @@ def _base_of(hardware: str, registry: HardwareRegistry, out: Path) -> str:
 
 def _framework_file(out: Path, name: str) -> Path:
     return out.with_name(f"{out.stem}.{_plain_name(name, out)}{out.suffix}")
+
+
+def _left_behind(out: Path, written: Iterable[str]) -> list[str]:
+    """Profiles of an earlier calibration of the same name, which the new machine was not fitted with."""
+    beside = sorted(file for file in out.parent.glob(f"{glob.escape(out.stem)}.*{out.suffix}") if file.is_file())
+    old = {str(file) for file in beside} - set(written)
+    return [f"{file} is of an earlier calibration and does not belong to this one" for file in sorted(old)]
 
 
 def _plain_name(name: str, out: Path) -> str:

@@ -10,7 +10,7 @@ makes those left out of the fit come out best, and nothing where the constants a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ NOISE = 0.05
 """Standard deviation of a run's log error that no constant explains: another plan, another kernel, another day."""
 NOISES = (NOISE, 0.1, 0.2, 0.4)
 """Tried where there are enough runs to tell: the less the constants explain, the more is noise."""
+LEAST_SUPPORT = 0.1
+"""What the runs must say of a constant, as a share of what is known of it, before it is moved at all."""
 MOST_STEPS = 30
 MOST_DAMPING = 1e8
 DIFFERENCE = 1e-3
@@ -57,33 +59,54 @@ class Fitted:
     """Of each run's log error, by constant."""
     support: Array
     """Share of what is known of each constant that comes from the runs: 0 for one that no run touches."""
+    prior: Prior
     noise: float
     """What each run's log error was taken to be uncertain by; infinite: the runs give no reason to move anything."""
 
 
 def fit_supported(log_errors: LogErrors, prior: Prior, folds: Sequence[NDArray[np.bool_]]) -> Fitted:
-    """The constants from which runs left out of the fit, fold by fold, come out best; their priors if nothing is better.
+    """The constants with which runs left out of the fit, fold by fold, come out best; their priors if none are better.
 
     Without folds there are too few runs to tell, and each has the least noise.
     """
-    fitted = fit(log_errors, prior)
+    fitted = _fit_of_supported(log_errors, prior, NOISE)
     if not folds:
         return fitted
     unmoved = _unmoved(log_errors, prior)
-    best, least = unmoved, float(np.mean(np.abs(unmoved.log_errors)))
+    best, least = unmoved, _typical(unmoved.log_errors)
     for noise in NOISES:
-        fitted = fit(log_errors, prior, noise=noise, start=fitted.x)
-        outside = [(fitted, fold, fit_without(fitted, prior, fold)) for fold in folds]
-        errors = np.concatenate([one.log_errors[fold] + one.slopes[fold] @ (x - one.x) for one, fold, x in outside])
-        if (error := float(np.mean(np.abs(errors)))) < least:
+        fitted = _fit_of_supported(log_errors, prior, noise)
+        errors = np.concatenate(
+            [fitted.log_errors[fold] + fitted.slopes[fold] @ (fit_without(fitted, fold) - fitted.x) for fold in folds]
+        )
+        if (error := _typical(errors)) < least:
             best, least = fitted, error
     return best
+
+
+def _fit_of_supported(log_errors: LogErrors, prior: Prior, noise: float) -> Fitted:
+    """The fit with those constants held that the runs say next to nothing of, so that they do not drift along."""
+    first = fit(log_errors, prior, noise=noise)
+    held = first.support < LEAST_SUPPORT
+    if not np.any(held):
+        return first
+    narrowed = replace(prior, spread=np.where(held, HELD_SPREAD, prior.spread))
+    return fit(log_errors, narrowed, noise=noise, start=np.where(held, prior.center, first.x))
+
+
+HELD_SPREAD = 1e-6
+
+
+def _typical(log_errors: Array) -> float:
+    """What both most runs and the worst of them count in: median plus mean of the absolute values."""
+    size = np.abs(log_errors)
+    return float(np.median(size) + np.mean(size))
 
 
 def _unmoved(log_errors: LogErrors, prior: Prior) -> Fitted:
     errors = log_errors(prior.center)
     n = len(prior.center)
-    return Fitted(prior.center, errors, np.zeros((len(errors), n)), np.zeros(n), np.inf)
+    return Fitted(prior.center, errors, np.zeros((len(errors), n)), np.zeros(n), prior, np.inf)
 
 
 def fit(log_errors: LogErrors, prior: Prior, *, noise: float = NOISE, start: Array | None = None) -> Fitted:
@@ -95,7 +118,7 @@ def fit(log_errors: LogErrors, prior: Prior, *, noise: float = NOISE, start: Arr
     damping = 1e-3
     for _ in range(MOST_STEPS):
         step = _step(errors, slopes, x, prior, noise, damping)
-        if np.max(np.abs(step), initial=0.0) < 1e-6:
+        if np.max(np.abs(step), initial=0.0) < 1e-4:
             break
         tried = np.clip(x + step, prior.low, prior.high)
         tried_errors = log_errors(tried)
@@ -105,15 +128,17 @@ def fit(log_errors: LogErrors, prior: Prior, *, noise: float = NOISE, start: Arr
             if damping > MOST_DAMPING:
                 break
             continue
-        is_settled = loss - tried_loss < 1e-7 * loss
+        is_settled = loss - tried_loss < 1e-4 * loss
         x, errors, loss, damping = tried, tried_errors, tried_loss, max(damping / 10.0, 1e-6)
         slopes = _slopes(log_errors, x, errors, prior)
         if is_settled:
             break
-    return Fitted(x=x, log_errors=errors, slopes=slopes, support=_support(slopes, prior, noise), noise=noise)
+    return Fitted(
+        x=x, log_errors=errors, slopes=slopes, support=_support(slopes, prior, noise), prior=prior, noise=noise
+    )
 
 
-def fit_without(fitted: Fitted, prior: Prior, left_out: NDArray[np.bool_]) -> Array:
+def fit_without(fitted: Fitted, left_out: NDArray[np.bool_]) -> Array:
     """The constants had the runs in ``left_out`` not been there.
 
     Assumes: log errors are linear in the logs of the constants around the fit of all runs, as they nearly are.
@@ -122,7 +147,7 @@ def fit_without(fitted: Fitted, prior: Prior, left_out: NDArray[np.bool_]) -> Ar
         return fitted.x
     kept = ~left_out
     errors, slopes = fitted.log_errors[kept], fitted.slopes[kept]
-    return fit(lambda x: errors + slopes @ (x - fitted.x), prior, noise=fitted.noise, start=fitted.x).x
+    return fit(lambda x: errors + slopes @ (x - fitted.x), fitted.prior, noise=fitted.noise, start=fitted.x).x
 
 
 def _loss(errors: Array, x: Array, prior: Prior, noise: float) -> float:
