@@ -67,7 +67,7 @@ PRECISIONS = {
 
 
 POWER_PRIORS = {"h100_96gb_500w": (700.0 / 500.0) ** 0.75}
-"""Where power is limited below that of the device whose kernels were measured: arithmetic slows less than power falls."""
+"""Where power is limited below that of the device whose kernels were measured: arithmetic slows less than power."""
 
 
 def constants_to_fit() -> list[Constant]:
