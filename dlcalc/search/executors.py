@@ -20,7 +20,7 @@ from dlcalc.errors import DlcalcError
 from dlcalc.search.space import Scenario
 
 T = TypeVar("T")
-SHARD_PLANS = 1 << 22
+SHARD_PLANS = 1 << 24
 """Plans in one shard: what one file holds, and what an interruption loses."""
 WORTH_A_POOL = 4_000_000
 """Below this many plans a single process is done before others have started."""

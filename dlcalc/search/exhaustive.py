@@ -27,7 +27,7 @@ Index = NDArray[np.int64]
 SortKey = Literal["step_time", "memory"]
 Keep = Literal["all", "feasible", "pareto", "top"]
 
-BLOCK_PLANS = 1 << 22
+BLOCK_PLANS = 1 << 24
 """Plans whose terms are held at once. Terms live on their own axes, so these are a few MB; totals are computed tile by
 tile."""
 N_MISSES = 5
