@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Mapping
 
 from dlcalc.costmodel.estimate import Estimate, estimate
-from dlcalc.costmodel.plans import KNOBS, value_of
+from dlcalc.costmodel.plans import KNOBS, Plans, value_of
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.exhaustive import Found, search_block
 from dlcalc.search.space import Scenario, axes_of
@@ -37,8 +37,8 @@ SHOWN = (
 )
 
 
-def searched(setting: RunSetting, devices: int) -> Found:
-    """The best of the space that users of the run's framework vary."""
+def searched(setting: RunSetting, devices: int) -> tuple[Found, Plans]:
+    """The best of the space that users of the run's framework vary, and its first plan."""
     scenario = Scenario(
         name="tuned",
         model=setting.model,
@@ -52,8 +52,7 @@ def searched(setting: RunSetting, devices: int) -> Found:
     for start, stop in scenario.blocks(1 << 22):
         block = search_block(scenario, start, stop, keep=3, bound=found.bound(3, "step_time"), fastest=found.fastest)
         found.add(block, keep=3, key="step_time")
-    found.best = scenario.rows(found.leaders.index[:1]) if len(found.leaders.index) else None  # type: ignore[attr-defined]
-    return found
+    return found, scenario.rows(found.leaders.index[:1])
 
 
 def words(plans: Mapping[str, float] | object) -> str:
@@ -75,7 +74,7 @@ def main() -> None:
         own: Estimate = estimate(
             setting.model, setting.hardware, setting.recipe, setting.plan, custom_split=setting.custom_split
         )
-        found = searched(setting, run.whole("gpus"))
+        found, preferred = searched(setting, run.whole("gpus"))
         tuned, best = float(own.step_time_s), float(found.leaders.step_time_s[0])
         slower = tuned / best - 1.0
         close += slower <= arguments.within
@@ -87,7 +86,7 @@ def main() -> None:
         print(f"{run.case:75s} {slower * 100:+6.1f} %{note}")
         if slower > arguments.within:
             print(f"    measured {run.number('step_time_s'):.3f} s, estimated {tuned:.3f} s: {words(setting.plan)}")
-            print(f"    preferred {best:.3f} s: {words(found.best)}")
+            print(f"    preferred {best:.3f} s: {words(preferred)}")
     print(f"{close} of {len(runs)} tuned plans are within {arguments.within:.0%} of the search's own best")
 
 

@@ -339,7 +339,7 @@ def unfused_attention_backward_time_s(
 
 
 L2_SPEEDUP = 3.0
-"""Rate of the last-level cache over that of memory: 5 to 6 TB/s against 2 on an A100, and much alike later."""
+"""Rate of the last-level cache over that of memory: an assumption, of the order of an A100's; not measured here."""
 
 
 def memory_bound_time_s(

@@ -140,8 +140,8 @@ def cast_traffic(matmuls: list[Matmul], machine: Machine) -> tuple[Array, Array]
 ALIGNED_ELEMENTS = 8
 """Rows of 16-bit operands must start on 16 bytes for tensor cores to run at full rate."""
 UNALIGNED_FACTOR = 2.5
-"""Time of a matmul whose rows do not, over that of one whose do: 75 to 120 against 250 TFLOP/s for a vocabulary of
-50,257 on an A100."""
+"""Time of a matmul whose rows do not, over that of one whose do: read off measured steps (vtrain_single, vocabulary of
+50,257 at tp = 1, A100), not off kernels; other devices are assumed alike."""
 
 
 def unaligned(time: MatmulTime, plans: Plans) -> MatmulTime:

@@ -160,7 +160,7 @@ REPLAYED: Mapping[str, tuple[float, ...]] = {
 }
 """Share of each part of the forward pass that a recompute mode runs again."""
 HOST_LINK_FRACTION = 0.8
-"""Achieved over datasheet rate of the link to the host: what PCIe leaves after its protocol."""
+"""Achieved over datasheet rate of the link to the host: an assumption, not measured here."""
 LAUNCHED_AGAIN = (0.0, 0.2, 1.0, 0.15, 0.1, 0.6)
 """Share of its launches."""
 

@@ -25,7 +25,7 @@ class Bounds(NamedTuple):
 
 
 BOUNDS = {
-    "hagemann2023": Bounds(0.045, 0.125, memory_verdicts_right=0.92, spearman=0.94, regret_at_1=0.01),
+    "hagemann2023": Bounds(0.045, 0.125, memory_verdicts_right=0.945, spearman=0.94, regret_at_1=0.09),
     "vtrain_single": Bounds(0.055, 0.175, spearman=0.90, regret_at_1=0.06),
     "llmfoundry": Bounds(0.045, 0.11),
     "nemo_bridge": Bounds(0.045, 0.30, memory_verdicts_right=0.97),
