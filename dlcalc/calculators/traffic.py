@@ -42,7 +42,7 @@ DROPOUT_MASK_BYTES = 1.0
 GATED_WITH_BIAS = Traffic(84, 170)
 """Experts with biases and a clamped gate, operation by operation in fp32: two casts (12), two clamps (16), scale,
 sigmoid and product (24), sum (8), product (12), cast and weight (12); backward twice that. A first count in 16 bits
-(34 and 60) left the runs of gpt-oss, the one such model in the corpus, 30 % too fast; fp32 was taken because of them."""
+(34 and 60) left the runs of gpt-oss, the one such model in the corpus, 30 % too fast; hence fp32."""
 ACCUMULATE_BYTES = {2: 8.0, 4: 12.0}
 """Per weight, where its gradient is added to its buffer (of so many bytes) in a pass of its own: written, read,
 added."""
