@@ -5,7 +5,8 @@
     ├── UnknownNameError        a model, hardware, framework or knob name nobody knows (with the nearest ones)
     ├── InfeasibleSpaceError    exit 3: every plan of every scenario was refused
     ├── ResultError             a result directory that is damaged, foreign, or already there
-    └── CheckpointError         a checkpoint that is damaged, unknown, or refused for what its pickle calls
+    ├── CheckpointError         a checkpoint that is damaged, unknown, or refused for what its pickle calls
+    └── TopologyError           a fabric that cannot be read, is no tree, or cannot hold the job (the last: exit 3)
 
 A door catches ``DlcalcError`` alone. Anything else is a bug of dlcalc and keeps its traceback.
 """
@@ -80,6 +81,16 @@ class ResultError(DlcalcError):
 
 class CheckpointError(DlcalcError):
     """A checkpoint that cannot be read, or whose pickle names what no checkpoint needs."""
+
+
+class TopologyError(DlcalcError):
+    """A fabric that cannot be read (missing credential, damaged file, a cluster that says no), or that is no tree."""
+
+
+class NoPlacementError(TopologyError):
+    """Too few free nodes with topology data, or none that keep together what must stay together."""
+
+    exit_code = 3
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
