@@ -1,7 +1,7 @@
 """The canonical fabric: nodes under a tree of switches, whatever the source said it in.
 
-A node knows the switches above it, closest first. Together these chains are a forest: any depth, several roots, nodes of
-unequal depth. A node without a chain has no topology data: it is kept and named, and never a candidate for placement.
+A node knows the switches above it, closest first. Together these chains are a forest: any depth, several roots, nodes
+of unequal depth. A node without a chain has no topology data: it is kept and named, and never a candidate to be placed.
 Traffic between two nodes *meets* at the closest switch that both are under; the tier of a switch is how many switches
 its longest chain passes on the way to it, 0 for one that only nodes hang from. Nothing here knows a file or a cloud.
 """
