@@ -8,7 +8,6 @@ not timed, so the same input gives the same output; the clock only ends a search
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,11 +27,12 @@ from dlcalc.topology.seconds import (
     Traffic,
     fastest_tiers,
     least_s,
+    nearest_stages,
     parts_that_fit,
-    pp_tier,
     tier_rates,
     tiers_of,
     time_s,
+    unit_nodes,
     whole_nodes,
 )
 from dlcalc.topology.stages import Rings, ordered
@@ -151,7 +151,7 @@ def _by_seconds(
     """The fastest of several placements, of equally fast ones the one of fewest hops.
 
     Tried are rings kept as low as they fit on all nodes, and on the smallest part of the fabric that holds the job;
-    and, where nothing must stay together, each node kept near its pipeline neighbours, and rings across.
+    and each node kept near its pipeline neighbours, with rings across.
     """
     rates = tier_rates(fabric)
     loose = [rule for rule in rules if rule.scope != "domain"] if not forest_of(fabric, nodes, rules).exact else rules
@@ -161,8 +161,9 @@ def _by_seconds(
         partial(_rings_low, fabric, part, job, traffic, rules, Budget(budget.limit_s / (len(parts) + 2)), say)
         for part in [*parts, nodes]
     ]
-    if not rules and job.n_rings > 1 and job.ring_nodes > 1:
-        attempts.append(partial(_stages_low, fabric, nodes, job, Budget(budget.limit_s / (len(parts) + 2)), say))
+    if job.n_rings > 1 and job.ring_nodes > 1:
+        share = Budget(budget.limit_s / (len(parts) + 2))
+        attempts.append(partial(_stages_low, fabric, nodes, job, traffic, rules, share, say))
     best: tuple[float, float, Rings] | None = None
     for attempt in attempts:
         rings = attempt()
@@ -210,16 +211,26 @@ def _rings_low(
 
 
 def _stages_low(
-    fabric: Fabric, nodes: Sequence[FabricNode], job: JobShape, budget: Budget, say: Callable[[str], None]
+    fabric: Fabric,
+    nodes: Sequence[FabricNode],
+    job: JobShape,
+    traffic: Traffic,
+    rules: Sequence[Together],
+    budget: Budget,
+    say: Callable[[str], None],
 ) -> Rings | None:
-    """Pipeline neighbours below the lowest tier at which they can meet; rings across them."""
-    tier = pp_tier(fabric, nodes, job)
-    forest = forest_of(fabric, nodes, [Together(job.n_rings, tier)])
-    if forest.n_rings(job.n_nodes) < 1:
+    """Pipeline neighbours, and groups in rings, below the lowest tiers they fit; rings across them."""
+    found = nearest_stages(fabric, nodes, job, traffic, rules)
+    if found is None:
         return None
+    _, forest = found
     whole = replace(job, pp=1, dp=job.dp * job.pp)
     (walk,) = named_rings(fabric, forest, solved(forest, whole, budget, say=say).rings)
-    return tuple(walk[stage :: job.n_rings] for stage in range(job.n_rings))
+    unit = unit_nodes(job)
+    blocks = [walk[at : at + unit] for at in range(0, len(walk), unit)]
+    return tuple(
+        tuple(node for block in blocks[stage :: job.n_rings] for node in block) for stage in range(job.n_rings)
+    )
 
 
 def solved(
@@ -263,12 +274,6 @@ def together_of(job: JobShape, keep_together: KeepTogether) -> tuple[Together, .
     if keep_together != "none":
         rules.append(Together(whole_nodes(job.ep * job.etp, job), keep_together))
     return tuple(rules)
-
-
-def unit_nodes(job: JobShape) -> int:
-    """Consecutive nodes that hold only whole groups of every kind but the data-parallel ones."""
-    sizes = (job.tp, job.tp * job.cp, job.ep * job.etp)
-    return math.lcm(*(whole_nodes(size, job) for size in sizes))
 
 
 def named_rings(fabric: Fabric, forest: Forest, rings: Sequence[Ring]) -> Rings:
