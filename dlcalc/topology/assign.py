@@ -79,7 +79,7 @@ def best_on(
     if unknown:
         raise TopologyError(f"not in the fabric: {_some(unknown)}")
     nodes = [node for node in fabric.nodes if node.name in wanted and node.switches]
-    return _placed(fabric, nodes, job, objective, keep_together, traffic, time_limit_s, say, named=len(wanted))
+    return _placed(fabric, nodes, job, objective, keep_together, traffic, time_limit_s, say, named=wanted)
 
 
 def _placed(
@@ -91,7 +91,7 @@ def _placed(
     traffic: Traffic | None,
     time_limit_s: float,
     say: Callable[[str], None],
-    named: int | None = None,
+    named: Collection[str] | None = None,
 ) -> Placement:
     rules = together_of(job, keep_together)
     forest = forest_of(fabric, nodes, rules)
@@ -247,17 +247,24 @@ def solved(
     start = tables(forest, forest.free, job.ring_nodes)
     cheapest = int(start.apexes()[0][0])
     rings = cheapest_first(forest, job.n_rings, job.ring_nodes, start=start)
-    found = bounded(forest, job.n_rings, job.ring_nodes, budget, start=start, rings=rings, say=say)
+
+    def tell(method: str, edges: int, least_edges: int, n_rings: int = job.n_rings) -> None:
+        hops, least = _hops(job, edges, n_rings), _hops(job, least_edges, n_rings)
+        say(f"{method}: {hops:,.0f} hops, at least {least:,.0f}")
+
+    found = bounded(forest, job.n_rings, job.ring_nodes, budget, start=start, rings=rings, say=tell)
+    tell(found.method, found.edges, found.least_edges)
     if job.n_rings == 1 or (found.is_optimal and not worst):
         return found
-    return improved(forest, found, budget, worst=worst, cheapest_edges=cheapest, say=say)
+    each = partial(tell, n_rings=1) if worst else tell
+    return improved(forest, found, budget, worst=worst, cheapest_edges=cheapest, say=each)
 
 
 def _singles(forest: Forest, n_rings: int) -> tuple[Ring, ...]:
     """Rings of one node each, which cost nothing: near each other if one tree has room, else the first."""
     walk = cheapest_first(forest, 1, n_rings)
     counts = walk[0].counts if walk else [(group, forest.free[group]) for group in forest.groups]
-    singles = [Ring(((group, 1),), 0) for group, count in counts for _ in range(count)]
+    singles = [Ring(((group, 1),), 0, group) for group, count in counts for _ in range(count)]
     return tuple(singles[:n_rings])
 
 
@@ -290,13 +297,15 @@ def named_rings(fabric: Fabric, forest: Forest, rings: Sequence[Ring]) -> Rings:
     return tuple(sorted(found, key=lambda nodes: positions[nodes[0]]))
 
 
-def _why_not(fabric: Fabric, nodes: Sequence[FabricNode], forest: Forest, job: JobShape, named: int | None) -> str:
+def _why_not(
+    fabric: Fabric, nodes: Sequence[FabricNode], forest: Forest, job: JobShape, named: Collection[str] | None
+) -> str:
     """Why ``job`` does not fit, with the numbers."""
     rings = "1 ring" if job.n_rings == 1 else f"{job.n_rings:,} rings"
     needs = f"the job needs {job.n_nodes:,} nodes ({rings} of {job.ring_nodes:,})"
     if named is not None:
-        said = [f"{named:,} are given"]
-        without = [node.name for node in fabric.nodes if not node.switches]
+        said = [f"{len(named):,} are given"]
+        without = [node.name for node in fabric.nodes if node.name in named and not node.switches]
     else:
         free = [node for node in fabric.nodes if node.state == "free"]
         said = [f"{len(free):,} of {len(fabric.nodes):,} are free"]
@@ -304,8 +313,8 @@ def _why_not(fabric: Fabric, nodes: Sequence[FabricNode], forest: Forest, job: J
         small = [node.name for node in free if node.n_devices < job.node_devices]
         if small:
             said.append(f"{len(small):,} of them have fewer than {job.node_devices} devices ({_some(small)})")
-        if without:
-            said.append(f"{len(without):,} of them have no topology data ({_some(without)})")
+    if without:
+        said.append(f"{len(without):,} of them have no topology data ({_some(without)})")
     connected: dict[str, int] = {}
     for node in nodes:
         root = fabric.chains[node.name][-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from dlcalc.topology.forest import Forest
-from dlcalc.topology.knapsack import Array, Ring, Tables, ring_below, tables
+from dlcalc.topology.knapsack import Array, Ring, Tables, ring_below, ring_of, tables
 
 
 def cheapest_first(
@@ -18,7 +18,7 @@ def cheapest_first(
     start: Tables | None = None,
     stop: Callable[[float], bool] = lambda work: False,
 ) -> list[Ring]:
-    """Up to ``n_rings`` disjoint rings, each the cheapest (with ``prices`` of a node by vertex) of what is left.
+    """Up to ``n_rings`` disjoint rings, each the cheapest (with ``prices`` as ``tables`` takes them) of what is left.
 
     ``start`` saves working out the tables of the whole forest again. ``stop`` is told the work of every step and may
     end it early.
@@ -61,7 +61,7 @@ def depth_first(forest: Forest, n_rings: int, ring_nodes: int) -> list[Ring]:
                 counts[group] = taken
                 held, left = held + taken, left - taken
                 if held == ring_nodes:
-                    rings.append(Ring(tuple(sorted(counts.items())), forest.edges(counts)))
+                    rings.append(ring_of(forest, counts))
                     counts, held, room = {}, 0, room - 1
         first = root + 1
     return rings

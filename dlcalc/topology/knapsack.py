@@ -1,8 +1,9 @@
 """The cheapest single ring: an exact knapsack over a forest.
 
 ``inside[v][k]`` is the least cost of k nodes under vertex v: the edges strictly below v, plus a price per node of each
-group. Children are merged one after another by min-plus convolution, so a ring of n nodes out of N costs at most about
-``N * n`` elementary steps, and every vertex yields the cheapest ring that stays below it on the way.
+group. A whole ring is counted where its *apex* is, the lowest vertex that all its nodes are under. Children are merged
+one after another by min-plus convolution, so a ring of n nodes out of N costs at most about ``N * n`` elementary steps,
+and every vertex yields the cheapest ring whose apex it is on the way.
 """
 
 from __future__ import annotations
@@ -31,6 +32,15 @@ class Ring:
     counts: tuple[tuple[int, int], ...]
     """(group, nodes), by group."""
     edges: int
+    apex: int
+    """The lowest vertex that all its nodes are under."""
+
+
+def ring_of(forest: Forest, counts: dict[int, int]) -> Ring:
+    """The ring that takes ``counts`` nodes of each group."""
+    ring_nodes = sum(counts.values())
+    held = forest.held(counts)
+    return Ring(tuple(sorted(counts.items())), forest.edges(counts), held.index(ring_nodes))
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,15 @@ class Tables:
     inside: tuple[Array, ...]
     merged: tuple[tuple[Array, ...], ...]
     """Of each vertex, the costs after each of its children."""
+    ring_prices: tuple[float, ...]
+    """Of each vertex, what a ring pays whose apex it is: the prices of a whole ring below it and below all above it."""
     work: float
     """Elementary steps that these tables took."""
 
     def apexes(self) -> list[tuple[float, int]]:
-        """Cost of the cheapest ring below each vertex that has room for one, cheapest first."""
+        """Cost of the cheapest ring of each vertex that is the apex of one, cheapest first."""
         found = [
-            (float(costs[self.ring_nodes]), vertex)
+            (float(costs[self.ring_nodes]) + self.ring_prices[vertex], vertex)
             for vertex, costs in enumerate(self.inside)
             if len(costs) > self.ring_nodes and np.isfinite(costs[self.ring_nodes])
         ]
@@ -63,10 +75,12 @@ def tables(
     old: Tables | None = None,
     changed: Collection[int] = (),
 ) -> Tables:
-    """Knapsacks of ``free`` nodes of each group, ``prices`` of a node by vertex.
+    """Knapsacks of ``free`` nodes of each group.
 
-    With ``old``, only vertices above the groups that have ``changed`` since are worked out again.
+    ``prices[0]`` is of a node of each group, ``prices[1]`` of a ring that stays below each vertex. With ``old``, only
+    vertices above the groups that have ``changed`` since are worked out again.
     """
+    node_prices = prices[0] if prices is not None else None
     stale = _above(forest, changed) if old is not None else None
     inside: list[Array] = []
     merged: list[tuple[Array, ...]] = []
@@ -80,7 +94,7 @@ def tables(
         if children:
             costs = np.zeros(1)
             for child in children:
-                outer = inside[child]
+                outer = inside[child][:ring_nodes]  # one that takes a whole ring is the apex itself
                 if forest.edge[child]:
                     outer = outer + forest.edge[child]
                     outer[0] = 0.0
@@ -89,17 +103,27 @@ def tables(
                 steps.append(costs)
         else:
             counts = np.arange(min(ring_nodes, free[vertex]) + 1, dtype=np.float64)
-            costs = counts * prices[vertex] if prices is not None else np.zeros(len(counts))
+            costs = counts * node_prices[vertex] if node_prices is not None else np.zeros(len(counts))
         if forest.multiple[vertex] > 1:
             costs = costs.copy()
             costs[np.arange(len(costs)) % forest.multiple[vertex] > 0] = np.inf
         inside.append(costs)
         merged.append(tuple(steps))
-    return Tables(ring_nodes, tuple(inside), tuple(merged), work)
+    return Tables(ring_nodes, tuple(inside), tuple(merged), _summed_down(forest, prices), work)
+
+
+def _summed_down(forest: Forest, prices: Array | None) -> tuple[float, ...]:
+    if prices is None:
+        return (0.0,) * len(forest)
+    found = prices[1].tolist()
+    for vertex in range(len(forest) - 1, -1, -1):
+        if forest.parent[vertex] >= 0:
+            found[vertex] += found[forest.parent[vertex]]
+    return tuple(found)
 
 
 def ring_below(forest: Forest, found: Tables, apex: int) -> Ring:
-    """The cheapest ring below ``apex``; of equal ones the one whose nodes come first."""
+    """The cheapest ring of ``apex``; of equal ones the one whose nodes come first."""
     counts: list[tuple[int, int]] = []
     wanted = [(apex, found.ring_nodes)]
     while wanted:
@@ -115,7 +139,7 @@ def ring_below(forest: Forest, found: Tables, apex: int) -> Ring:
                 wanted.append((child, taken))
             k -= taken
     counts.sort()
-    return Ring(tuple(counts), forest.edges(dict(counts)))
+    return Ring(tuple(counts), forest.edges(dict(counts)), apex)
 
 
 def _taken(found: Tables, forest: Forest, vertex: int, at: int, child: int, k: int) -> int:
@@ -123,7 +147,7 @@ def _taken(found: Tables, forest: Forest, vertex: int, at: int, child: int, k: i
     if at == 0:
         return k
     before, outer = found.merged[vertex][at - 1], found.inside[child]
-    least, most = max(0, k - len(before) + 1), min(k, len(outer) - 1)
+    least, most = max(0, k - len(before) + 1), min(k, len(outer) - 1, found.ring_nodes - 1)
     costs = before[k - most : k - least + 1][::-1] + outer[least : most + 1]
     costs[(1 if least == 0 else 0) :] += forest.edge[child]
     return least + int(np.argmin(costs))
