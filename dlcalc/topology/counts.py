@@ -24,13 +24,13 @@ WHOLE_CELLS = 600
 LAST_CELLS = 6000
 """The same, for trying it last, with what budget is left."""
 WHOLE_SHARE = 0.4
-NEIGHBOURHOOD_S = {2: 0.3, 3: 0.8, 4: 1.6}
+NEIGHBOURHOOD_S = {2: 0.45, 3: 1.2, 4: 2.4}
 """Of work, by how many rings are laid again."""
 NEAR_GROUPS = 256
 """In forests of more groups, rings are laid again only under switches next to their own."""
-WORK_PER_COUNTED = 3.0
+WORK_PER_COUNTED = 4.5
 """Seconds of work that one unit of the solver's deterministic time stands for."""
-CELL_S = 6e-5
+CELL_S = 1e-4
 """Of building the problem, per ring and vertex."""
 CLOCK_PER_COUNTED = 3.0
 """How much longer than counted the clock lets one solve run."""

@@ -59,6 +59,15 @@ class Forest:
         return tuple(map(tuple, found))
 
     @cached_property
+    def first(self) -> tuple[int, ...]:
+        """Of each vertex the first one below it: those from there to itself are its subtree."""
+        found = list(range(len(self)))
+        for vertex, above in enumerate(self.parent):
+            if above >= 0:
+                found[above] = min(found[above], found[vertex])
+        return tuple(found)
+
+    @cached_property
     def groups(self) -> tuple[int, ...]:
         return tuple(vertex for vertex, nodes in enumerate(self.members) if nodes)
 
