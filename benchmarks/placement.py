@@ -3,10 +3,11 @@
     python benchmarks/placement.py [--limit 15] [--seeds 3] [--largest 16384] [--objective hops]
 
 Clusters are fragmented as jobs fragment them: runs of 1 to 32 nodes are taken until three in ten are. Leaf switches
-hold 16 nodes, spines 8 leaves, and from 1,024 nodes on pods of 4 spines make a fourth tier. A job takes a share of the free
-nodes. *bound* is what no placement can be below, *gap* how far above it the answer is; *depth first* is how far above
-the answer a walk through the free nodes is that is cut into rings. Every row is the worst of its seeds, in a process of
-its own for the memory, of which numpy and OR-Tools themselves take some 100 MiB.
+hold 16 nodes, spines 8 leaves, and from 1,024 nodes on pods of 4 spines make a fourth tier. A job takes a share of the
+free nodes. *bound* is what no placement can be below, *gap* how far above it the answer is; *depth first* is how far
+above the answer a walk through the free nodes is that is cut into rings. Hops, bound and gap are those of the seed with
+the largest gap, time and memory the most of any seed, each in a process of its own; numpy and OR-Tools themselves take
+some 100 MiB.
 """
 
 from __future__ import annotations

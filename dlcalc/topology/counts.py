@@ -6,7 +6,6 @@ again on their own nodes and all free ones, nearest rings first, until nothing i
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from dlcalc.topology.budget import Budget
 from dlcalc.topology.columns import Bounded, Say, edges_of, silent
 from dlcalc.topology.forest import Forest
-from dlcalc.topology.knapsack import Ring, ring_of
+from dlcalc.topology.knapsack import Array, Ring, ring_of
 
 WHOLE_CELLS = 600
 """Rings times vertices up to which the whole placement is worth trying first."""
@@ -26,12 +25,16 @@ LAST_CELLS = 6000
 WHOLE_SHARE = 0.4
 NEIGHBOURHOOD_S = {2: 0.45, 3: 1.2, 4: 2.4}
 """Of work, by how many rings are laid again."""
-NEAR_GROUPS = 256
+NEAR_GROUPS = 60
 """In forests of more groups, rings are laid again only under switches next to their own."""
 WORK_PER_COUNTED = 4.5
 """Seconds of work that one unit of the solver's deterministic time stands for."""
-CELL_S = 1e-4
-"""Of building the problem, per ring and vertex."""
+CELL_S = 2e-4
+"""Of building the problem, per ring and vertex with nodes."""
+SOLVE_S, VERTEX_S = 5e-3, 5e-6
+"""Of any problem, and per ring and vertex, with nodes or without."""
+APART_S = 4e-9
+"""Of telling how far apart two rings are, per vertex."""
 CLOCK_PER_COUNTED = 3.0
 """How much longer than counted the clock lets one solve run."""
 
@@ -64,56 +67,104 @@ def improved(
         from ortools.sat.python import cp_model
     except ImportError:
         return found
-    rings = found.rings
     least = largest_at_least(found, cheapest_edges) if worst else found.least_edges
-    cells = len(rings) * len(forest)
+    laying = _Laying(cp_model, forest, budget, worst, found.least_edges, found.rings, least, say)
+    cells = len(found.rings) * len(forest)
+    if cells <= WHOLE_CELLS:
+        laying.lay_all(WHOLE_SHARE * budget.left_s)
+    laying.lay_some()
+    if cells <= LAST_CELLS:
+        laying.lay_all(budget.left_s)
+    least = min(laying.least, laying.cost(laying.rings))
+    return Bounded(laying.rings, least, f"{found.method} and counts")
 
-    def cost(some: Sequence[Ring]) -> int:
-        return max(ring.edges for ring in some) if worst else edges_of(some)
 
-    def is_done() -> bool:
-        return budget.is_spent or (cost(rings) <= least and edges_of(rings) <= found.least_edges)
+@dataclass
+class _Laying:
+    """The rings as they are being improved."""
 
-    def whole(limit_s: float) -> None:
-        nonlocal rings, least
-        answer = solve(cp_model, forest, forest.free, rings, least, limit_s, budget.clock_left_s, worst=worst)
-        budget.spend(answer.work_s)
-        rings = rings if answer.rings is None else answer.rings
-        least = max(least, min(math.ceil(answer.least - 1e-6), cost(rings)))
+    cp_model: Any
+    forest: Forest
+    budget: Budget
+    worst: bool
+    least_sum: int
+    rings: tuple[Ring, ...]
+    least: int
+    say: Say
 
-    if cells <= WHOLE_CELLS and not is_done():
-        whole(WHOLE_SHARE * budget.left_s)
-    failed: set[tuple[tuple[tuple[int, int], ...], ...]] = set()
-    better = True
-    while better and not is_done():
-        better = False
-        for chosen in _neighbourhoods(forest, rings, worst=worst and cost(rings) > least):
-            again = tuple(rings[at] for at in chosen)
+    def cost(self, rings: Sequence[Ring]) -> int:
+        return max(ring.edges for ring in rings) if self.worst else edges_of(rings)
+
+    @property
+    def is_done(self) -> bool:
+        return self.budget.is_spent or (self.cost(self.rings) <= self.least and edges_of(self.rings) <= self.least_sum)
+
+    def solved(self, rings: Sequence[Ring], free: Sequence[int], floor: int, limit_s: float) -> Answer:
+        clock_s = self.budget.clock_left_s
+        answer = solve(self.cp_model, self.forest, free, rings, floor, limit_s, clock_s, worst=self.worst)
+        self.budget.spend(answer.work_s)
+        return answer
+
+    def lay_all(self, limit_s: float) -> None:
+        if self.is_done:
+            return
+        answer = self.solved(self.rings, self.forest.free, self.least, limit_s)
+        self.rings = answer.rings or self.rings
+        self.least = max(self.least, min(math.ceil(answer.least - 1e-6), self.cost(self.rings)))
+
+    def lay_some(self) -> None:
+        """A few rings at a time, until none get better."""
+        if self.is_done:
+            return
+        held = _held(self.forest, self.rings)
+        apart = np.array([_apart(held, at) for at in range(len(self.rings))])
+        self.budget.spend(APART_S * apart.size * len(self.forest))
+        failed: set[tuple[tuple[tuple[int, int], ...], ...]] = set()
+        changed = False
+        while not self.is_done:
+            chosen, laid = self._next(apart, failed)
+            if not laid and not changed:
+                return
+            changed = bool(laid)
+            if not laid:
+                failed.clear()  # other rings have moved since
+                continue
+            now = dict(zip(chosen, laid, strict=True))
+            self.rings = tuple(now.get(at, ring) for at, ring in enumerate(self.rings))
+            held[list(chosen)] = _held(self.forest, laid)
+            for at in chosen:
+                apart[at] = apart[:, at] = _apart(held, at)
+            self.say("counts", self.cost(self.rings), self.least)
+
+    def _next(
+        self, apart: Array, failed: set[tuple[tuple[tuple[int, int], ...], ...]]
+    ) -> tuple[tuple[int, ...], tuple[Ring, ...]]:
+        """The next few rings that can be better, and better ones; none where there are no such.
+
+        What ``failed`` is not tried again while something else gets better.
+        """
+        left = _left(self.forest, self.rings)
+        total = edges_of(self.rings)
+        worst = self.worst and self.cost(self.rings) > self.least
+        for chosen in _neighbourhoods(apart, [ring.edges for ring in self.rings], worst=worst):
+            again = tuple(self.rings[at] for at in chosen)
             problem = tuple(ring.counts for ring in again)
             if problem in failed:
                 continue
-            kept = [ring for at, ring in enumerate(rings) if at not in chosen]
-            free = _left(forest, kept)
-            if len(forest.groups) > NEAR_GROUPS:
-                free = _near(forest, free, again)
-            floor = least if worst else max(0, least - edges_of(kept))
-            limit_s = min(NEIGHBOURHOOD_S[len(chosen)], budget.left_s)
-            answer = solve(cp_model, forest, free, again, floor, limit_s, budget.clock_left_s, worst=worst)
-            budget.spend(answer.work_s)
+            free = list(left)
+            for ring in again:
+                for group, count in ring.counts:
+                    free[group] += count
+            if len(self.forest.groups) > NEAR_GROUPS:
+                free = _near(self.forest, free, again)
+            floor = self.least if self.worst else max(0, self.least - (total - edges_of(again)))
+            answer = self.solved(again, free, floor, min(NEIGHBOURHOOD_S[len(chosen)], self.budget.left_s))
             if answer.rings is not None:
-                laid = dict(zip(chosen, answer.rings, strict=True))
-                rings = tuple(laid.get(at, ring) for at, ring in enumerate(rings))
-                better = True
-                say("counts", cost(rings), least)
-                break
+                return chosen, answer.rings
             failed.add(problem)
-            if budget.is_spent:
+            if self.budget.is_spent:
                 break
-        else:
-            failed.clear()
-    if cells <= LAST_CELLS and not is_done():
-        whole(budget.left_s)
-    return Bounded(rings, min(least, cost(rings)), f"{found.method} and counts")
+        return (), ()
 
 
 def largest_at_least(found: Bounded, cheapest_edges: int) -> int:
@@ -136,39 +187,39 @@ def _near(forest: Forest, free: Sequence[int], rings: Sequence[Ring]) -> list[in
     return [nodes if forest.parent[vertex] in parents else 0 for vertex, nodes in enumerate(free)]
 
 
-def _neighbourhoods(forest: Forest, rings: Sequence[Ring], *, worst: bool) -> Iterator[tuple[int, ...]]:
-    """Which rings to lay again: near pairs first, then each ring with its nearest two, and three."""
-    apart = ring_distances(forest, rings)
-    n_rings = len(rings)
-    pairs = sorted(itertools.combinations(range(n_rings), 2), key=lambda pair: (apart[pair], pair))
-    most = max(ring.edges for ring in rings)
+def _neighbourhoods(apart: Array, edges: Sequence[int], *, worst: bool) -> Iterator[tuple[int, ...]]:
+    """Which rings to lay again: near pairs first, then each ring with its nearest two, and three.
+
+    With ``worst``, one of them is a largest ring.
+    """
+    n_rings, most = len(edges), max(edges)
+    first, second = np.triu_indices(n_rings, 1)
     if worst:
-        pairs = [pair for pair in pairs if any(rings[at].edges == most for at in pair)]
-    yield from pairs
+        largest = np.asarray(edges) == most
+        some = largest[first] | largest[second]
+        first, second = first[some], second[some]
+    for at in np.argsort(apart[first, second], kind="stable"):
+        yield int(first[at]), int(second[at])
     for size in (3, 4):
         if n_rings >= size:
-            seen = set()
+            seen: set[tuple[int, ...]] = set()
             for at in range(n_rings):
-                near = sorted(range(n_rings), key=lambda other: (other != at, apart[at, other], other))
-                chosen = tuple(sorted(near[:size]))
-                if chosen not in seen and not (worst and all(rings[ring].edges < most for ring in chosen)):
+                nearest = [int(other) for other in np.argsort(apart[at], kind="stable")[:size] if other != at]
+                chosen = tuple(sorted([at, *nearest[: size - 1]]))
+                if chosen not in seen and not (worst and all(edges[ring] < most for ring in chosen)):
                     seen.add(chosen)
                     yield chosen
 
 
-def ring_distances(forest: Forest, rings: Sequence[Ring]) -> Any:  # noqa: ANN401
-    """Edges that the nodes of one ring must move over, at least, to become those of another; one row a ring."""
-    held = np.zeros((len(forest), len(rings)))
-    for at, ring in enumerate(rings):
-        for group, count in ring.counts:
-            held[group, at] = count
-    apart = np.zeros((len(rings), len(rings)))
-    for vertex, above in enumerate(forest.parent):
-        if above >= 0:
-            held[above] += held[vertex]
-        if held[vertex].any():
-            apart += max(1, forest.edge[vertex]) * np.abs(held[vertex][:, None] - held[vertex][None, :])
-    return apart
+def _held(forest: Forest, rings: Sequence[Ring]) -> Array:
+    """Nodes of each ring under each vertex whose edge counts, one row a ring."""
+    counted = [vertex for vertex, above in enumerate(forest.parent) if above >= 0]
+    return np.array([forest.held(dict(ring.counts)) for ring in rings], dtype=np.float64)[:, counted]
+
+
+def _apart(held: Array, at: int) -> Array:
+    """Edges that the nodes of one ring must move over, at least, to become those of each other."""
+    return np.asarray(np.abs(held - held[at]).sum(axis=1), dtype=np.float64)
 
 
 def solve(
@@ -211,7 +262,11 @@ def solve(
     solver.parameters.max_deterministic_time = max(limit_s / WORK_PER_COUNTED, 1e-3)
     solver.parameters.max_time_in_seconds = max(min(CLOCK_PER_COUNTED * limit_s, clock_s), 1e-3)
     status = solver.Solve(model)
-    work_s = WORK_PER_COUNTED * float(solver.ResponseProto().deterministic_time) + CELL_S * len(rings) * len(forest)
+    work_s = (
+        WORK_PER_COUNTED * float(solver.ResponseProto().deterministic_time)
+        + SOLVE_S
+        + len(rings) * (CELL_S * sum(nodes > 0 for nodes in usable) + VERTEX_S * len(forest))
+    )
     if status == cp_model.INFEASIBLE:
         return Answer(None, float(most if worst else now), work_s)
     least = math.floor(solver.BestObjectiveBound() / weight + 1e-9) if worst else solver.BestObjectiveBound()
