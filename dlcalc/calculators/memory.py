@@ -65,8 +65,8 @@ KEPT_UNFUSED_NORM: Mapping[str, tuple[float, ...]] = {
 """A norm in PyTorch operations keeps what it made of its input; the input itself only where it must run again."""
 
 UNFUSED_NORM_BYTES = 10.0
-"""Per element of a norm in PyTorch operations: its input and the normalized input in fp32 (4 each), and the latter in 16
-bits (2). Whether the second fp32 copy lives depends on where a trainer casts back; the out-of-memory runs of
+"""Per element of a norm in PyTorch operations: its input and the normalized input in fp32 (4 each), and the latter in
+16 bits (2). Whether the second fp32 copy lives depends on where a trainer casts back; the out-of-memory runs of
 [hagemann2023] want it: 10 of 333 wrong with it, 12 without."""
 GATHERED_LOGIT_COPY_BYTES = 4.0
 """Per logit where the vocabulary is gathered over tp: the parts as they arrive, and the copy that joins them."""
@@ -276,8 +276,8 @@ def logits_loss_bytes(*, tokens: Numeric, vocab_size: float, tp: Numeric, cross_
     """Logits, loss and their gradients at the moment they take most, on the stage that has the LM head.
 
     Per token and word: gathered 14 bytes, on every rank; parallel 6 and fused 2, divided over tp. One micro-batch's
-    suffices: the last stage turns around at once. The gathered loss adds the rank's own part of the logits and two copies
-    of what arrives from the others.
+    suffices: the last stage turns around at once. The gathered loss adds the rank's own part of the logits and two
+    copies of what arrives from the others.
 
     Ignores: labels, maxima and sums per token.
     Source: [derived] PyTorch's log-softmax keeps its output, its backward pass needs two more; [megatron_lm]

@@ -48,8 +48,8 @@ class FrameworkProfile(Spec):
     again."""
 
     batch_outermost: bool = False
-    """Activations lie batch by sequence: what tp ranks gather or scatter along the sequence is not contiguous, and is copied
-    once more where a micro-batch has several sequences. False: sequence by batch, as in Megatron."""
+    """Activations lie batch by sequence: what tp ranks gather or scatter along the sequence is not contiguous, and is
+    copied once more where a micro-batch has several sequences. False: sequence by batch, as in Megatron."""
     dispatches_once_per_node: bool = False
     """A token crosses to a node once, however many of its experts sit there (DeepEP, HybridEP); False: once per
     expert."""
@@ -86,6 +86,9 @@ class FrameworkProfile(Spec):
     """Whether ZeRO 2 and 3 run together with pipeline parallelism."""
     overlaps_stage_sends: bool = True
     """Whether interleaved schedules send to the next stage while computing."""
+    sends_and_receives_in_turn: bool = False
+    """A stage's transfers follow one another, four a micro-batch; False: what it sends and what it receives cross, and
+    two count."""
     scatters_stage_sends: bool = False
     """Without sequence parallelism, tp ranks hand the next stage a tp-th of the activations each, gathered there."""
     sequence_parallel_default: bool = True
