@@ -240,7 +240,7 @@ def _flash_time_s(
 
 
 SCORE_PASS_BYTES = {
-    # fused scale, mask and softmax: read, write; dropout: read, write, mask
+    # fused scale, causal mask and softmax: read what the mask leaves (half), write all; dropout: read, write, mask
     ("fused", "forward"): (3.0, 5.0),
     ("fused", "backward"): (4.0, 5.0),
     # scale; mask (and read the mask); cast up; softmax in fp32; cast down
@@ -256,7 +256,8 @@ def score_traffic_bytes(scores: Numeric, *, fused_softmax: bool, dropout: bool, 
 
     ``scores`` counts all of them, masked ones too: nothing is skipped.
 
-    Assumes: 16-bit scores; softmax in fp32 inside one kernel when fused, as kernels of its own with casts when not.
+    Assumes: 16-bit scores; softmax in fp32 inside one kernel when fused, as kernels of its own with casts when not; the
+    fused kernel knows that the mask is causal and reads no masked score.
     Source: [korthikanti2022] section 4.1 for what is kept; [derived] reads and writes of each pass.
     """
     kind = "fused" if fused_softmax else "unfused"

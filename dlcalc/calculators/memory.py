@@ -64,10 +64,6 @@ KEPT_UNFUSED_NORM: Mapping[str, tuple[float, ...]] = {
 }
 """A norm in PyTorch operations keeps what it made of its input; the input itself only where it must run again."""
 
-UNFUSED_NORM_BYTES = 10.0
-"""Per element of a norm in PyTorch operations: its input and the normalized input in fp32 (4 each), and the latter in
-16 bits (2). Whether the second fp32 copy lives depends on where a trainer casts back; the out-of-memory runs of
-[hagemann2023] want it: 10 of 333 wrong with it, 12 without."""
 GATHERED_LOGIT_COPY_BYTES = 4.0
 """Per logit where the vocabulary is gathered over tp: the parts as they arrive, and the copy that joins them."""
 
@@ -451,13 +447,13 @@ def _norms(profile: FrameworkProfile, width: Numeric, *, n: int, n_more: int) ->
     """Inputs of ``n_more`` norms, the layer's own input not counted, and what ``n`` unfused norms keep instead."""
     return {
         "norm_input": ACTIVATION_BYTES * width * n_more,
-        "norm_intermediates": 0.0 if profile.fused_norm else UNFUSED_NORM_BYTES * width * n,
+        "norm_intermediates": 0.0 if profile.fused_norm else _norm_bytes(profile) * width * n,
     }
 
 
 def _norm_bytes(profile: FrameworkProfile) -> float:
-    """Per element that goes through a norm: its input in bf16, or in fp32 beside the normalized input."""
-    return ACTIVATION_BYTES if profile.fused_norm else UNFUSED_NORM_BYTES
+    """Per element that goes through a norm: its input in bf16, or each fp32 copy of it beside the normalized input."""
+    return ACTIVATION_BYTES if profile.fused_norm else 4.0 * profile.norm_casts + ACTIVATION_BYTES
 
 
 def _latent_bytes(model: ModelSpec, profile: FrameworkProfile, input_bytes: float) -> float:

@@ -28,6 +28,9 @@ class FrameworkProfile(Spec):
     attention: AttentionKernel
     fused_norm: bool
     """False: a norm is many passes in fp32, whose intermediates are kept for backward."""
+    norm_casts: PositiveInt = 1
+    """How often an unfused norm casts its input to fp32, and keeps each copy: once for the mean square and the scaling
+    together, or once for either."""
     fused_activation: bool
     """False: gate, multiply, bias and activation are separate kernels and keep their inputs."""
     fused_residual: bool
