@@ -51,6 +51,7 @@ def matmul_time_s(
     output_bytes: Numeric = 2.0,
     l2_bytes: float = L2_BYTES,
     sustained: bool = True,
+    arithmetic_factor: Numeric = 1.0,
 ) -> Numeric:
     """Time of ``groups`` independent (m, k) x (k, n) matmuls in one launch.
 
@@ -59,6 +60,7 @@ def matmul_time_s(
     Operands beyond L2 come from memory, a share of whose time arithmetic does not hide; memory is the other bound.
 
     ``sustained``: at the clock of a device that has been busy for long; False: of a device that runs this kernel alone.
+    ``arithmetic_factor`` is how much slower than that arithmetic is where the kernel runs; memory is as fast as ever.
 
     Assumes: all groups share waves; operands are read from memory once, L2 serves every other read.
     Ignores: split-K other than through ``wave_softness``: up to 30 % for outputs below a tenth of a wave.
@@ -78,7 +80,7 @@ def matmul_time_s(
     exposed_s = (rates.exposed_fraction * memory_s) * (traffic_bytes / (traffic_bytes + l2_bytes))
     alone_s = tiles_s + exposed_s
     arithmetic_s = sustained_time_s(alone_s, loss=rates.sustained_loss, busy_s=None if sustained else alone_s)
-    return np.maximum(arithmetic_s, memory_s) + rates.launch_s
+    return np.maximum(arithmetic_s * arithmetic_factor, memory_s) + rates.launch_s
 
 
 def _tile_fraction(rows: int, columns: int, rates: MatmulRates) -> float:

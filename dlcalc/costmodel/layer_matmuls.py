@@ -117,10 +117,10 @@ def _matmul_times_in(
             n_sms=unit.n_sms,
             input_bytes=unit.input_bytes,
             l2_bytes=unit.l2_bytes,
+            arithmetic_factor=unit.training_factor * pace,
             output_bytes=output_bytes.reshape(len(output_bytes), -1)[:, 0].reshape(-1, *[1] * len(shape)),
         )
     )  # fmt: skip
-    seconds = seconds * unit.training_factor * pace
     count = len(matmuls)
     return {
         matmul.name: MatmulTime(seconds[i], seconds[count + i], seconds[2 * count + i])
