@@ -241,7 +241,7 @@ def test_kinds_and_exclusions_make_nodes_unusable(tmp_path):
         ({"zone": "c"}, "no node is of zone c; there are a (7), b (1)"),
         ({"region": "r"}, "no node says its region, so r cannot be chosen"),
         ({"exclude": ["n33"]}, "--exclude n33: no such node; did you mean n3?"),
-        ({"exclude": ["n[0-9]"]}, "--exclude n5: no such node; did you mean"),
+        ({"exclude": ["n[0-9]"]}, "--exclude n5: no such node; f.yaml has 8 nodes, none so"),
         ({"exclude": ["n[0"]}, "--exclude n[0: n[0 lacks a closing bracket"),
         ({"exclude": ["qqqqqq"]}, "--exclude qqqqqq: no such node; f.yaml has 8 nodes, none so"),
         ({"job_prefix": "lama"}, "no job begins with lama; did you mean llama?"),
