@@ -403,7 +403,7 @@ def _cluster(context: str | None) -> Iterator[_Cluster]:
     # The client makes one of a class that it guards against being made by name.
     settings = type.__call__(client.Configuration)
     name = _configure(config, settings, context)
-    settings.retries = 1
+    settings.retries = 0  # those of urllib3 are told on the terminal
     api: Any = client.ApiClient(configuration=settings)
     try:
         yield _Cluster(client.CoreV1Api(api), name)
