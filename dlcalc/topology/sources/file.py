@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlcalc.errors import DlcalcError
+from dlcalc.errors import DlcalcError, Problem, SpecError, TopologyError
 from dlcalc.specs.load import read_text
 from dlcalc.specs.wording import shown
 from dlcalc.topology.fabric import Fabric
@@ -21,6 +21,7 @@ from dlcalc.topology.sources.ec2 import (
 from dlcalc.topology.sources.kubernetes import fabric_of_objects, is_kubernetes
 from dlcalc.topology.sources.plain import is_plain, plain_fabric
 from dlcalc.topology.sources.slurm import fabric_of_text, fabric_of_yaml, is_slurm_text, is_slurm_yaml
+from dlcalc.utils.printable import printable
 
 KINDS = (
     "a plain tree (nodes, switches), the answer of `aws ec2 describe-instance-topology` (Instances) or of `kubectl get "
@@ -31,7 +32,16 @@ KINDS = (
 def read_fabric_file(file: Path, *, namespace: str | None = None, node_devices: int | None = None) -> Fabric:
     """The fabric in ``file``; ``node_devices`` is taken where the file does not say how many devices nodes have."""
     with _without_collection():
-        return _fabric_in(file, namespace=namespace, node_devices=node_devices)
+        try:
+            return _fabric_in(file, namespace=namespace, node_devices=node_devices)
+        except SpecError as error:
+            problems = tuple(
+                Problem(problem.line, printable(problem.field), printable(problem.text)) for problem in error.problems
+            )
+            raise SpecError(error.file, problems, error.n_more) from None
+        except TopologyError as error:  # what the fabric itself says knows no file
+            told = printable(str(error))
+            raise TopologyError(told if told.startswith(str(file)) else f"{file}: {told}") from None
 
 
 @contextlib.contextmanager

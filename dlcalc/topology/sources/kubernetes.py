@@ -161,7 +161,7 @@ def _trouble(document: Document, spec: dict[str, Any], status: dict[str, Any], p
     for index, item in enumerate(document.items(spec.get("taints"), place)):
         taint = document.mapping(item, (*place, index))
         key = document.text(taint, "key", (*place, index))
-        if key.startswith(_BAD_TAINTS) and taint.get("effect") in {"NoSchedule", "NoExecute"}:
+        if key.startswith(_BAD_TAINTS) and taint.get("effect") in ("NoSchedule", "NoExecute"):
             return f"tainted {key}"
     return ""
 

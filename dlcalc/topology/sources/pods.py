@@ -89,7 +89,7 @@ def held_by_pods(
         spec = document.mapping(entry.get("spec"), (*path, "spec"))
         status = document.mapping(entry.get("status"), (*path, "status"))
         node = document.text(spec, "nodeName", (*path, "spec"))
-        if not node or status.get("phase") in _ENDED:
+        if not node or document.text(status, "phase", (*path, "status")) in _ENDED:
             continue
         requested = requests(document, spec, (*path, "spec"))
         if requested:

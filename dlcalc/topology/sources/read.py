@@ -58,17 +58,18 @@ def read_fabric(
         namespace=namespace,
         node_devices=node_devices,
     )
+    where = fabric.source if topology in SERVICES else topology
     if not fabric.nodes:
-        raise TopologyError(f"{fabric.source or topology}: there are no nodes")
+        raise TopologyError(f"{where}: there are no nodes")
     wanted = {"region": region, "zone": zone, "instance_type": instance_type}
-    judges = [_of_kind(fabric, kind, pattern) for kind, pattern in wanted.items() if pattern is not None]
+    judges = [_of_kind(fabric, kind, pattern, where) for kind, pattern in wanted.items() if pattern is not None]
     if node_devices is not None:
         judges.append(_with_devices(node_devices))
     if exclude:
-        judges.append(_not_among(_named(fabric, exclude)))
+        judges.append(_not_among(_named(fabric, exclude, where)))
     fabric = _judged(fabric, judges)
     if job_prefix is not None and not fabric.of_job(job_prefix):
-        raise TopologyError(_no_such_job(fabric, job_prefix))
+        raise TopologyError(_no_such_job(fabric, job_prefix, where))
     return fabric
 
 
@@ -108,16 +109,16 @@ Judge = Callable[[FabricNode], str]
 """Why a node cannot be used; empty: it can."""
 
 
-def _of_kind(fabric: Fabric, kind: str, wanted: str) -> Judge:
+def _of_kind(fabric: Fabric, kind: str, wanted: str, where: str) -> Judge:
     """Nodes whose ``kind`` is another cannot be used; an error if that leaves none."""
     word = kind.replace("_", " ")
     there = Counter(getattr(node, kind) for node in fabric.nodes)
     fitting = {said for said in there if fnmatch.fnmatchcase(said, wanted)}
     if not fitting:
         if set(there) == {""}:
-            raise TopologyError(f"{fabric.source}: no node says its {word}, so {wanted} cannot be chosen")
+            raise TopologyError(f"{where}: no node says its {word}, so {wanted} cannot be chosen")
         known = ", ".join(f"{said or 'not known'} ({count:,})" for said, count in there.most_common(MAX_TOLD))
-        raise TopologyError(f"{fabric.source}: no node is of {word} {wanted}; there are {known}")
+        raise TopologyError(f"{where}: no node is of {word} {wanted}; there are {known}")
 
     def judge(node: FabricNode) -> str:
         said = getattr(node, kind)
@@ -150,7 +151,7 @@ def _judged(fabric: Fabric, judges: Sequence[Judge]) -> Fabric:
     return replace(fabric, nodes=tuple(map(judged, fabric.nodes)))
 
 
-def _named(fabric: Fabric, items: Collection[str]) -> set[str]:
+def _named(fabric: Fabric, items: Collection[str], where: str) -> set[str]:
     """Names of the nodes that ``items`` mean, by name, host or hostlist; an error if there is none of that name."""
     by_host: dict[str, list[str]] = {}
     for node in fabric.nodes:
@@ -161,7 +162,7 @@ def _named(fabric: Fabric, items: Collection[str]) -> set[str]:
         for name in _names_of(item, known):
             if name not in known:
                 near = nearest(name, _neighbours(name, known))
-                told = suggestion(name, near) if near else f"{fabric.source} has {len(fabric.nodes):,} nodes, none so"
+                told = suggestion(name, near) if near else f"{where} has {len(fabric.nodes):,} nodes, none so"
                 raise TopologyError(f"--exclude {name}: no such node; {told}")
             found.update([name] if name in fabric.by_name else by_host[name])
     return found
@@ -197,12 +198,12 @@ def exclusions(items: Iterable[str]) -> set[str]:
     return found
 
 
-def _no_such_job(fabric: Fabric, prefix: str) -> str:
+def _no_such_job(fabric: Fabric, prefix: str, where: str) -> str:
     jobs = sorted({node.job for node in fabric.nodes if node.state == "busy" and node.job})
     if not jobs:
-        return f"{fabric.source}: no node says which job it holds, so none of {prefix} is known"
+        return f"{where}: no node says which job it holds, so none of {prefix} is known"
     near = nearest(prefix, jobs)
     shown = near or jobs[:MAX_TOLD]
     more = f" and {len(jobs) - MAX_TOLD:,} more" if not near and len(jobs) > MAX_TOLD else ""
     told = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(shown)}{more}"
-    return f"{fabric.source}: no job begins with {prefix}; {told}"
+    return f"{where}: no job begins with {prefix}; {told}"

@@ -152,13 +152,14 @@ class _TextReader:
         first = content.split("=", 1)[0].strip().lower()
         if first == "nodename":
             record = records(content)
-            self.nodes |= dict.fromkeys(self._expanded(record["nodename"], line, "NodeName"), record)
+            names = self._expanded(record.get("nodename", ""), line, "NodeName")
+            self.nodes |= dict.fromkeys(names, record)
         elif first == "jobid":
             self.jobs.append(records(content))
         elif first in {"switchname", "blockname", "blocksizes", "aggregatedblock"}:
             self._take_topology(first, line, _settings(content.split("#", 1)[0], line, self._complain))
         elif isinstance(self._source, Path) and not _CHATTER.match(content):
-            key = content.partition("=")[0].split(maxsplit=1)[0]
+            key = content.partition("=")[0].partition(" ")[0]
             known = suggestion(key, ("SwitchName", "BlockName", "BlockSizes"))
             raise self._complain((line, shown(key)), f"no such key at the beginning of a line; {known}")
 
