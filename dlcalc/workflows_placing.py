@@ -395,12 +395,13 @@ def _placed_row(
         "slower_links": {
             kind: row[f"{kind}_bytes_per_s_per_device"] / nic
             for kind in KINDS
-            if row[f"{kind}_bytes_per_s_per_device"] < nic
+            if row[f"{kind}_bytes_per_s_per_device"] < nic and (scenario.model.is_moe or kind not in OF_EXPERTS)
         },
     }
     return cast("PlacedRow", shown)
 
 
+OF_EXPERTS = ("etp", "ep", "expert_shard")
 PLACED_NUMBERS = (
     *("plan_index", "rank", "placed_rank", "placement", "step_time_s", "mfu", "memory_bytes", "headroom_bytes"),
     *(f"placed_{name}" for name in AS_PLACED),

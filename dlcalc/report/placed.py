@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -81,10 +82,10 @@ def _columns(rows: Sequence[PlacedRow], own: Sequence[str]) -> list[Column]:
     scale, unit = (1.0, "s") if rows[0]["placed_step_time_s"] >= 1 else (1e-3, "ms")
     return [
         Column("#", [str(row["placed_rank"]) for row in rows]),
-        Column("on paper", [_or_dash(row["rank"]) for row in rows]),
+        Column("paper #", [_or_dash(row["rank"]) for row in rows]),
         Column("plan", own, "left", flexible=True),
         Column(f"step {unit}", [units.significant(row["placed_step_time_s"] / scale, 4) for row in rows]),
-        Column("on paper", [units.significant(row["step_time_s"] / scale, 4) for row in rows], optional=1),
+        Column(f"paper {unit}", [units.significant(row["step_time_s"] / scale, 4) for row in rows], optional=1),
         Column("MFU %", [f"{100 * row['placed_mfu']:.1f}" for row in rows]),
         Column("memory GiB", [units.gib(row["memory_bytes"]) for row in rows], optional=4),
         Column("hops", [units.count(row["hops"]) for row in rows], optional=2),
@@ -100,7 +101,12 @@ def _bound(row: PlacedRow) -> str:
     """What no placement is below; ``=`` where the placement reaches it."""
     if row["proved_optimal"]:
         return "="
-    return "-" if row["lower_bound_hops"] is None else units.significant(row["lower_bound_hops"], 5)
+    return "-" if row["lower_bound_hops"] is None else _hops(row["lower_bound_hops"])
+
+
+def _hops(bound: float) -> str:
+    """Hops are whole, so is what they cannot be below."""
+    return units.count(math.ceil(bound - 1e-6))
 
 
 def _why(placed: PlacedSummary) -> str:
@@ -149,7 +155,7 @@ def _nodes(placed: PlacedSummary) -> str:
     elif row["lower_bound_hops"] is None:
         bound = "no bound known"
     else:
-        bound = f"no placement has fewer than {units.significant(row['lower_bound_hops'], 5)}"
+        bound = f"no placement has fewer than {_hops(row['lower_bound_hops'])}"
     rings_of = (
         f"{len(rings)} ring{'s' if len(rings) > 1 else ''} of {len(rings[0])} node{'s' if len(rings[0]) > 1 else ''}"
     )

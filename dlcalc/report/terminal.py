@@ -110,6 +110,8 @@ def _closing(summary: Summary) -> str:
         f"({units.short_count(summary['plans_per_s'])} plans/s), {units.count(summary['n_fit'])} fit; "
         f"peak memory {units.size(summary['peak_rss_bytes'])}"
     )
+    if "placing_s" in summary:
+        text += f"; placed in {units.duration(summary['placing_s'])}"
     return text + (f"; rows in {summary['result']}" if summary["result"] else "")
 
 
