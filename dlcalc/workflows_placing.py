@@ -34,7 +34,7 @@ from dlcalc.topology.crossing import placed_rates
 from dlcalc.topology.domains import Machines, with_node_devices
 from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.job import JobShape, Placement
-from dlcalc.topology.sources.read import SERVICES, read_fabric
+from dlcalc.topology.sources.read import exclusions, read_fabric
 from dlcalc.workflows_sweep import Index, Progress, estimate_rows, rows_of
 
 PLACED_PLANS = 1000
@@ -115,29 +115,44 @@ def placing_of(
             option = "--place" if place else "--place-meshes"
             raise DlcalcError(f"{option}: give the fabric, with --topology FILE or topology: in {space_file}")
         return None
-    source = topology if topology is not None else _source_of(spec, space_file)
-    limits = spec or TopologySpec(source=source)
-    fabric = read_fabric(
-        source, region=limits.region, zone=limits.zone, instance_type=limits.instance_type, exclude=limits.exclude
-    )
-    return Placing(fabric, source, meshes or limits.meshes, limits.time_limit_s)
-
-
-def _source_of(spec: TopologySpec | None, space_file: Path) -> str:
-    """The service, or the file beside the space file, that it names."""
+    if topology is not None:
+        limits = spec or TopologySpec(source=topology)
+        return Placing(_fabric_of(limits, topology), topology, meshes or limits.meshes, limits.time_limit_s)
     assert spec is not None
-    if spec.source in SERVICES:
-        return spec.source
-    file = space_file.parent / Path(spec.source).expanduser()
-    if file.exists():
-        return str(file)
-    data, marks = load_yaml(space_file)
-    path = ("topology", "source") if isinstance(data["topology"], dict) else ("topology",)
+    source = _source_of(spec, space_file)
     try:
-        read_fabric(str(file) if "/" in spec.source or "." in spec.source else spec.source)
+        return Placing(_fabric_of(spec, source), source, meshes or spec.meshes, spec.time_limit_s)
     except (TopologyError, SpecError) as error:
-        raise spec_error(space_file, marks, path, str(error)) from None
-    return str(file)
+        raise _placed_in(space_file, error) from error
+
+
+def _fabric_of(spec: TopologySpec, source: str) -> Fabric:
+    return read_fabric(
+        source,
+        region=spec.region,
+        zone=spec.zone,
+        instance_type=spec.instance_type,
+        exclude=exclusions(spec.exclude),
+    )
+
+
+def _source_of(spec: TopologySpec, space_file: Path) -> str:
+    """The service, or the file beside the space file, that it names."""
+    file = space_file.parent / Path(spec.source).expanduser()
+    return str(file) if file.exists() or "/" in spec.source or "." in spec.source else spec.source
+
+
+def _placed_in(space_file: Path, error: DlcalcError) -> DlcalcError:
+    """``error`` at the line of the space file that it is about; a mistake in the fabric's own file stays there."""
+    if isinstance(error, SpecError) and any(problem.line for problem in error.problems):
+        return error
+    data, marks = load_yaml(space_file)
+    text, path = str(error), ["topology"]
+    for key, prefix in (("exclude", "--exclude "), ("source", "--topology ")):
+        if isinstance(data["topology"], dict) and (text.startswith(prefix) or key == "source"):
+            path = ["topology", key]
+            break
+    return spec_error(space_file, marks, tuple(path), text.removeprefix("--exclude ").removeprefix("--topology "))
 
 
 def tables_of(placing: Placing, scenarios: Sequence[Scenario], placed: Sequence[PlacedScenario]) -> PlacedTables:
@@ -191,6 +206,9 @@ def place_scenario(
         machines = with_node_devices(placing.fabric, scenario.hardware.node.n_devices)
     except NoPlacementError as error:
         return PlacedScenario(why_none=str(error))
+    n_nodes, n_free = scenario.devices // scenario.hardware.node.n_devices, len(machines.fabric.candidates())
+    if n_nodes > n_free:
+        return PlacedScenario(why_none=f"it needs {n_nodes:,} nodes and {n_free:,} are free")
     order = best_meshes(scenario, result, leaders)
     meshes, reasons = _placed_meshes(scenario, order, machines, placing, progress)
     if not meshes:

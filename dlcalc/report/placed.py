@@ -156,10 +156,11 @@ def _nodes(placed: PlacedSummary) -> str:
         bound = "no bound known"
     else:
         bound = f"no placement has fewer than {_hops(row['lower_bound_hops'])}"
-    rings_of = (
-        f"{len(rings)} ring{'s' if len(rings) > 1 else ''} of {len(rings[0])} node{'s' if len(rings[0]) > 1 else ''}"
+    takes = "takes" if len(rings) == 1 else "take"
+    return (
+        f"Its {_number(len(rings), 'ring')} of {_number(len(rings[0]), 'node')} {takes} {units.count(row['hops'])} "
+        f"hops ({bound}); the first: {first}."
     )
-    return f"Its {rings_of} take {units.count(row['hops'])} hops ({bound}); the first: {first}."
 
 
 def _number(count: int, what: str) -> str:
