@@ -379,12 +379,17 @@ def placed_summary(
         "n_meshes": len(found.meshes),
         "n_placements": found.n_placements,
         "not_placed": dict(found.not_placed),
-        "order_changed": any(row["rank"] != row["placed_rank"] for row in found.plans[:top]),
+        "order_changed": [row["plan_index"] for row in found.plans[:top]]
+        != [row["plan_index"] for row in sorted(found.plans, key=_paper_order)[:top]],
         "best": rows,
         "first_on_paper": None if first is None else _placed_row(scenario, found, first, breakdown),
         "breakdown": None if not rows else breakdown(_estimate(scenario, found, rows[0]["plan_index"])),
         "rings": [list(ring) for ring in found.mesh_of(scenario, rows[0]["plan_index"]).rings] if rows else [],
     }
+
+
+def _paper_order(row: Mapping[str, Any]) -> float:
+    return np.inf if row["rank"] is None else row["rank"]
 
 
 def _estimate(scenario: Scenario, found: PlacedScenario, plan: int) -> Estimate:

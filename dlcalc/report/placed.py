@@ -112,9 +112,11 @@ def _hops(bound: float) -> str:
 def _why(placed: PlacedSummary) -> str:
     """Why the order changed, or that it did not."""
     best, first = placed["best"][0], placed["first_on_paper"]
+    if first is None:
+        return f"The best plan on paper is none that can be placed. The best as placed: placing {_cost(best)}."
     if not placed["order_changed"]:
         return f"The order is the same with and without placement. Placing {_cost(best)}."
-    if first is None or first["plan_index"] == best["plan_index"]:
+    if first["plan_index"] == best["plan_index"]:
         return (
             f"The best plan is the same with and without placement, the order after it is not. Placing {_cost(best)}."
         )

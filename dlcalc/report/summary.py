@@ -121,10 +121,10 @@ class PlacedSummary(TypedDict):
     not_placed: dict[str, int]
     """Meshes that cannot be placed, by reason."""
     order_changed: bool
-    """Whether the plans in ``best`` are in another order than without placement."""
+    """Whether ``best`` would be others, or in another order, by the ranks that the placed plans have without it."""
     best: list[PlacedRow]
     first_on_paper: PlacedRow | None
-    """The best plan without placement, as placed."""
+    """The best plan without placement, as placed; null where its mesh cannot be."""
     breakdown: Breakdown | None
     """Of the best plan as placed."""
     rings: list[list[str]]
