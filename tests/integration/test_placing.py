@@ -226,6 +226,27 @@ def test_a_study_is_placed_afterwards_elsewhere_and_not_at_all(monkeypatch):
     assert open_result("results/placed").placed.topology == "flat.yaml"
 
 
+def test_an_interruption_while_placing_loses_nothing(monkeypatch):
+    """What was searched is kept, what was half written is gone, and the same command goes on from there."""
+    whole = answer("space.yaml", "--topology", "racks.yaml", "-o", "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr("dlcalc.results.placed.pq.write_table", _interrupt)
+        run("space.yaml", "--topology", "racks.yaml", exit_code=130)
+    assert not open_result("results/placed").is_complete
+    assert list(Path("results/placed/_placed").iterdir()) == []
+    (Path("results/placed/_placed") / ".plans.parquet.1.partial").write_bytes(b"killed")
+
+    monkeypatch.setattr("dlcalc.workflows_sweep._blocks", lambda *_, **__: pytest.fail("searched again"))
+    resumed = answer("space.yaml", "--topology", "racks.yaml")
+    assert timeless(resumed) | {"result": ""} == timeless(whole) | {"result": ""}
+    assert open_result("results/placed").placed_plans() == open_result("whole").placed_plans()
+    assert len(list(Path("results/placed/_placed").iterdir())) == 2
+
+
+def _interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_keeping_few_rows_still_places_the_best():
     few = answer("space.yaml", "--topology", "racks.yaml", "--keep", "500", "-o", "few")["scenarios"][0]["placed"]
     every = answer("space.yaml", "--topology", "racks.yaml", "--keep", "all", "-o", "every")["scenarios"][0]["placed"]
