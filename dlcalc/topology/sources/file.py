@@ -1,0 +1,32 @@
+"""A saved topology, recognised by what it holds: a plain tree, or what EC2, Kubernetes or Slurm said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlcalc.errors import DlcalcError
+from dlcalc.specs.load import read_text
+from dlcalc.specs.wording import shown
+from dlcalc.topology.fabric import Fabric
+from dlcalc.topology.sources.document import MAX_JSON_BYTES, Document, parse_document
+from dlcalc.topology.sources.plain import is_plain, plain_fabric
+
+KINDS = (
+    "a plain tree (nodes, switches), the answer of `aws ec2 describe-instance-topology` (Instances) or of `kubectl get "
+    "nodes -o json` (items), Slurm's topology.conf (SwitchName=, BlockName=) or topology.yaml (a list of topology:)"
+)
+
+
+def read_fabric_file(file: Path, *, node_devices: int | None = None) -> Fabric:
+    """The fabric in ``file``; ``node_devices`` is taken where the file does not say how many devices nodes have."""
+    text = read_text(file, max_bytes=MAX_JSON_BYTES)
+    document = parse_document(file, text)
+    if is_plain(document.data):
+        return plain_fabric(document, node_devices=node_devices)
+    raise _unknown(document)
+
+
+def _unknown(document: Document) -> DlcalcError:
+    data = document.data
+    held = "keys " + ", ".join(sorted(map(str, data))[:5]) if isinstance(data, dict) else shown(data)
+    return document.error((), f"is no topology: it holds {held}; what is read is {KINDS}")
