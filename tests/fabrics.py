@@ -1,40 +1,73 @@
-"""Fabrics that several tests place jobs on: made, not read, and the same each time."""
+"""Small random fabrics, and the best placement on them found by trying every one."""
 
 from __future__ import annotations
 
-import random
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
-from dlcalc.topology.fabric import Fabric, FabricNode
+from hypothesis import strategies as st
 
-RATES = (50e9, 25e9, 12.5e9)
+from dlcalc.topology.fabric import Fabric, FabricNode, spanning_edges
+from dlcalc.topology.job import JobShape
 
-
-def clos(
-    *, spines: int, leaves: int, leaf_nodes: int, busy: float = 0.0, seed: int = 1, rates: tuple[float, ...] = RATES
-) -> Fabric:
-    """Three tiers; a share of the nodes, drawn at random, holds another job."""
-    draw = random.Random(seed)
-    nodes = [
-        FabricNode(
-            name=f"i-{draw.getrandbits(68):017x}",
-            switches=(f"leaf-{spine:02}-{leaf:02}", f"spine-{spine:02}", "core"),
-            host=f"n-{spine:02}-{leaf:02}-{position:02}",
-            state="busy" if draw.random() < busy else "free",
-            zone="us-east-1a",
-            instance_type="p5.48xlarge",
-        )
-        for spine in range(spines)
-        for leaf in range(leaves)
-        for position in range(leaf_nodes)
-    ]
-    return Fabric(tuple(with_job(node, "other", None) if node.state == "busy" else node for node in nodes), rates)
+Rings = tuple[tuple[str, ...], ...]
 
 
-def with_job(node: FabricNode, job: str, rank: int | None) -> FabricNode:
-    return FabricNode(**{**vars(node), "state": "busy", "job": job, "rank": rank})
+@st.composite
+def fabrics(draw: st.DrawFn, most_nodes: int = 9, domains: bool = False, nested: bool = True) -> Fabric:
+    """Forests of any shape: several roots, switches of unequal depth, nodes hanging from any switch."""
+    n_switches = draw(st.integers(1, 7))
+    above = [draw(st.integers(-1, switch - 1)) for switch in range(n_switches)]
+    nodes = []
+    for at in range(draw(st.integers(1, most_nodes))):
+        switch = closest = draw(st.integers(0, n_switches - 1))
+        chain = []
+        while switch >= 0:
+            chain.append(f"s{switch}")
+            switch = above[switch]
+        domain = f"d{draw(st.integers(0, 2))}" if domains else ""
+        domain = f"{domain} of s{closest}" if domains and nested else domain
+        nodes.append(FabricNode(f"n{at}", tuple(chain), domain=domain))
+    return Fabric(tuple(nodes))
 
 
-def running(fabric: Fabric, job: str, n_nodes: int) -> Fabric:
-    """The fabric once ``job`` has taken the first free nodes, in the order of the fabric."""
-    taken = {node.name: rank for rank, node in enumerate(fabric.candidates()[:n_nodes])}
-    return fabric.only(with_job(node, job, taken[node.name]) if node.name in taken else node for node in fabric.nodes)
+def partitions(names: Sequence[str], n_rings: int, ring_nodes: int) -> Iterator[Rings]:
+    """Every choice of disjoint rings, each once."""
+    if n_rings == 0:
+        yield ()
+        return
+    for at in range(len(names) - n_rings * ring_nodes + 1):  # the first node used is the first ring's
+        for others in itertools.combinations(names[at + 1 :], ring_nodes - 1):
+            ring = (names[at], *others)
+            left = [name for name in names[at + 1 :] if name not in others]
+            for rest in partitions(left, n_rings - 1, ring_nodes):
+                yield (ring, *rest)
+
+
+def hops_of(fabric: Fabric, ring: Sequence[str]) -> int:
+    return 2 * spanning_edges(fabric, ring)
+
+
+def best_by_brute_force(
+    fabric: Fabric,
+    job: JobShape,
+    allowed: Callable[[tuple[str, ...]], bool] = lambda ring: True,
+    cost: Callable[[list[int]], float] = sum,
+) -> float | None:
+    """The least ``cost`` of the hops of the rings over every placement; None where none is allowed."""
+    names = list(fabric.by_name)
+    known: dict[tuple[str, ...], int | None] = {}
+
+    def hops(ring: tuple[str, ...]) -> int | None:
+        if ring not in known:
+            one_root = len({fabric.chains[name][-1] for name in ring}) == 1
+            known[ring] = hops_of(fabric, ring) if one_root and allowed(ring) else None
+        return known[ring]
+
+    best: float | None = None
+    for rings in partitions(names, job.n_rings, job.ring_nodes):
+        each = [hops(ring) for ring in rings]
+        if None not in each:
+            total = cost(each)
+            best = total if best is None else min(best, total)
+    return best

@@ -10,7 +10,7 @@ import pytest
 
 from dlcalc.report.topology_page import DrawnRing, ring_colour, topology_page
 from dlcalc.topology.fabric import Fabric, FabricNode
-from tests.fabrics import clos, running
+from tests.clos_fabrics import clos, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
