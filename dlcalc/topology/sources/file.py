@@ -10,6 +10,7 @@ from dlcalc.specs.wording import shown
 from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.sources.document import MAX_JSON_BYTES, Document, parse_document
 from dlcalc.topology.sources.plain import is_plain, plain_fabric
+from dlcalc.topology.sources.slurm import fabric_of_text, fabric_of_yaml, is_slurm_text, is_slurm_yaml
 
 KINDS = (
     "a plain tree (nodes, switches), the answer of `aws ec2 describe-instance-topology` (Instances) or of `kubectl get "
@@ -20,9 +21,13 @@ KINDS = (
 def read_fabric_file(file: Path, *, node_devices: int | None = None) -> Fabric:
     """The fabric in ``file``; ``node_devices`` is taken where the file does not say how many devices nodes have."""
     text = read_text(file, max_bytes=MAX_JSON_BYTES)
+    if is_slurm_text(text):
+        return fabric_of_text(text, file, node_devices=node_devices)
     document = parse_document(file, text)
     if is_plain(document.data):
         return plain_fabric(document, node_devices=node_devices)
+    if is_slurm_yaml(document.data):
+        return fabric_of_yaml(document, node_devices=node_devices)
     raise _unknown(document)
 
 

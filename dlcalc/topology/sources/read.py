@@ -18,10 +18,11 @@ from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.sources.file import read_fabric_file
 from dlcalc.topology.sources.hostlist import expand
 from dlcalc.topology.sources.plain import save_fabric
+from dlcalc.topology.sources.slurm import read_slurm
 
 __all__ = ["SERVICES", "exclusions", "read_fabric", "save_fabric"]
 
-SERVICES: tuple[str, ...] = ()
+SERVICES = ("slurm",)
 """Words that ask a service; anything else is the name of a file."""
 
 MAX_TOLD = 8
@@ -76,6 +77,8 @@ def _read(
     namespace: str | None,
     node_devices: int | None,
 ) -> Fabric:
+    if topology == "slurm":
+        return read_slurm(node_devices=node_devices)
     file = Path(topology)
     if not file.exists() and "/" not in topology and "." not in topology:
         near = nearest(topology, SERVICES)
