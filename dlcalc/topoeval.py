@@ -93,8 +93,9 @@ def evaluate(job_prefix: str, *, as_json: bool, verbose: bool, **choices: Any) -
     """Measure, and print the outcome."""
     from dlcalc.report.terminal import make_console
     from dlcalc.report.topology import print_evaluation, waiting
+    from dlcalc.report.topology_facts import evaluation_document
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_topology import evaluate_job, evaluation_document
+    from dlcalc.workflows_topology import evaluate_job
 
     with waiting("reading the fabric, then placing"):
         found = evaluate_job(job_prefix, **choices)

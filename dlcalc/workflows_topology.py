@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dlcalc.costmodel.estimate import Estimate, estimate
-from dlcalc.errors import DlcalcError, NoPlacementError, TopologyError, UnknownNameError
+from dlcalc.errors import DlcalcError, TopologyError, UnknownNameError
 from dlcalc.launch import ranks
 from dlcalc.report.topology_facts import (
     Assignment,
@@ -30,7 +30,7 @@ from dlcalc.topology.assign import KeepTogether, best_on, place
 from dlcalc.topology.crossing import placed_rates
 from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.job import JobShape, Objective, Placement
-from dlcalc.topology.rings import GroupHops, GroupKind, group_hops, ring_order, tour_hops
+from dlcalc.topology.rings import GroupHops, group_hops, tour_hops
 from dlcalc.topology.sources.read import exclusions, read_fabric, save_fabric
 from dlcalc.utils.jsontext import to_json
 from dlcalc.workflows_run import open_run
@@ -46,8 +46,6 @@ LAUNCH_FILES = {
     "kubernetes": "kubernetes_affinity.yaml",
 }
 """Name of the file of each format."""
-
-Form = Literal["json", "nodes", "rankfile", "slurm", "torchrun", "kubernetes"]
 
 
 # ---- topoassign ---------------------------------------------------------------------------------------------------
@@ -71,7 +69,7 @@ def assign_nodes(
     objective: str = "hops",
     keep_together: KeepTogether = "none",
     time_limit: float = 10.0,
-    **where: str | None,
+    **where: Any,  # noqa: ANN401 - what read_fabric alone reads, passed on by name
 ) -> Assignment:
     """The best placement found of a job on the free nodes of a fabric."""
     degrees, run = _degrees(plan, rank, scenario, tp=tp, pp=pp, dp=dp, cp=cp, ep=ep, etp=etp)
@@ -144,7 +142,7 @@ def evaluate_job(
     scenario: str | None = None,
     save: Path | None = None,
     time_limit: float = 10.0,
-    **where: str | None,
+    **where: Any,  # noqa: ANN401 - what read_fabric alone reads, passed on by name
 ) -> Evaluation:
     """How a running job sits, against the best on its own nodes and on all that it could have."""
     degrees, run = _degrees(plan, rank, scenario, tp=tp, pp=pp, dp=dp, cp=cp, ep=ep, etp=etp)
@@ -163,6 +161,7 @@ def evaluate_job(
         name: group_hops(fabric, job, placement.node_order)
         for name, placement in (("actual", actual), ("own", own), ("free", free))
     }
+    has_experts = job.ep * job.etp > 1
     kinds = tuple(
         KindHops(
             kind=kind,
@@ -171,7 +170,7 @@ def evaluate_job(
             best_on_free_hops=_total_hops(hops["free"][kind]),
         )
         for kind, groups in hops["actual"].items()
-        if any(len(group.nodes) > 1 for group in groups)
+        if any(len(group.nodes) > 1 for group in groups) and (has_experts or kind not in ("ep", "expert_dp"))
     )
     step, why = _step_cost(run, fabric, actual, own, free)
     return Evaluation(
@@ -250,7 +249,7 @@ def draw_fabric(
     pp: int | None = None,
     placement: Path | None = None,
     save: Path | None = None,
-    **where: str | None,
+    **where: Any,  # noqa: ANN401 - what read_fabric alone reads, passed on by name
 ) -> Drawing:
     """The page of a fabric, with the rings of running or of planned jobs."""
     if pp is not None and job_prefix is None:
@@ -357,9 +356,7 @@ def _may_be_minimised(objective: str, run: Run | None) -> None:
 
 
 def _estimate(run: Run, placement: Placement | None, fabric: Fabric) -> Estimate | None:
-    """Of a plan, with the links that its placed groups cross; None where the fabric says no rates, or counts nodes
-    differently.
-    """
+    """Of a plan, with the links that its placed groups cross; None where they are not known."""
     if placement is not None and _why_no_seconds(run, placement, fabric):
         return None
     rates = (
