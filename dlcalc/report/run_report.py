@@ -19,8 +19,8 @@ from rich.text import Text
 
 from dlcalc.costmodel.anatomy import AttentionFacts, AxisFacts, MatmulFacts, Shape
 from dlcalc.costmodel.cross_dc import CrossDcFacts
+from dlcalc.report.plan_words import plan_words
 from dlcalc.report.run_facts import Citation, Comparison, Difference, RunFacts
-from dlcalc.report.terminal import plan_words
 from dlcalc.utils import units
 
 _BAR_CELLS = 32

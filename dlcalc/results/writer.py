@@ -219,6 +219,11 @@ class StudyWriter:
         """Finished shards by (scenario, shard): those need not be evaluated again."""
         return self._finished
 
+    @property
+    def manifest(self) -> Manifest:
+        """Of what is finished."""
+        return self._manifest.with_shards(self._finished, "running", self._placed)
+
     def header(self, scenario: int, names: Mapping[str, tuple[str, ...]]) -> ShardHeader:
         """What the files of ``scenario`` share; ``names`` gives the words behind the codes of word columns."""
         origin = self._origin.scenarios[scenario]

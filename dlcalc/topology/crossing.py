@@ -84,9 +84,10 @@ def ways_of(fabric: Fabric, order: Sequence[str]) -> Ways:
 
 def groups_of(n_ranks: int, stride: int, job: JobShape) -> Index:
     """Node ranks of the members of every group of ``n_ranks`` devices that are ``stride`` apart, equal groups once."""
-    devices = np.arange(job.n_devices).reshape(-1, n_ranks, stride)
-    nodes = devices.swapaxes(1, 2).reshape(-1, n_ranks) // job.node_devices
-    return np.unique(nodes, axis=0)
+    node = job.node_devices
+    alike = node if stride % node == 0 else stride if node % stride == 0 else 1  # neighbours whose groups share nodes
+    devices = np.arange(job.n_devices).reshape(-1, n_ranks, stride)[:, :, ::alike]
+    return np.unique(devices.swapaxes(1, 2).reshape(-1, n_ranks) // node, axis=0)
 
 
 def ring_reach(ways: Ways, groups: Index) -> Reach:
