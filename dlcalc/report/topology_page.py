@@ -191,7 +191,7 @@ def _drawn_node(
     return {
         "label": label,
         "title": "\n".join(said),
-        "color": {"background": fill, "border": border, "highlight": {"background": fill, "border": "#ff1744"}},
+        "color": _colours(fill, border, chosen="#ff1744"),
         "font": {"color": "#ffffff" if kind == "job" else "#222222", "size": RANK_PIXELS[min(len(label), 5)]},
         "borderWidth": 2,
         "borderWidthSelected": 5,
@@ -205,6 +205,12 @@ def _drawn_node(
     }
 
 
+def _colours(fill: str, border: str, *, chosen: str) -> dict[str, Any]:
+    """Of a box; under the pointer or found, only its border changes."""
+    marked = {"background": fill, "border": chosen}
+    return {"background": fill, "border": border, "hover": marked, "highlight": marked}
+
+
 def _ring_edges(fabric: Fabric, ring: DrawnRing, position: int) -> list[dict[str, Any]]:
     """From every node to the next; two nodes are joined by one line, a single one by none."""
     follows = list(zip(ring.nodes, (*ring.nodes[1:], ring.nodes[0]), strict=True))
@@ -215,7 +221,7 @@ def _ring_edges(fabric: Fabric, ring: DrawnRing, position: int) -> list[dict[str
             "from": f"node {a}",
             "to": f"node {b}",
             "ring": position,
-            "color": {"color": ring_colour(position), "opacity": 0.85},
+            "color": {**dict.fromkeys(("color", "hover", "highlight"), ring_colour(position)), "opacity": 0.85},
             "title": f"{ring.label}: {a} - {b}, {_meeting(fabric, a, b)}",
         }
         for a, b in follows
@@ -249,7 +255,7 @@ def _switches(fabric: Fabric) -> list[dict[str, Any]]:
                 "shade": shade,
                 "words": [switch.lower()],
                 "drawn": {
-                    "color": {"background": shade, "border": border, "highlight": {"background": "#ffffff"}},
+                    "color": _colours(shade, border, chosen=border),
                     "font": {"color": "#1c3d6c", "size": 12},
                 },
             }
