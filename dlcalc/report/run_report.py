@@ -26,7 +26,7 @@ from dlcalc.utils import units
 _BAR_CELLS = 32
 _WIDE = 110
 """Consoles at least so wide fold the columns of ``FOLDING`` alone."""
-FOLDING = frozenset({"what", "link", "sublayer", "also"})
+FOLDING = frozenset({"what", "link", "sublayer", "also", "nodes", "nodes, in ring order", "closest switches"})
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 AXIS_NAMES = {

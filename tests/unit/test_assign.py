@@ -1,6 +1,5 @@
 """Placement against every placement there is, on hundreds of small random fabrics."""
 
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
