@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.placement import Crossing, PlacedRates
-from dlcalc.costmodel.plans import KNOBS, Plans, value_of
+from dlcalc.costmodel.plans import KNOBS, Array, Plans, value_of
 from dlcalc.errors import DlcalcError, NoPlacementError, SpecError, TopologyError
 from dlcalc.report.summary import Breakdown, PlacedRow, PlacedSummary
 from dlcalc.results.placed import KINDS, PlacedTables
@@ -30,7 +31,7 @@ from dlcalc.search.space import Scenario
 from dlcalc.specs.load import load_yaml, spec_error
 from dlcalc.specs.space import TopologySpec
 from dlcalc.topology.assign import place
-from dlcalc.topology.crossing import placed_rates
+from dlcalc.topology.crossing import PlacedGroups
 from dlcalc.topology.domains import Machines, with_node_devices
 from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.job import JobShape, Placement
@@ -68,15 +69,13 @@ class PlacedMesh:
         """By the names of machines."""
         return self.machines.of(self.placement.rings)
 
+    @cached_property
+    def groups(self) -> PlacedGroups:
+        return PlacedGroups.of(self.machines.fabric, self.placement)
+
     def rates(self, scenario: Scenario, plans: Plans) -> PlacedRates:
         """The links of plans of this mesh."""
-        return placed_rates(
-            self.machines.fabric,
-            self.placement,
-            scenario.hardware,
-            dp_replicate=plans.dp_replicate,
-            vpp=plans.vpp,
-        )
+        return self.groups.rates(scenario.hardware, dp_replicate=plans.dp_replicate, vpp=plans.vpp)
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,8 @@ class PlacedScenario:
     n_placements: int = 0
     not_placed: Mapping[str, int] = field(default_factory=dict)
     """Meshes that were tried and cannot be placed, by reason."""
+    n_faster_on_paper: int = 0
+    """Meshes that were not tried and have a plan that is faster without placement than the best one is with it."""
     why_none: str = ""
 
     def mesh_of(self, scenario: Scenario, plan: int) -> PlacedMesh:
@@ -209,7 +210,8 @@ def place_scenario(
     n_nodes, n_free = scenario.devices // scenario.hardware.node.n_devices, len(machines.fabric.candidates())
     if n_nodes > n_free:
         return PlacedScenario(why_none=f"it needs {n_nodes:,} nodes and {n_free:,} are free")
-    order = best_meshes(scenario, result, leaders)
+    best_s = best_of_meshes(scenario, result, leaders)
+    order = [int(row) for row in np.argsort(best_s, kind="stable") if np.isfinite(best_s[row])]
     meshes, reasons = _placed_meshes(scenario, order, machines, placing, progress)
     if not meshes:
         return PlacedScenario(why_none="; ".join(list(reasons)[:SHOWN_REASONS]) or "no plan fits", not_placed=reasons)
@@ -223,9 +225,11 @@ def place_scenario(
     at = {mesh.row: mesh for mesh in meshes}
     on_paper = [index for index in rank if index // plans_per_mesh(scenario) in at]
     chosen = np.union1d(found.leaders.index, np.array(on_paper, dtype=np.int64))
+    tried = len(meshes) + sum(reasons.values())
     return PlacedScenario(
         plans=_rows(scenario, chosen, at, rank),
         meshes=at,
+        n_faster_on_paper=int(np.count_nonzero(best_s[order[tried:]] < found.fastest)),
         n_placements=len({mesh.number for mesh in meshes}),
         not_placed=reasons,
     )
@@ -236,8 +240,8 @@ def plans_per_mesh(scenario: Scenario) -> int:
     return scenario.n_plans // scenario.shape[0]
 
 
-def best_meshes(scenario: Scenario, result: Result, leaders: Leaders) -> list[int]:
-    """Mesh rows by their best plan, of those that the search kept any plan of that fits."""
+def best_of_meshes(scenario: Scenario, result: Result, leaders: Leaders) -> Array:
+    """Step time of the best plan of every mesh, of those that the search kept and that fit; infinite without any."""
     per_mesh, capacity = plans_per_mesh(scenario), scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom)
     best = np.full(scenario.shape[0], np.inf)
     np.minimum.at(best, leaders.index // per_mesh, leaders.step_time_s)
@@ -245,8 +249,7 @@ def best_meshes(scenario: Scenario, result: Result, leaders: Leaders) -> list[in
         index, step_s, memory = (batch.column(position).to_numpy() for position in range(3))
         fits = memory <= capacity
         np.minimum.at(best, index[fits] // per_mesh, step_s[fits])
-    order = np.argsort(best, kind="stable")
-    return [int(row) for row in order[np.isfinite(best[order])]]
+    return best
 
 
 def _placed_meshes(
@@ -379,6 +382,7 @@ def placed_summary(
         "n_meshes": len(found.meshes),
         "n_placements": found.n_placements,
         "not_placed": dict(found.not_placed),
+        "n_faster_on_paper": found.n_faster_on_paper,
         "order_changed": [row["plan_index"] for row in found.plans[:top]]
         != [row["plan_index"] for row in sorted(found.plans, key=_paper_order)[:top]],
         "best": rows,

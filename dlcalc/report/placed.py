@@ -40,12 +40,16 @@ def print_placed(placed: PlacedSummary, console: Console) -> None:
     shared, own = shared_and_own([cast("Any", row) for row in rows])
     console.print()
     console.print(
-        Text(f"Best {len(rows)} plans as placed" + (f", all with {shared}" if shared and len(rows) > 1 else ""))
+        Text(
+            f"Best {_number(len(rows), 'plan')} as placed"
+            + (f", all with {shared}" if shared and len(rows) > 1 else "")
+        )
     )
     console.print(table_of(_columns(rows, own), console.width))
     console.print()
     console.print(Text(_why(placed)))
     console.print(Text(_nodes(placed)))
+    console.print(Text(_others(placed)))
 
 
 def placed_headline(placed: PlacedSummary) -> str:
@@ -165,8 +169,19 @@ def _nodes(placed: PlacedSummary) -> str:
     )
 
 
-def _number(count: int, what: str) -> str:
-    return f"{units.count(count)} {what}{'' if count == 1 else 's'}"
+def _others(placed: PlacedSummary) -> str:
+    """Whether a mesh that was not tried could be better: placing makes no plan faster."""
+    n = placed["n_faster_on_paper"]
+    if not n:
+        return "No other mesh can be faster: all that were not placed are slower than this on paper already."
+    return (
+        f"{_number(n, 'mesh', 'meshes')} not tried {'is' if n == 1 else 'are'} faster than this on paper; "
+        f"--place-meshes {placed['n_meshes'] + n} would try {'it' if n == 1 else 'them'}."
+    )
+
+
+def _number(count: int, one: str, several: str = "") -> str:
+    return f"{units.count(count)} {one if count == 1 else several or one + 's'}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -120,6 +120,9 @@ class PlacedSummary(TypedDict):
     """Different ones; meshes whose rings are alike share one."""
     not_placed: dict[str, int]
     """Meshes that cannot be placed, by reason."""
+    n_faster_on_paper: int
+    """Meshes that were not tried and have a plan that is faster without placement than the best one is with it. Placing
+    makes no plan faster, so with none the best plan is the best of all meshes that plans were kept of."""
     order_changed: bool
     """Whether ``best`` would be others, or in another order, by the ranks that the placed plans have without it."""
     best: list[PlacedRow]

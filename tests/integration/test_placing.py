@@ -143,6 +143,12 @@ def test_only_as_many_meshes_are_placed_as_asked_for():
     assert len({(row["tp"], row["pp"], row["dp"]) for row in rows}) == 2
     assert min(row["rank"] for row in rows) == 1  # the best ones
 
+    only = answer("space.yaml", "--topology", "racks.yaml", "--resume", "--place-meshes", 1)["scenarios"][0]["placed"]
+    assert only["n_faster_on_paper"] > 0  # tp = 2 among them
+    every = answer("space.yaml", "--topology", "racks.yaml", "--resume")["scenarios"][0]["placed"]
+    assert every["n_faster_on_paper"] == 0
+    assert every["best"][0]["placed_step_time_s"] < only["best"][0]["placed_step_time_s"]
+
 
 # --- nodes ------------------------------------------------------------------------------------------------------
 

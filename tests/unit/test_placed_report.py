@@ -33,7 +33,8 @@ def row(placed_rank, rank, **changes):
 def placed(**changes):
     found = {
         "topology": "fabric.yaml", "n_nodes": 64, "n_free_nodes": 40, "without_data": [], "why_none": None,
-        "n_meshes": 12, "n_placements": 3, "not_placed": {}, "order_changed": False, "best": [row(1, 1), row(2, 2)],
+        "n_meshes": 12, "n_placements": 3, "not_placed": {},
+        "n_faster_on_paper": 0, "order_changed": False, "best": [row(1, 1), row(2, 2)],
         "first_on_paper": row(1, 1), "breakdown": None, "rings": [["a", "b", "c", "d", "e", "f", "g", "h"]] * 4,
     }  # fmt: skip
     return found | changes
@@ -79,6 +80,18 @@ def test_the_best_plan_on_paper_may_be_one_that_cannot_be_placed():
     said = text(placed(order_changed=True, best=[row(1, 2), row(2, None)], first_on_paper=None, not_placed={"odd": 3}))
     assert "The best plan on paper is none that can be placed." in said
     assert "3 more cannot be placed: odd." in said
+
+
+@pytest.mark.parametrize(
+    ("n", "told"),
+    [
+        (0, "No other mesh can be faster: all that were not placed are slower than this on paper already."),
+        (1, "1 mesh not tried is faster than this on paper; --place-meshes 13 would try it."),
+        (30, "30 meshes not tried are faster than this on paper; --place-meshes 42 would try them."),
+    ],
+)
+def test_whether_more_meshes_could_help(n, told):
+    assert told in text(placed(n_faster_on_paper=n))
 
 
 def test_nothing_placed_and_nodes_without_data():
