@@ -244,7 +244,8 @@ def _reach(ways: Ways, groups: Index, factor: Factor, latency_s: float) -> Reach
     """The slowest passage out of any unit that some but not all of a group are under."""
     following = np.roll(groups, -1, axis=1)
     first = groups != np.roll(groups, 1, axis=1)  # members of one node are neighbours in rank order
-    members = np.maximum(first.sum(axis=1, keepdims=True), 1)
+    first[:, 0] |= ~first.any(axis=1)  # of a group that stays on its node
+    members = first.sum(axis=1, keepdims=True)
     row = np.arange(len(groups))[:, None] * (int(ways.unit.max()) + 1)
     slowest = np.inf
     for level in range(1, ways.unit.shape[1]):
