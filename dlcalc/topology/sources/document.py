@@ -95,8 +95,9 @@ def _limited(file: Path, text: str) -> str:
 
 
 def _syntax_error(file: Path, error: json.JSONDecodeError, text: str) -> SpecError:
-    told = f"not JSON: {error.msg[0].lower()}{error.msg[1:]}"
-    if not text[error.pos :].strip():
+    msg = error.msg.removesuffix(" starting at")
+    told = f"not JSON: {msg[0].lower()}{msg[1:]}"
+    if not text[error.pos :].strip() or msg == "Unterminated string":
         told += "; the file ends here, so it may have been cut off"
     elif error.msg == "Extra data":
         told = (

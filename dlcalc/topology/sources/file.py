@@ -9,6 +9,12 @@ from dlcalc.specs.load import read_text
 from dlcalc.specs.wording import shown
 from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.sources.document import MAX_JSON_BYTES, Document, parse_document
+from dlcalc.topology.sources.ec2 import (
+    fabric_of_instances,
+    fabric_of_reservations,
+    is_instance_topology,
+    is_reservation_topology,
+)
 from dlcalc.topology.sources.plain import is_plain, plain_fabric
 from dlcalc.topology.sources.slurm import fabric_of_text, fabric_of_yaml, is_slurm_text, is_slurm_yaml
 
@@ -28,6 +34,10 @@ def read_fabric_file(file: Path, *, node_devices: int | None = None) -> Fabric:
         return plain_fabric(document, node_devices=node_devices)
     if is_slurm_yaml(document.data):
         return fabric_of_yaml(document, node_devices=node_devices)
+    if is_reservation_topology(document.data):
+        return fabric_of_reservations(document, node_devices=node_devices)
+    if is_instance_topology(document.data):
+        return fabric_of_instances(document, node_devices=node_devices)
     raise _unknown(document)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from dlcalc.errors import TopologyError, nearest, suggestion
 from dlcalc.specs.load import read_text
 from dlcalc.topology.fabric import Fabric, FabricNode
+from dlcalc.topology.sources.ec2 import read_ec2, read_ec2_reservations
 from dlcalc.topology.sources.file import read_fabric_file
 from dlcalc.topology.sources.hostlist import expand
 from dlcalc.topology.sources.plain import save_fabric
@@ -22,7 +23,7 @@ from dlcalc.topology.sources.slurm import read_slurm
 
 __all__ = ["SERVICES", "exclusions", "read_fabric", "save_fabric"]
 
-SERVICES = ("slurm",)
+SERVICES = ("ec2", "ec2-reservations", "slurm")
 """Words that ask a service; anything else is the name of a file."""
 
 MAX_TOLD = 8
@@ -79,6 +80,9 @@ def _read(
 ) -> Fabric:
     if topology == "slurm":
         return read_slurm(node_devices=node_devices)
+    if topology in {"ec2", "ec2-reservations"}:
+        read = read_ec2 if topology == "ec2" else read_ec2_reservations
+        return read(region=region, zone=zone, instance_type=instance_type, node_devices=node_devices)
     file = Path(topology)
     if not file.exists() and "/" not in topology and "." not in topology:
         near = nearest(topology, SERVICES)
