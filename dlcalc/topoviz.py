@@ -11,6 +11,9 @@ import click
 from dlcalc import __version__
 from dlcalc.errors import DlcalcError
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells count it."""
+
 EPILOG = """
 \b
 Examples:
@@ -22,7 +25,7 @@ Examples:
 
 \b
 The page is one file that opens offline. Click a switch to fold it; hover to see instance, zone and rank.
-Exit code: 0 written; 2 the input is wrong.
+Exit code: 0 written; 2 the input is wrong; 130 interrupted.
 """
 
 degree = click.IntRange(min=1)
@@ -78,6 +81,9 @@ def main(job_prefix: str | None, *, as_json: bool, **choices: Any) -> None:  # n
     except DlcalcError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
 
 
 def draw(job_prefix: str | None, *, as_json: bool, out: Path, **choices: Any) -> None:  # noqa: ANN401

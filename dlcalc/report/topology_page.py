@@ -104,7 +104,11 @@ class DrawnRing:
 def topology_page(fabric: Fabric, rings: Sequence[DrawnRing], *, title: str, remarks: Sequence[str] = ()) -> str:
     """The whole page, as HTML."""
     script, network = _pyvis()
-    of_ring = {name: (position, ring) for position, ring in enumerate(rings) for name in ring.nodes}
+    of_ring = {
+        name: (position, ring, ring.first_rank + place)
+        for position, ring in enumerate(rings)
+        for place, name in enumerate(ring.nodes)
+    }
     kinds = {node.name: kind_of(node, of_ring.keys()) for node in fabric.nodes}
     for node in fabric.nodes:
         network.add_node(f"node {node.name}", **_drawn_node(fabric, node, kinds[node.name], of_ring))
@@ -167,7 +171,7 @@ def _pyvis() -> tuple[str, Any]:
 
 
 def _drawn_node(
-    fabric: Fabric, node: FabricNode, kind: str, of_ring: Mapping[str, tuple[int, DrawnRing]]
+    fabric: Fabric, node: FabricNode, kind: str, of_ring: Mapping[str, tuple[int, DrawnRing, int]]
 ) -> dict[str, Any]:
     fill, border = NODE_COLOURS[kind]
     said = [node.name]
@@ -176,9 +180,8 @@ def _drawn_node(
     said += [f"{what} {value}" for what, value in (("instance type", node.instance_type), ("zone", node.zone)) if value]
     label, rank = " ", node.rank
     if kind == "job":
-        position, ring = of_ring[node.name]
-        fill, rank = ring_colour(position), ring.first_rank + ring.nodes.index(node.name)
-        label = str(rank)
+        position, ring, rank = of_ring[node.name]
+        fill, label = ring_colour(position), str(rank)
         said.append(f"{ring.label}, node rank {rank}")
     if node.state == "busy":
         said.append(f"job {node.job}" + (f", its rank {node.rank}" if node.rank is not None and kind != "job" else ""))
