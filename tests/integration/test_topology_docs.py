@@ -1,61 +1,70 @@
-"""The examples in docs/topology-sources.md are what they say."""
+"""docs/topology.md does what it says: its commands run, in order, and what it shows is what they print."""
+
+from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-import yaml
+import pytest
 
-from dlcalc.topology.sources.labels import chains_of
-from dlcalc.topology.sources.plain import NodeEntry
-from dlcalc.topology.sources.read import SERVICES, read_fabric
-
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "topology-sources.md").read_text(encoding="utf-8")
-
-
-def examples(language):
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "topology.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.startswith("topo")]
 
 
-def test_the_plain_file(tmp_path):
-    file = tmp_path / "hall.yaml"
-    file.write_text(examples("yaml")[0])
-    fabric = read_fabric(str(file))
-    assert len(fabric.nodes) == 32 + 31 + 1 + 2 + 3
-    assert fabric.by_name["n031"].switches == ("leaf0", "spine0", "core")
-    assert fabric.by_name["n064"].switches == ("leaf1", "spine0", "core")
-    assert fabric.chains["n065"] == ("leaf2", "spine1", "core")
-    assert fabric.roots == ("core",)
-    assert [node.name for node in fabric.without_data()] == ["n066"]
-    assert fabric.tier_bytes_per_s_per_node == (400e9, 200e9, None)
-    assert [node.name for node in fabric.of_job("llama")] == ["n063"]
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Where every command ran, and what each printed."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    printed = {}
+    for command in COMMANDS:
+        code = re.sub(r"^(topo\w+) ", rf"'{sys.executable}' -m dlcalc.\1 ", command)
+        done = subprocess.run(
+            ["bash", "-euc", code],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        printed[command] = done.stdout
+    return folder, printed
 
 
-def test_every_key_of_a_node_is_told():
-    assert all(f"`{key}`" in TEXT for key in NodeEntry.model_fields)
+def test_every_command_runs_and_writes_what_it_names(ran):
+    folder, printed = ran
+    assert len(printed) == len(COMMANDS) >= 8
+    for name in re.findall(r"(?:-o|--save|>) (\S+)", "\n".join(COMMANDS)):
+        assert (folder / name).stat().st_size > 0
 
 
-def test_every_service_and_permission_is_told():
-    assert all(f"| `{service}` |" in TEXT for service in SERVICES)
-    assert all(json.loads(example)["Statement"] for example in examples("json"))
-    assert yaml.safe_load(examples("yaml")[1])["rules"][0]["resources"] == ["nodes", "pods"]
+def test_the_launch_files_are_those_of_the_table(ran):
+    folder, _ = ran
+    named = re.findall(r"^\| `([\w.]+)` \| `(\w+)` \|", PAGE, re.MULTILINE)
+    assert {name for name, _ in named} == {file.name for file in (folder / "launch").iterdir()}
+    hosts = (folder / "hosts").read_text()
+    assert hosts == (folder / "launch" / "slurm_hostfile.txt").read_text()
+    keys = re.findall(r"`(\w+)`", re.search(r"placement.json.*", PAGE)[0])[2:]
+    assert set(keys) <= json.loads((folder / "launch" / "placement.json").read_text()).keys()
 
 
-def test_every_label_in_the_table_is_read():
-    rows = re.findall(r"^\| (`.*`[^|]*) \|", TEXT[TEXT.index("| labels |") :], re.MULTILINE)
-    told = [label for row in rows for part in re.findall(r"`([^`]+)`", row) for label in spelled_out(part)]
-    assert len(told) > 15
-    for label in told:
-        full = label if "/" in label else f"oci.oraclecloud.com/{label}"
-        value = "uuid.1" if full.endswith("clique") else "x"
-        if full.endswith("gce-topology-host"):  # of one node, it is the node
-            assert chains_of([{full: value}, {full: value}])[0] == [(value,), (value,)]
-        else:
-            assert chains_of([{full: value}])[0] == [(value,)], full
+def test_what_is_shown_of_topoeval_is_what_it_prints(ran):
+    _, printed = ran
+    (text,) = (text for command, text in printed.items() if command.startswith("topoeval mixtral --plan"))
+    (shown,) = (block for kind, block in BLOCKS if not kind and block.startswith("Rings:"))
+    for line in filter(None, map(masked, shown.splitlines())):
+        assert line in masked(text)
 
 
-def spelled_out(part):
-    """``a/{b,c}`` as ``a/b`` and ``a/c``; N as 3."""
-    match = re.fullmatch(r"(.*)\{(.*)\}(.*)", part)
-    names = [match[1] + name + match[3] for name in match[2].split(",")] if match else [part]
-    return [re.sub(r"-N$", "-3", name) for name in names]
+def masked(text):
+    """Step times and shares depend on fitted constants; words and hops do not."""
+    return re.sub(r"[-+\d.]+ (?:s|%)|─", "#", re.sub(r" +", " ", text)).replace("#", "").strip()
