@@ -81,8 +81,8 @@ def assign_nodes(
     placement = place(
         fabric, job, objective=OBJECTIVES[objective], keep_together=keep_together, time_limit_s=time_limit
     )
-    before = _estimate(run, None, fabric) if run else None
-    placed = _estimate(run, placement, fabric) if run else None
+    why = _why_no_seconds(run, placement, fabric) if run else ""
+    before, placed = (_estimate(run, None, fabric), _estimate(run, placement, fabric)) if run else (None, None)
     return Assignment(
         fabric=fabric,
         placement=placement,
@@ -91,6 +91,7 @@ def assign_nodes(
         plan=run.name if run else None,
         step_time_s=float(placed.step_time_s) if placed else None,
         unplaced_step_time_s=float(before.step_time_s) if before and placed else None,
+        remarks=(why,) if why else (),
     )
 
 

@@ -50,7 +50,13 @@ def print_assignment(found: Assignment, console: Console, *, verbose: bool = Fal
     placement = found.placement
     parts: list[Part] = [
         Line(_verdict(placement), "answer"),
-        Facts(tuple(_job_rows(placement.job) + _fabric_rows(found.fabric, verbose=verbose))),
+        Facts(
+            (
+                *_job_rows(placement.job),
+                *_fabric_rows(found.fabric, verbose=verbose),
+                *(("note", printable(remark)) for remark in found.remarks),
+            )
+        ),
     ]
     if found.step_time_s is not None and found.unplaced_step_time_s is not None:
         slower = found.step_time_s / found.unplaced_step_time_s - 1

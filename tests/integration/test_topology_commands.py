@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from dlcalc import topoassign, topoeval, topoviz
-from dlcalc.topology.fabric import spanning_edges
+from dlcalc.topology.fabric import Fabric, FabricNode, spanning_edges
 from dlcalc.topology.rings import distance_hops
 from dlcalc.topology.sources.read import read_fabric, save_fabric
 from tests.clos_fabrics import clos, running
@@ -142,6 +142,27 @@ def test_a_row_of_a_search_is_a_plan(tmp_path):
             name: best[rank - 1][name] for name in ("tp", "pp", "dp", "cp")
         }
     assert "10000" in refused("topoassign", "--plan", tmp_path / "found", "--rank", 10000, "--topology", SMALL)
+
+
+def test_machines_of_one_rack_are_placed_one_by_one(tmp_path):
+    """A plan's node is a rack: ranks go to its machines, of which 17 are free, and tensor parallel pairs stay in one."""
+    machines = (
+        FabricNode(f"r{rack}n{n:02}", (f"leaf{rack}", "top"), n_devices=4, domain=f"rack{rack}")
+        for rack in range(3)
+        for n in range(17)
+    )
+    save_fabric(Fabric(tuple(machines)), tmp_path / "f.yaml")
+    (tmp_path / "run.yaml").write_text(
+        "model: llama3-70b\nhardware: gb200_nvl72\nplan: {tp: 8, pp: 2, dp: 9, micro_batch: 1, recompute: full}\n"
+        "recipe: {seq_len: 8192, global_batch: 144, framework: megatron}\n"
+    )
+    found = assigned("--plan", tmp_path / "run.yaml", "--topology", tmp_path / "f.yaml")
+    assert found["job"]["node_devices"] == 4
+    assert [len(ring) for ring in found["rings"]] == [18, 18]
+    for ring in found["rings"]:
+        assert all(a[:2] == b[:2] for a, b in zip(ring[::2], ring[1::2], strict=True))
+    assert found["step_time_s"] is None
+    assert "no step times: the plan's nodes have 72 devices, these 4" in found["remarks"][-1]
 
 
 def test_excluded_nodes_are_not_used(tmp_path):
