@@ -145,7 +145,7 @@ def test_a_row_of_a_search_is_a_plan(tmp_path):
 
 
 def test_machines_of_one_rack_are_placed_one_by_one(tmp_path):
-    """A plan's node is a rack: ranks go to its machines, of which 17 are free, and tensor parallel pairs stay in one."""
+    """A plan's node is a rack: ranks go to its machines, 17 of them free; tensor parallel pairs stay in one."""
     machines = (
         FabricNode(f"r{rack}n{n:02}", (f"leaf{rack}", "top"), n_devices=4, domain=f"rack{rack}")
         for rack in range(3)
