@@ -15,6 +15,7 @@ from dlcalc.topology.sources.ec2 import (
     is_instance_topology,
     is_reservation_topology,
 )
+from dlcalc.topology.sources.kubernetes import fabric_of_objects, is_kubernetes
 from dlcalc.topology.sources.plain import is_plain, plain_fabric
 from dlcalc.topology.sources.slurm import fabric_of_text, fabric_of_yaml, is_slurm_text, is_slurm_yaml
 
@@ -24,7 +25,7 @@ KINDS = (
 )
 
 
-def read_fabric_file(file: Path, *, node_devices: int | None = None) -> Fabric:
+def read_fabric_file(file: Path, *, namespace: str | None = None, node_devices: int | None = None) -> Fabric:
     """The fabric in ``file``; ``node_devices`` is taken where the file does not say how many devices nodes have."""
     text = read_text(file, max_bytes=MAX_JSON_BYTES)
     if is_slurm_text(text):
@@ -38,6 +39,8 @@ def read_fabric_file(file: Path, *, node_devices: int | None = None) -> Fabric:
         return fabric_of_reservations(document, node_devices=node_devices)
     if is_instance_topology(document.data):
         return fabric_of_instances(document, node_devices=node_devices)
+    if is_kubernetes(document.data):
+        return fabric_of_objects(document, namespace=namespace, node_devices=node_devices)
     raise _unknown(document)
 
 

@@ -18,12 +18,13 @@ from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.sources.ec2 import read_ec2, read_ec2_reservations
 from dlcalc.topology.sources.file import read_fabric_file
 from dlcalc.topology.sources.hostlist import expand
+from dlcalc.topology.sources.kubernetes import read_kubernetes
 from dlcalc.topology.sources.plain import save_fabric
 from dlcalc.topology.sources.slurm import read_slurm
 
 __all__ = ["SERVICES", "exclusions", "read_fabric", "save_fabric"]
 
-SERVICES = ("ec2", "ec2-reservations", "slurm")
+SERVICES = ("ec2", "ec2-reservations", "kubernetes", "slurm")
 """Words that ask a service; anything else is the name of a file."""
 
 MAX_TOLD = 8
@@ -83,12 +84,21 @@ def _read(
     if topology in {"ec2", "ec2-reservations"}:
         read = read_ec2 if topology == "ec2" else read_ec2_reservations
         return read(region=region, zone=zone, instance_type=instance_type, node_devices=node_devices)
+    if topology == "kubernetes":
+        return read_kubernetes(
+            context=kube_context,
+            namespace=namespace,
+            region=region,
+            zone=zone,
+            instance_type=instance_type,
+            node_devices=node_devices,
+        )
     file = Path(topology)
     if not file.exists() and "/" not in topology and "." not in topology:
         near = nearest(topology, SERVICES)
         hint = f"; did you mean {' or '.join(near)}?" if near else f" and no service ({', '.join(SERVICES)})"
         raise TopologyError(f"--topology {topology}: no such file{hint}")
-    return read_fabric_file(file, node_devices=node_devices)
+    return read_fabric_file(file, namespace=namespace, node_devices=node_devices)
 
 
 def _only_of_kind(fabric: Fabric, kind: str, wanted: str) -> Fabric:
