@@ -57,7 +57,7 @@ degree = click.IntRange(min=1)
     show_default=True,
     envvar="DLCALC_TOPOLOGY",
     show_envvar=True,
-    help="Where the fabric is read.",
+    help="Where the fabric is read; ec2-reservations: capacity that is reserved.",
 )
 @click.option("-i", "--instance-type", metavar="TYPE", help="Only nodes of this type.")
 @click.option("-r", "--region", metavar="REGION", help="Of EC2.  [default: the environment's]")
