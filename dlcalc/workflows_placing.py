@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.placement import Crossing, PlacedRates
-from dlcalc.costmodel.plans import KNOBS, Plans, value_of
+from dlcalc.costmodel.plans import KNOBS, Array, Plans, value_of
 from dlcalc.errors import DlcalcError, NoPlacementError, SpecError, TopologyError
 from dlcalc.report.summary import Breakdown, PlacedRow, PlacedSummary
 from dlcalc.results.placed import KINDS, PlacedTables
@@ -30,11 +31,11 @@ from dlcalc.search.space import Scenario
 from dlcalc.specs.load import load_yaml, spec_error
 from dlcalc.specs.space import TopologySpec
 from dlcalc.topology.assign import place
-from dlcalc.topology.crossing import placed_rates
+from dlcalc.topology.crossing import PlacedGroups
 from dlcalc.topology.domains import Machines, with_node_devices
 from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.job import JobShape, Placement
-from dlcalc.topology.sources.read import SERVICES, read_fabric
+from dlcalc.topology.sources.read import exclusions, read_fabric
 from dlcalc.workflows_sweep import Index, Progress, estimate_rows, rows_of
 
 PLACED_PLANS = 1000
@@ -68,15 +69,13 @@ class PlacedMesh:
         """By the names of machines."""
         return self.machines.of(self.placement.rings)
 
+    @cached_property
+    def groups(self) -> PlacedGroups:
+        return PlacedGroups.of(self.machines.fabric, self.placement)
+
     def rates(self, scenario: Scenario, plans: Plans) -> PlacedRates:
         """The links of plans of this mesh."""
-        return placed_rates(
-            self.machines.fabric,
-            self.placement,
-            scenario.hardware,
-            dp_replicate=plans.dp_replicate,
-            vpp=plans.vpp,
-        )
+        return self.groups.rates(scenario.hardware, dp_replicate=plans.dp_replicate, vpp=plans.vpp)
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,8 @@ class PlacedScenario:
     n_placements: int = 0
     not_placed: Mapping[str, int] = field(default_factory=dict)
     """Meshes that were tried and cannot be placed, by reason."""
+    n_faster_on_paper: int = 0
+    """Meshes that were not tried and have a plan that is faster without placement than the best one is with it."""
     why_none: str = ""
 
     def mesh_of(self, scenario: Scenario, plan: int) -> PlacedMesh:
@@ -115,29 +116,44 @@ def placing_of(
             option = "--place" if place else "--place-meshes"
             raise DlcalcError(f"{option}: give the fabric, with --topology FILE or topology: in {space_file}")
         return None
-    source = topology if topology is not None else _source_of(spec, space_file)
-    limits = spec or TopologySpec(source=source)
-    fabric = read_fabric(
-        source, region=limits.region, zone=limits.zone, instance_type=limits.instance_type, exclude=limits.exclude
-    )
-    return Placing(fabric, source, meshes or limits.meshes, limits.time_limit_s)
-
-
-def _source_of(spec: TopologySpec | None, space_file: Path) -> str:
-    """The service, or the file beside the space file, that it names."""
+    if topology is not None:
+        limits = spec or TopologySpec(source=topology)
+        return Placing(_fabric_of(limits, topology), topology, meshes or limits.meshes, limits.time_limit_s)
     assert spec is not None
-    if spec.source in SERVICES:
-        return spec.source
-    file = space_file.parent / Path(spec.source).expanduser()
-    if file.exists():
-        return str(file)
-    data, marks = load_yaml(space_file)
-    path = ("topology", "source") if isinstance(data["topology"], dict) else ("topology",)
+    source = _source_of(spec, space_file)
     try:
-        read_fabric(str(file) if "/" in spec.source or "." in spec.source else spec.source)
+        return Placing(_fabric_of(spec, source), source, meshes or spec.meshes, spec.time_limit_s)
     except (TopologyError, SpecError) as error:
-        raise spec_error(space_file, marks, path, str(error)) from None
-    return str(file)
+        raise _placed_in(space_file, error) from error
+
+
+def _fabric_of(spec: TopologySpec, source: str) -> Fabric:
+    return read_fabric(
+        source,
+        region=spec.region,
+        zone=spec.zone,
+        instance_type=spec.instance_type,
+        exclude=exclusions(spec.exclude),
+    )
+
+
+def _source_of(spec: TopologySpec, space_file: Path) -> str:
+    """The service, or the file beside the space file, that it names."""
+    file = space_file.parent / Path(spec.source).expanduser()
+    return str(file) if file.exists() or "/" in spec.source or "." in spec.source else spec.source
+
+
+def _placed_in(space_file: Path, error: DlcalcError) -> DlcalcError:
+    """``error`` at the line of the space file that it is about; a mistake in the fabric's own file stays there."""
+    if isinstance(error, SpecError) and any(problem.line for problem in error.problems):
+        return error
+    data, marks = load_yaml(space_file)
+    text, path = str(error), ["topology"]
+    for key, prefix in (("exclude", "--exclude "), ("source", "--topology ")):
+        if isinstance(data["topology"], dict) and (text.startswith(prefix) or key == "source"):
+            path = ["topology", key]
+            break
+    return spec_error(space_file, marks, tuple(path), text.removeprefix("--exclude ").removeprefix("--topology "))
 
 
 def tables_of(placing: Placing, scenarios: Sequence[Scenario], placed: Sequence[PlacedScenario]) -> PlacedTables:
@@ -191,7 +207,11 @@ def place_scenario(
         machines = with_node_devices(placing.fabric, scenario.hardware.node.n_devices)
     except NoPlacementError as error:
         return PlacedScenario(why_none=str(error))
-    order = best_meshes(scenario, result, leaders)
+    n_nodes, n_free = scenario.devices // scenario.hardware.node.n_devices, len(machines.fabric.candidates())
+    if n_nodes > n_free:
+        return PlacedScenario(why_none=f"it needs {n_nodes:,} nodes and {n_free:,} are free")
+    best_s = best_of_meshes(scenario, result, leaders)
+    order = [int(row) for row in np.argsort(best_s, kind="stable") if np.isfinite(best_s[row])]
     meshes, reasons = _placed_meshes(scenario, order, machines, placing, progress)
     if not meshes:
         return PlacedScenario(why_none="; ".join(list(reasons)[:SHOWN_REASONS]) or "no plan fits", not_placed=reasons)
@@ -205,9 +225,11 @@ def place_scenario(
     at = {mesh.row: mesh for mesh in meshes}
     on_paper = [index for index in rank if index // plans_per_mesh(scenario) in at]
     chosen = np.union1d(found.leaders.index, np.array(on_paper, dtype=np.int64))
+    tried = len(meshes) + sum(reasons.values())
     return PlacedScenario(
         plans=_rows(scenario, chosen, at, rank),
         meshes=at,
+        n_faster_on_paper=int(np.count_nonzero(best_s[order[tried:]] < found.fastest)),
         n_placements=len({mesh.number for mesh in meshes}),
         not_placed=reasons,
     )
@@ -218,8 +240,8 @@ def plans_per_mesh(scenario: Scenario) -> int:
     return scenario.n_plans // scenario.shape[0]
 
 
-def best_meshes(scenario: Scenario, result: Result, leaders: Leaders) -> list[int]:
-    """Mesh rows by their best plan, of those that the search kept any plan of that fits."""
+def best_of_meshes(scenario: Scenario, result: Result, leaders: Leaders) -> Array:
+    """Step time of the best plan of every mesh, of those that the search kept and that fit; infinite without any."""
     per_mesh, capacity = plans_per_mesh(scenario), scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom)
     best = np.full(scenario.shape[0], np.inf)
     np.minimum.at(best, leaders.index // per_mesh, leaders.step_time_s)
@@ -227,8 +249,7 @@ def best_meshes(scenario: Scenario, result: Result, leaders: Leaders) -> list[in
         index, step_s, memory = (batch.column(position).to_numpy() for position in range(3))
         fits = memory <= capacity
         np.minimum.at(best, index[fits] // per_mesh, step_s[fits])
-    order = np.argsort(best, kind="stable")
-    return [int(row) for row in order[np.isfinite(best[order])]]
+    return best
 
 
 def _placed_meshes(
@@ -361,12 +382,18 @@ def placed_summary(
         "n_meshes": len(found.meshes),
         "n_placements": found.n_placements,
         "not_placed": dict(found.not_placed),
-        "order_changed": any(row["rank"] != row["placed_rank"] for row in found.plans[:top]),
+        "n_faster_on_paper": found.n_faster_on_paper,
+        "order_changed": [row["plan_index"] for row in found.plans[:top]]
+        != [row["plan_index"] for row in sorted(found.plans, key=_paper_order)[:top]],
         "best": rows,
         "first_on_paper": None if first is None else _placed_row(scenario, found, first, breakdown),
         "breakdown": None if not rows else breakdown(_estimate(scenario, found, rows[0]["plan_index"])),
         "rings": [list(ring) for ring in found.mesh_of(scenario, rows[0]["plan_index"]).rings] if rows else [],
     }
+
+
+def _paper_order(row: Mapping[str, Any]) -> float:
+    return np.inf if row["rank"] is None else row["rank"]
 
 
 def _estimate(scenario: Scenario, found: PlacedScenario, plan: int) -> Estimate:

@@ -40,12 +40,16 @@ def print_placed(placed: PlacedSummary, console: Console) -> None:
     shared, own = shared_and_own([cast("Any", row) for row in rows])
     console.print()
     console.print(
-        Text(f"Best {len(rows)} plans as placed" + (f", all with {shared}" if shared and len(rows) > 1 else ""))
+        Text(
+            f"Best {_number(len(rows), 'plan')} as placed"
+            + (f", all with {shared}" if shared and len(rows) > 1 else "")
+        )
     )
     console.print(table_of(_columns(rows, own), console.width))
     console.print()
     console.print(Text(_why(placed)))
     console.print(Text(_nodes(placed)))
+    console.print(Text(_others(placed)))
 
 
 def placed_headline(placed: PlacedSummary) -> str:
@@ -112,9 +116,11 @@ def _hops(bound: float) -> str:
 def _why(placed: PlacedSummary) -> str:
     """Why the order changed, or that it did not."""
     best, first = placed["best"][0], placed["first_on_paper"]
+    if first is None:
+        return f"The best plan on paper is none that can be placed. The best as placed: placing {_cost(best)}."
     if not placed["order_changed"]:
         return f"The order is the same with and without placement. Placing {_cost(best)}."
-    if first is None or first["plan_index"] == best["plan_index"]:
+    if first["plan_index"] == best["plan_index"]:
         return (
             f"The best plan is the same with and without placement, the order after it is not. Placing {_cost(best)}."
         )
@@ -156,14 +162,26 @@ def _nodes(placed: PlacedSummary) -> str:
         bound = "no bound known"
     else:
         bound = f"no placement has fewer than {_hops(row['lower_bound_hops'])}"
-    rings_of = (
-        f"{len(rings)} ring{'s' if len(rings) > 1 else ''} of {len(rings[0])} node{'s' if len(rings[0]) > 1 else ''}"
+    takes = "takes" if len(rings) == 1 else "take"
+    return (
+        f"Its {_number(len(rings), 'ring')} of {_number(len(rings[0]), 'node')} {takes} {units.count(row['hops'])} "
+        f"hops ({bound}); the first: {first}."
     )
-    return f"Its {rings_of} take {units.count(row['hops'])} hops ({bound}); the first: {first}."
 
 
-def _number(count: int, what: str) -> str:
-    return f"{units.count(count)} {what}{'' if count == 1 else 's'}"
+def _others(placed: PlacedSummary) -> str:
+    """Whether a mesh that was not tried could be better: placing makes no plan faster."""
+    n = placed["n_faster_on_paper"]
+    if not n:
+        return "No other mesh can be faster: all that were not placed are slower than this on paper already."
+    return (
+        f"{_number(n, 'mesh', 'meshes')} not tried {'is' if n == 1 else 'are'} faster than this on paper; "
+        f"--place-meshes {placed['n_meshes'] + n} would try {'it' if n == 1 else 'them'}."
+    )
+
+
+def _number(count: int, one: str, several: str = "") -> str:
+    return f"{units.count(count)} {one if count == 1 else several or one + 's'}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -120,11 +120,14 @@ class PlacedSummary(TypedDict):
     """Different ones; meshes whose rings are alike share one."""
     not_placed: dict[str, int]
     """Meshes that cannot be placed, by reason."""
+    n_faster_on_paper: int
+    """Meshes that were not tried and have a plan that is faster without placement than the best one is with it. Placing
+    makes no plan faster, so with none the best plan is the best of all meshes that plans were kept of."""
     order_changed: bool
-    """Whether the plans in ``best`` are in another order than without placement."""
+    """Whether ``best`` would be others, or in another order, by the ranks that the placed plans have without it."""
     best: list[PlacedRow]
     first_on_paper: PlacedRow | None
-    """The best plan without placement, as placed."""
+    """The best plan without placement, as placed; null where its mesh cannot be."""
     breakdown: Breakdown | None
     """Of the best plan as placed."""
     rings: list[list[str]]

@@ -20,7 +20,9 @@ flows on parallel links, trees, and two kinds of group that talk at the same tim
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,23 +85,35 @@ def ways_of(fabric: Fabric, order: Sequence[str]) -> Ways:
 
 
 def groups_of(n_ranks: int, stride: int, job: JobShape) -> Index:
-    """Node ranks of the members of every group of ``n_ranks`` devices that are ``stride`` apart, equal groups once."""
+    """Node ranks of the members of every group of ``n_ranks`` devices that are ``stride`` apart.
+
+    Of neighbours that sit on the same nodes only the first one's.
+    """
     node = job.node_devices
     alike = node if stride % node == 0 else stride if node % stride == 0 else 1  # neighbours whose groups share nodes
     devices = np.arange(job.n_devices).reshape(-1, n_ranks, stride)[:, :, ::alike]
-    return np.unique(devices.swapaxes(1, 2).reshape(-1, n_ranks) // node, axis=0)
+    return devices.swapaxes(1, 2).reshape(-1, n_ranks) // node
 
 
 def ring_reach(ways: Ways, groups: Index) -> Reach:
     """Of rings in rank order; their latency is that of a step on average."""
+    if _stay_at_home(groups):
+        return WITHIN_A_NODE
     following = np.roll(groups, -1, axis=1)
     return _reach(ways, groups, _ring_factor, _mean_latency_s(ways, groups, following))
 
 
 def all_to_all_reach(ways: Ways, groups: Index) -> Reach:
     """Of groups of which every member talks to every other."""
+    if _stay_at_home(groups):
+        return WITHIN_A_NODE
     farthest = _meeting_tier(ways, groups, np.roll(groups, -1, axis=1)).max(initial=0)
     return _reach(ways, groups, _all_to_all_factor, farthest * TIER_LATENCY_S)
+
+
+def _stay_at_home(groups: Index) -> bool:
+    """Whether no group leaves its node."""
+    return bool(np.all(groups[:, :1] == groups))
 
 
 def neighbour_reach(ways: Ways, a: Index, b: Index) -> Reach:
@@ -114,37 +128,73 @@ def neighbour_reach(ways: Ways, a: Index, b: Index) -> Reach:
     return Reach(float(slowest), tier * TIER_LATENCY_S, tier)
 
 
+@dataclass(frozen=True)
+class PlacedGroups:
+    """The groups of a placed mesh on its nodes; what they reach is worked out once, when it is asked for."""
+
+    job: JobShape
+    ways: Ways
+    known: dict[tuple[str, int], tuple[Reach, ...]] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, fabric: Fabric, placement: Placement) -> Self:
+        return cls(placement.job, ways_of(fabric, placement.node_order))
+
+    @cached_property
+    def mesh(self) -> dict[str, Reach]:
+        """Of the kinds that the mesh alone decides."""
+        return mesh_reaches(self.ways, self.job)
+
+    def states(self, copies: int) -> tuple[Reach, ...]:
+        """Of ranks that share the dense states, and of those that hold copies of them."""
+        return self._once(("states", copies), lambda: state_reaches(self.ways, self.job, copies))
+
+    def stages(self, *, wraps: bool) -> Reach:
+        """Of neighbouring stages."""
+        return self._once(("stages", wraps), lambda: (stage_reach(self.ways, self.job, wraps=wraps),))[0]
+
+    def _once(self, key: tuple[str, int], of: Callable[[], tuple[Reach, ...]]) -> tuple[Reach, ...]:
+        if key not in self.known:
+            self.known[key] = of()
+        return self.known[key]
+
+    def rates(self, hardware: HardwareSpec, *, dp_replicate: Array, vpp: Array) -> PlacedRates:
+        """Rates and latencies of plans of this mesh, for every ``dp_replicate`` and ``vpp`` among them.
+
+        Both are arrays of any shape, as a batch of plans has them. What shares or copies states depends on the one,
+        and whether the last stage talks to the first on the other.
+        """
+        job, node = self.job, hardware.node
+        if job.node_devices != node.n_devices:
+            raise TopologyError(
+                f"placed on nodes of {job.node_devices} devices, but {hardware.name} has {node.n_devices}"
+            )
+        copies, wraps = np.asarray(dp_replicate), (np.asarray(vpp) > 1).astype(np.float64)
+        states = {float(n): self.states(int(n)) for n in np.unique(copies)}
+        sends = {float(wrap): self.stages(wraps=bool(wrap)) for wrap in np.unique(wraps)}
+
+        def crossing(values: Array, found: Mapping[float, Reach]) -> Crossing:
+            """Of the slowest group, at each of ``values``."""
+            nic = hardware.fabric.nic_bytes_per_s_per_device
+            known = np.array(sorted(found))
+            place = np.searchsorted(known, values)
+            reaches = [found[value] for value in known]
+            rate = np.array([min(nic, reach.bytes_per_s_per_node / job.node_devices) for reach in reaches])
+            return Crossing(rate[place], np.array([reach.latency_s for reach in reaches])[place])
+
+        return PlacedRates(
+            **{kind: crossing(number(0.0), {0.0: reach}) for kind, reach in self.mesh.items()},
+            shard=crossing(copies, {n: shard for n, (shard, _) in states.items()}),
+            replicate=crossing(copies, {n: copy for n, (_, copy) in states.items()}),
+            pp=crossing(wraps, sends),
+        )
+
+
 def placed_rates(
     fabric: Fabric, placement: Placement, hardware: HardwareSpec, *, dp_replicate: Array, vpp: Array
 ) -> PlacedRates:
-    """Rates and latencies of plans of the placed mesh, for every ``dp_replicate`` and ``vpp`` among them.
-
-    Both are arrays of any shape, as a batch of plans has them. What shares or copies states depends on the one, and
-    whether the last stage talks to the first on the other.
-    """
-    job, node = placement.job, hardware.node
-    if job.node_devices != node.n_devices:
-        raise TopologyError(f"placed on nodes of {job.node_devices} devices, but {hardware.name} has {node.n_devices}")
-    ways = ways_of(fabric, placement.node_order)
-    copies, wraps = np.asarray(dp_replicate), (np.asarray(vpp) > 1).astype(np.float64)
-    states = {float(n): state_reaches(ways, job, int(n)) for n in np.unique(copies)}
-    sends = {float(wrap): stage_reach(ways, job, wraps=bool(wrap)) for wrap in np.unique(wraps)}
-
-    def crossing(values: Array, found: Mapping[float, Reach]) -> Crossing:
-        """Of the slowest group, at each of ``values``."""
-        nic = hardware.fabric.nic_bytes_per_s_per_device
-        known = np.array(sorted(found))
-        place = np.searchsorted(known, values)
-        reaches = [found[value] for value in known]
-        rate = np.array([min(nic, reach.bytes_per_s_per_node / job.node_devices) for reach in reaches])
-        return Crossing(rate[place], np.array([reach.latency_s for reach in reaches])[place])
-
-    return PlacedRates(
-        **{kind: crossing(number(0.0), {0.0: reach}) for kind, reach in mesh_reaches(ways, job).items()},
-        shard=crossing(copies, {n: shard for n, (shard, _) in states.items()}),
-        replicate=crossing(copies, {n: copy for n, (_, copy) in states.items()}),
-        pp=crossing(wraps, sends),
-    )
+    """Rates and latencies of plans of a placed mesh, as :meth:`PlacedGroups.rates` gives them."""
+    return PlacedGroups.of(fabric, placement).rates(hardware, dp_replicate=dp_replicate, vpp=vpp)
 
 
 def mesh_reaches(ways: Ways, job: JobShape) -> dict[str, Reach]:
@@ -194,9 +244,8 @@ def _reach(ways: Ways, groups: Index, factor: Factor, latency_s: float) -> Reach
     """The slowest passage out of any unit that some but not all of a group are under."""
     following = np.roll(groups, -1, axis=1)
     first = groups != np.roll(groups, 1, axis=1)  # members of one node are neighbours in rank order
-    members = np.maximum(first.sum(axis=1, keepdims=True), 1)
-    if members.max() == 1:
-        return WITHIN_A_NODE
+    first[:, 0] |= ~first.any(axis=1)  # of a group that stays on its node
+    members = first.sum(axis=1, keepdims=True)
     row = np.arange(len(groups))[:, None] * (int(ways.unit.max()) + 1)
     slowest = np.inf
     for level in range(1, ways.unit.shape[1]):

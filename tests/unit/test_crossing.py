@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.placement import PlacedRates, links
@@ -214,3 +217,61 @@ def test_a_placement_on_other_nodes_than_the_hardwares_is_refused():
     where = placement_of(fabric, JobShape(tp=4, pp=1, dp=2, node_devices=4))
     with pytest.raises(TopologyError, match="nodes of 4 devices, but h100 has 8"):
         placed_rates(fabric, where, H100, dp_replicate=np.float64(1), vpp=np.float64(1))
+
+
+@st.composite
+def forests(draw):
+    """Up to twelve nodes of unequal depth, one or two roots, random rates, some unknown; and some rings of them."""
+    n_nodes = draw(st.integers(2, 12))
+    chains = [
+        ("a", "pod0", "core"), ("b", "pod0", "core"), ("c", "pod1", "core"), ("pod1", "core"), ("core",),
+        ("x", "other"),
+    ]  # fmt: skip
+    nodes = tuple(FabricNode(f"n{n}", draw(st.sampled_from(chains))) for n in range(n_nodes))
+    rates = tuple(draw(st.lists(st.one_of(st.none(), st.sampled_from([1.0, 3.0, 8.0, 50.0])), max_size=3)))
+    groups = draw(
+        st.lists(st.lists(st.integers(0, n_nodes - 1), min_size=4, max_size=4).map(sorted), min_size=1, max_size=3)
+    )
+    return Fabric(nodes, rates), np.array(groups)
+
+
+@given(forests())
+@settings(max_examples=200, deadline=None)
+def test_reaches_are_what_counting_every_link_gives(drawn):
+    """Link by link and member by member, with sets and dictionaries."""
+    fabric, groups = drawn
+    found = ways(fabric)
+    names = [node.name for node in fabric.nodes]
+    ringed, exchanged = np.inf, np.inf
+    for group in groups:
+        members = list(dict.fromkeys(names[node] for node in group))
+        if len(members) < 2:
+            continue
+        paths = {name: (name, *fabric.chains[name]) for name in members}
+        for name in members:
+            for below, above in pairwise(paths[name]):
+                under = [member for member in members if below in paths[member]]
+                rate = fabric.rate_bytes_per_s_per_node(fabric.tier[above])
+                if len(under) == len(members) or rate is None:
+                    continue
+                steps = zip(members, [*members[1:], members[0]], strict=True)
+                left = sum(a in under and b not in under for a, b in steps)
+                ringed = min(ringed, rate * len(under) / left)
+                exchanged = min(exchanged, rate * (len(members) - 1) / (len(members) - len(under)))
+    assert ring_reach(found, groups).bytes_per_s_per_node == pytest.approx(ringed)
+    assert all_to_all_reach(found, groups).bytes_per_s_per_node == pytest.approx(exchanged)
+
+
+@given(forests())
+@settings(max_examples=100, deadline=None)
+def test_the_tier_of_a_pair_is_that_of_the_switch_where_it_meets(drawn):
+    fabric, groups = drawn
+    found = ways(fabric)
+    for a, b in {(int(group[0]), int(group[-1])) for group in groups}:
+        reach = neighbour_reach(found, np.array([a]), np.array([b]))
+        if a == b:
+            assert reach.tier == -1
+            continue
+        switch = fabric.meets_at(fabric.nodes[a].name, fabric.nodes[b].name)
+        assert reach.tier == (fabric.n_tiers if switch is None else fabric.tier[switch])
+        assert reach.latency_s == pytest.approx(reach.tier * TIER_LATENCY_S)
