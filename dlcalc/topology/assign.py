@@ -9,10 +9,14 @@ not timed, so the same input gives the same output; the clock only ends a search
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from dlcalc.errors import NoPlacementError, TopologyError
+from dlcalc.topology.budget import Budget
+from dlcalc.topology.columns import Bounded, bounded
+from dlcalc.topology.counts import improved
 from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.forest import Forest, Together, forest_of
 from dlcalc.topology.greedy import cheapest_first
@@ -32,6 +36,7 @@ def place(
     objective: Objective = "hops",
     keep_together: KeepTogether = "none",
     time_limit_s: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Placement:
     """The best placement found of ``job`` on the free nodes of ``fabric``, with a bound that holds for every placement.
 
@@ -39,7 +44,7 @@ def place(
     larger than a node always stays inside one NVLink domain, and a ring below one root.
     """
     nodes = [node for node in fabric.candidates() if node.n_devices >= job.node_devices]
-    return _placed(fabric, nodes, job, objective, keep_together, time_limit_s)
+    return _placed(fabric, nodes, job, objective, keep_together, time_limit_s, say)
 
 
 def best_on(
@@ -50,6 +55,7 @@ def best_on(
     objective: Objective = "hops",
     keep_together: KeepTogether = "none",
     time_limit_s: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Placement:
     """The best placement found of ``job`` on these nodes, whatever their state."""
     wanted = set(names)
@@ -57,7 +63,7 @@ def best_on(
     if unknown:
         raise TopologyError(f"not in the fabric: {_some(unknown)}")
     nodes = [node for node in fabric.nodes if node.name in wanted and node.switches]
-    return _placed(fabric, nodes, job, objective, keep_together, time_limit_s, named=len(wanted))
+    return _placed(fabric, nodes, job, objective, keep_together, time_limit_s, say, named=len(wanted))
 
 
 def _placed(
@@ -67,28 +73,60 @@ def _placed(
     objective: Objective,
     keep_together: KeepTogether,
     time_limit_s: float,
+    say: Callable[[str], None],
     named: int | None = None,
 ) -> Placement:
     forest = forest_of(fabric, nodes, together_of(job, keep_together))
     if forest.n_rings(job.ring_nodes) < job.n_rings:
         raise NoPlacementError(_why_not(fabric, nodes, forest, job, named))
-    start = tables(forest, forest.free, job.ring_nodes)
-    rings = cheapest_first(forest, job.n_rings, job.ring_nodes, start=start)
-    cheapest = 2.0 * (job.ring_nodes + start.apexes()[0][0]) if job.ring_nodes > 1 else 0.0
-    bound = job.n_rings * cheapest
-    placed = named_rings(fabric, forest, rings)
-    hops = float(sum(tour_hops(fabric, ring) for ring in placed))
+    worst = objective == "worst_ring"
+    if forest.exact:
+        found = solved(forest, job, Budget(time_limit_s), worst=worst, say=say)
+    else:  # its edges are not the fabric's: the bound is that of a job that may tear domains apart
+        rules = [rule for rule in forest.rules if rule.scope != "domain"]
+        torn = solved(forest_of(fabric, nodes, rules), job, Budget(time_limit_s / 2), worst=worst, say=say)
+        found = solved(forest, job, Budget(time_limit_s / 2), worst=worst, say=say)
+        found = replace(found, least_edges=torn.least_edges)
+    placed = named_rings(fabric, forest, found.rings)
+    each = [tour_hops(fabric, ring) for ring in placed]
+    cost = float(max(each) if worst else sum(each))
+    least = _hops(job, found.least_edges, n_rings=1 if worst else job.n_rings)
     return Placement(
         job=job,
         rings=placed,
         objective=objective,
-        cost_hops=hops,
-        lower_bound_hops=bound,
-        cost=hops,
-        lower_bound=bound,
-        proved_optimal=hops <= bound,
-        method="greedy",
+        cost_hops=float(sum(each)),
+        lower_bound_hops=None if worst else least,
+        cost=cost,
+        lower_bound=least,
+        proved_optimal=cost <= least,
+        method=found.method,
     )
+
+
+def solved(
+    forest: Forest,
+    job: JobShape,
+    budget: Budget,
+    *,
+    worst: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Bounded:
+    """The best rings that ``budget`` allows; ``least_edges`` is of their sum, or of the largest of them."""
+    start = tables(forest, forest.free, job.ring_nodes)
+    cheapest = int(start.apexes()[0][0])
+    rings = cheapest_first(forest, job.n_rings, job.ring_nodes, start=start)
+    if job.ring_nodes == 1:
+        return Bounded(tuple(rings), 0, "any nodes")
+    found = bounded(forest, job.n_rings, job.ring_nodes, budget, start=start, rings=rings, say=say)
+    if job.n_rings == 1 or (found.is_optimal and not worst):
+        return found
+    return improved(forest, found, budget, worst=worst, cheapest_edges=cheapest, say=say)
+
+
+def _hops(job: JobShape, edges: int, n_rings: int) -> float:
+    """Of so many rings that pay ``edges`` besides one per node."""
+    return 2.0 * (n_rings * job.ring_nodes + edges) if job.ring_nodes > 1 else 0.0
 
 
 def together_of(job: JobShape, keep_together: KeepTogether) -> tuple[Together, ...]:
