@@ -7,7 +7,7 @@ time, from the same estimate as everywhere, with the links that the placed group
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def assign_nodes(
     objective: str = "hops",
     keep_together: KeepTogether = "none",
     time_limit: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
     **where: Any,  # noqa: ANN401 - what read_fabric alone reads, passed on by name
 ) -> Assignment:
     """The best placement found of a job on the free nodes of a fabric."""
@@ -79,7 +80,7 @@ def assign_nodes(
         save_fabric(fabric, save)
     job = JobShape(**degrees, node_devices=_node_devices(node_devices, run, fabric.candidates()))
     placement = place(
-        fabric, job, objective=OBJECTIVES[objective], keep_together=keep_together, time_limit_s=time_limit
+        fabric, job, objective=OBJECTIVES[objective], keep_together=keep_together, time_limit_s=time_limit, say=say
     )
     why = _why_no_seconds(run, placement, fabric) if run else ""
     before, placed = (_estimate(run, None, fabric), _estimate(run, placement, fabric)) if run else (None, None)
@@ -143,6 +144,7 @@ def evaluate_job(
     scenario: str | None = None,
     save: Path | None = None,
     time_limit: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
     **where: Any,  # noqa: ANN401 - what read_fabric alone reads, passed on by name
 ) -> Evaluation:
     """How a running job sits, against the best on its own nodes and on all that it could have."""
@@ -155,9 +157,9 @@ def evaluate_job(
     remarks = _check_members(members, job)
     order = [node.name for node in members]
     actual = _as_placed(fabric, order, job)
-    own = best_on(fabric, order, job, time_limit_s=time_limit)
+    own = best_on(fabric, order, job, time_limit_s=time_limit, say=say)
     freed = _freed(fabric, set(order))
-    free = place(freed, job, time_limit_s=time_limit)
+    free = place(freed, job, time_limit_s=time_limit, say=say)
     hops = {
         name: group_hops(fabric, job, placement.node_order)
         for name, placement in (("actual", actual), ("own", own), ("free", free))
