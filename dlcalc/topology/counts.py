@@ -64,7 +64,7 @@ def improved(
         from ortools.sat.python import cp_model
     except ImportError:
         return found
-    rings, method = found.rings, found.method
+    rings = found.rings
     least = largest_at_least(found, cheapest_edges) if worst else found.least_edges
     cells = len(rings) * len(forest)
 
@@ -75,10 +75,10 @@ def improved(
         return budget.is_spent or (cost(rings) <= least and edges_of(rings) <= found.least_edges)
 
     def whole(limit_s: float) -> None:
-        nonlocal rings, least, method
+        nonlocal rings, least
         answer = solve(cp_model, forest, forest.free, rings, least, limit_s, budget.clock_left_s, worst=worst)
         budget.spend(answer.work_s)
-        rings, method = (rings, method) if answer.rings is None else (answer.rings, f"{found.method} and counts")
+        rings = rings if answer.rings is None else answer.rings
         least = max(least, min(math.ceil(answer.least - 1e-6), cost(rings)))
 
     if cells <= WHOLE_CELLS and not is_done():
@@ -103,7 +103,7 @@ def improved(
             if answer.rings is not None:
                 laid = dict(zip(chosen, answer.rings, strict=True))
                 rings = tuple(laid.get(at, ring) for at, ring in enumerate(rings))
-                method, better = f"{found.method} and counts", True
+                better = True
                 say(f"counts: {cost(rings):,} edges, at least {least:,}")
                 break
             failed.add(problem)
@@ -113,7 +113,7 @@ def improved(
             failed.clear()
     if cells <= LAST_CELLS and not is_done():
         whole(budget.left_s)
-    return Bounded(rings, min(least, cost(rings)), method)
+    return Bounded(rings, min(least, cost(rings)), f"{found.method} and counts")
 
 
 def largest_at_least(found: Bounded, cheapest_edges: int) -> int:
