@@ -8,6 +8,7 @@ together. EC2 knows no jobs: an instance that runs is free here; ``kubernetes`` 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -209,6 +210,7 @@ def _not_covered(nodes: Sequence[FabricNode]) -> Iterator[str]:
         yield f"EC2 says no network nodes of {count:,} instances ({', '.join(kinds)}): stopped, or a type not covered"
 
 
+@functools.cache
 def _region_of(zone: str) -> str:
     return re.sub(r"(?<=\d)[a-z]$", "", zone) if re.fullmatch(r"[a-z]+(-[a-z]+)+-\d[a-z]", zone) else ""
 

@@ -140,6 +140,8 @@ def _of_container(document: Document, container: dict[str, Any], path: Path) -> 
     resources = document.mapping(container.get("resources"), place)
     limits = document.mapping(resources.get("limits"), (*place, "limits"))
     asked = document.mapping(resources.get("requests"), (*place, "requests"))
+    if not limits and not asked:
+        return Counter()
     return +Counter({name: quantity(asked.get(name, limits.get(name))) for name in RESOURCES})
 
 

@@ -6,9 +6,10 @@ picture shows them and an answer can say how many there were.
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ SERVICES = ("ec2", "ec2-reservations", "kubernetes", "slurm")
 """Words that ask a service; anything else is the name of a file."""
 
 MAX_TOLD = 8
+MAX_NEIGHBOURS = 2000
 
 
 def read_fabric(
@@ -58,12 +60,13 @@ def read_fabric(
     )
     if not fabric.nodes:
         raise TopologyError(f"{fabric.source or topology}: there are no nodes")
-    for kind, wanted in (("region", region), ("zone", zone), ("instance_type", instance_type)):
-        if wanted is not None:
-            fabric = _only_of_kind(fabric, kind, wanted)
+    wanted = {"region": region, "zone": zone, "instance_type": instance_type}
+    judges = [_of_kind(fabric, kind, pattern) for kind, pattern in wanted.items() if pattern is not None]
     if node_devices is not None:
-        fabric = _with_enough_devices(fabric, node_devices)
-    fabric = _without(fabric, exclude)
+        judges.append(_with_devices(node_devices))
+    if exclude:
+        judges.append(_not_among(_named(fabric, exclude)))
+    fabric = _judged(fabric, judges)
     if job_prefix is not None and not fabric.of_job(job_prefix):
         raise TopologyError(_no_such_job(fabric, job_prefix))
     return fabric
@@ -101,58 +104,74 @@ def _read(
     return read_fabric_file(file, namespace=namespace, node_devices=node_devices)
 
 
-def _only_of_kind(fabric: Fabric, kind: str, wanted: str) -> Fabric:
+Judge = Callable[[FabricNode], str]
+"""Why a node cannot be used; empty: it can."""
+
+
+def _of_kind(fabric: Fabric, kind: str, wanted: str) -> Judge:
     """Nodes whose ``kind`` is another cannot be used; an error if that leaves none."""
     word = kind.replace("_", " ")
-
-    def complaint(node: FabricNode) -> str:
-        said = getattr(node, kind)
-        if fnmatch.fnmatchcase(said, wanted):
-            return ""
-        return f"{word} {said}, not {wanted}" if said else f"{word} is not known"
-
     there = Counter(getattr(node, kind) for node in fabric.nodes)
-    if not any(fnmatch.fnmatchcase(said, wanted) for said in there):
+    fitting = {said for said in there if fnmatch.fnmatchcase(said, wanted)}
+    if not fitting:
         if set(there) == {""}:
             raise TopologyError(f"{fabric.source}: no node says its {word}, so {wanted} cannot be chosen")
         known = ", ".join(f"{said or 'not known'} ({count:,})" for said, count in there.most_common(MAX_TOLD))
         raise TopologyError(f"{fabric.source}: no node is of {word} {wanted}; there are {known}")
-    return _unusable_where(fabric, complaint)
+
+    def judge(node: FabricNode) -> str:
+        said = getattr(node, kind)
+        if said in fitting:
+            return ""
+        return f"{word} {said}, not {wanted}" if said else f"{word} is not known"
+
+    return judge
 
 
-def _with_enough_devices(fabric: Fabric, node_devices: int) -> Fabric:
-    def complaint(node: FabricNode) -> str:
-        return f"has {node.n_devices} devices, not {node_devices}" if node.n_devices < node_devices else ""
-
-    return _unusable_where(fabric, complaint)
+def _with_devices(node_devices: int) -> Judge:
+    return lambda node: f"has {node.n_devices} devices, not {node_devices}" if node.n_devices < node_devices else ""
 
 
-def _unusable_where(fabric: Fabric, complaint: Callable[[FabricNode], str]) -> Fabric:
+def _not_among(names: Collection[str]) -> Judge:
+    return lambda node: "excluded" if node.name in names else ""
+
+
+def _judged(fabric: Fabric, judges: Sequence[Judge]) -> Fabric:
     """Free nodes of which something is said cannot be used; busy ones stay what they are."""
+    if not judges:
+        return fabric
 
     def judged(node: FabricNode) -> FabricNode:
-        why = complaint(node) if node.state == "free" else ""
+        if node.state != "free":
+            return node
+        why = next(filter(None, (judge(node) for judge in judges)), "")
         return replace(node, state="unusable", why_unusable=why) if why else node
 
     return replace(fabric, nodes=tuple(map(judged, fabric.nodes)))
 
 
-def _without(fabric: Fabric, exclude: Collection[str]) -> Fabric:
-    if not exclude:
-        return fabric
-    named: dict[str, list[str]] = {}
+def _named(fabric: Fabric, items: Collection[str]) -> set[str]:
+    """Names of the nodes that ``items`` mean, by name, host or hostlist; an error if there is none of that name."""
+    by_host: dict[str, list[str]] = {}
     for node in fabric.nodes:
-        for name in dict.fromkeys((node.name, node.host_name)):
-            named.setdefault(name, []).append(node.name)
-    gone: set[str] = set()
-    for item in sorted(exclude):
-        for name in _names_of(item, named):
-            if name not in named:
-                near = nearest(name, named)
+        by_host.setdefault(node.host_name, []).append(node.name)
+    known = fabric.by_name.keys() | by_host.keys()
+    found: set[str] = set()
+    for item in sorted(items):
+        for name in _names_of(item, known):
+            if name not in known:
+                near = nearest(name, _neighbours(name, known))
                 told = suggestion(name, near) if near else f"{fabric.source} has {len(fabric.nodes):,} nodes, none so"
                 raise TopologyError(f"--exclude {name}: no such node; {told}")
-            gone.update(named[name])
-    return _unusable_where(fabric, lambda node: "excluded" if node.name in gone else "")
+            found.update([name] if name in fabric.by_name else by_host[name])
+    return found
+
+
+def _neighbours(name: str, known: Collection[str]) -> Sequence[str]:
+    """All of ``known``, or of very many those that begin as ``name`` does."""
+    names = sorted(known)
+    place = bisect.bisect_left(names, name)
+    return names[max(0, place - MAX_NEIGHBOURS) : place + MAX_NEIGHBOURS]
 
 
 def _names_of(item: str, known: Collection[str]) -> list[str]:

@@ -123,7 +123,7 @@ class _Tree:
 
 def is_slurm_text(text: str) -> bool:
     """Whether ``text`` is a topology.conf or what scontrol printed."""
-    return _RECORD.search(text) is not None
+    return text.lstrip()[:1] not in {"{", "["} and _RECORD.search(text) is not None
 
 
 def fabric_of_text(text: str, source: Path | str, *, node_devices: int | None = None) -> Fabric:
