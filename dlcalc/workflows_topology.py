@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlcalc.costmodel.estimate import Estimate, estimate
+from dlcalc.costmodel.node_traffic import node_traffic
 from dlcalc.errors import DlcalcError, TopologyError, UnknownNameError
 from dlcalc.launch import ranks
 from dlcalc.report.topology_facts import (
@@ -31,6 +32,7 @@ from dlcalc.topology.crossing import placed_rates
 from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.job import JobShape, Objective, Placement
 from dlcalc.topology.rings import GroupHops, group_hops, tour_hops
+from dlcalc.topology.seconds import Traffic
 from dlcalc.topology.sources.read import exclusions, read_fabric, save_fabric
 from dlcalc.utils.jsontext import to_json
 from dlcalc.workflows_run import open_run
@@ -80,7 +82,13 @@ def assign_nodes(
         save_fabric(fabric, save)
     job = JobShape(**degrees, node_devices=_node_devices(node_devices, run, fabric.candidates()))
     placement = place(
-        fabric, job, objective=OBJECTIVES[objective], keep_together=keep_together, time_limit_s=time_limit, say=say
+        fabric,
+        job,
+        objective=OBJECTIVES[objective],
+        keep_together=keep_together,
+        traffic=_traffic(run, job) if run and objective == "seconds" else None,
+        time_limit_s=time_limit,
+        say=say,
     )
     why = _why_no_seconds(run, placement, fabric) if run else ""
     before, placed = (_estimate(run, None, fabric), _estimate(run, placement, fabric)) if run else (None, None)
@@ -376,6 +384,18 @@ def _estimate(run: Run, placement: Placement | None, fabric: Fabric) -> Estimate
         memory_headroom=run.memory_headroom,
         placed=rates,
     )
+
+
+def _traffic(run: Run, job: JobShape) -> Traffic:
+    """What a plan sends out of a node in a step, hidden behind compute or not."""
+    planned = run.hardware.node.n_devices
+    if job.node_devices != planned:
+        raise TopologyError(
+            f"--objective seconds: the plan's nodes have {planned} devices, these {job.node_devices}, "
+            f"so what leaves a node is not known"
+        )
+    found = node_traffic(run.estimate())
+    return Traffic(dp_bytes=found.dp_bytes, cp_bytes=found.cp_bytes, ep_bytes=found.ep_bytes, pp_bytes=found.pp_bytes)
 
 
 def _why_no_seconds(run: Run, placement: Placement, fabric: Fabric) -> str:

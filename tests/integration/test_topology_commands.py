@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from dlcalc import topoassign, topoeval, topoviz
+from dlcalc.costmodel.node_traffic import node_traffic
 from dlcalc.topology.fabric import Fabric, FabricNode, spanning_edges
 from dlcalc.topology.rings import distance_hops
 from dlcalc.topology.sources.read import read_fabric, save_fabric
+from dlcalc.workflows_run import open_run
 from tests.clos_fabrics import clos, running
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +144,36 @@ def test_a_row_of_a_search_is_a_plan(tmp_path):
             name: best[rank - 1][name] for name in ("tp", "pp", "dp", "cp")
         }
     assert "10000" in refused("topoassign", "--plan", tmp_path / "found", "--rank", 10000, "--topology", SMALL)
+
+
+def test_time_on_the_links_is_that_of_the_plan():
+    """Rings of 4 nodes fit under leaves: data parallel traffic at the rate of tier 0. Stages meet higher up."""
+    found = assigned("--plan", MIXTRAL, "--topology", LARGE, "--objective", "seconds")
+    by_hops = assigned("--plan", MIXTRAL, "--topology", LARGE)
+    assert found["objective"] == "seconds"
+    assert found["lower_bound"] <= found["cost"]
+    assert found["step_time_s"] <= by_hops["step_time_s"]
+    sent = node_traffic(open_run(MIXTRAL).resolve({}).estimate())
+    leaf, spine, core = read_fabric(str(LARGE)).tier_bytes_per_s_per_node
+    ways = [sent.dp_bytes / dp + sent.pp_bytes / pp for dp in (leaf, spine, core) for pp in (leaf, spine, core)]
+    assert any(found["cost"] == pytest.approx(way, rel=1e-9) for way in ways)
+    assert found["cost"] <= sent.dp_bytes / leaf + sent.pp_bytes / core
+    assert "chosen for time on the links" in answer(
+        "topoassign", "--plan", MIXTRAL, "--topology", LARGE, "--objective", "seconds"
+    )
+
+
+def test_seconds_need_rates(tmp_path):
+    (tmp_path / "f.yaml").write_text(re.sub(r"tier_gbit.*\n", "", LARGE.read_text()))
+    said = refused("topoassign", "--plan", MIXTRAL, "--topology", tmp_path / "f.yaml", "--objective", "seconds")
+    assert "the bandwidth of tier 0 is not known" in said
+
+
+def test_the_longest_ring_can_be_what_counts():
+    found = assigned(*JOB, "--topology", LARGE, "--objective", "worst-ring")
+    fabric = read_fabric(str(LARGE))
+    assert found["cost"] == max(2 * spanning_edges(fabric, ring) for ring in found["rings"])
+    assert found["lower_bound_hops"] is None
 
 
 def test_machines_of_one_rack_are_placed_one_by_one(tmp_path):
