@@ -57,7 +57,7 @@ degree = click.IntRange(min=1)
     show_default=True,
     envvar="DLCALC_TOPOLOGY",
     show_envvar=True,
-    help="Where the fabric is read.",
+    help="Where the fabric is read; ec2-reservations: capacity that is reserved.",
 )
 @click.option("-i", "--instance-type", metavar="TYPE", help="Only nodes of this type.")
 @click.option("-r", "--region", metavar="REGION", help="Of EC2.  [default: the environment's]")
@@ -123,8 +123,8 @@ def assign(form: str, out: Path | None, *, rank_cores: int, verbose: bool, **cho
     from dlcalc.report.topology import print_assignment, waiting
     from dlcalc.workflows_topology import assign_nodes, launch_text, write_launch_files
 
-    with waiting("reading the fabric, then placing"):
-        found = assign_nodes(**choices)
+    with waiting("reading the fabric") as say:
+        found = assign_nodes(**choices, say=say)
     if out is not None:
         write_launch_files(found, out, rank_cores=rank_cores)
         click.echo(f"launch files in {out}", err=True)

@@ -97,8 +97,8 @@ def evaluate(job_prefix: str, *, as_json: bool, verbose: bool, **choices: Any) -
     from dlcalc.utils.jsontext import to_json
     from dlcalc.workflows_topology import evaluate_job
 
-    with waiting("reading the fabric, then placing"):
-        found = evaluate_job(job_prefix, **choices)
+    with waiting("reading the fabric") as say:
+        found = evaluate_job(job_prefix, **choices, say=say)
     if as_json:
         click.echo(to_json(evaluation_document(found)))
     else:

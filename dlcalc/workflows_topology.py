@@ -7,12 +7,13 @@ time, from the same estimate as everywhere, with the links that the placed group
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dlcalc.costmodel.estimate import Estimate, estimate
+from dlcalc.costmodel.node_traffic import node_traffic
 from dlcalc.errors import DlcalcError, TopologyError, UnknownNameError
 from dlcalc.launch import ranks
 from dlcalc.report.topology_facts import (
@@ -31,6 +32,7 @@ from dlcalc.topology.crossing import placed_rates
 from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.job import JobShape, Objective, Placement
 from dlcalc.topology.rings import GroupHops, group_hops, tour_hops
+from dlcalc.topology.seconds import Traffic
 from dlcalc.topology.sources.read import exclusions, read_fabric, save_fabric
 from dlcalc.utils.jsontext import to_json
 from dlcalc.workflows_run import open_run
@@ -69,6 +71,7 @@ def assign_nodes(
     objective: str = "hops",
     keep_together: KeepTogether = "none",
     time_limit: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
     **where: Any,  # noqa: ANN401 - what read_fabric alone reads, passed on by name
 ) -> Assignment:
     """The best placement found of a job on the free nodes of a fabric."""
@@ -79,10 +82,16 @@ def assign_nodes(
         save_fabric(fabric, save)
     job = JobShape(**degrees, node_devices=_node_devices(node_devices, run, fabric.candidates()))
     placement = place(
-        fabric, job, objective=OBJECTIVES[objective], keep_together=keep_together, time_limit_s=time_limit
+        fabric,
+        job,
+        objective=OBJECTIVES[objective],
+        keep_together=keep_together,
+        traffic=_traffic(run, job) if run and objective == "seconds" else None,
+        time_limit_s=time_limit,
+        say=say,
     )
-    before = _estimate(run, None, fabric) if run else None
-    placed = _estimate(run, placement, fabric) if run else None
+    why = _why_no_seconds(run, placement, fabric) if run else ""
+    before, placed = (_estimate(run, None, fabric), _estimate(run, placement, fabric)) if run else (None, None)
     return Assignment(
         fabric=fabric,
         placement=placement,
@@ -91,6 +100,7 @@ def assign_nodes(
         plan=run.name if run else None,
         step_time_s=float(placed.step_time_s) if placed else None,
         unplaced_step_time_s=float(before.step_time_s) if before and placed else None,
+        remarks=(why,) if why else (),
     )
 
 
@@ -142,6 +152,7 @@ def evaluate_job(
     scenario: str | None = None,
     save: Path | None = None,
     time_limit: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
     **where: Any,  # noqa: ANN401 - what read_fabric alone reads, passed on by name
 ) -> Evaluation:
     """How a running job sits, against the best on its own nodes and on all that it could have."""
@@ -154,9 +165,9 @@ def evaluate_job(
     remarks = _check_members(members, job)
     order = [node.name for node in members]
     actual = _as_placed(fabric, order, job)
-    own = best_on(fabric, order, job, time_limit_s=time_limit)
+    own = best_on(fabric, order, job, time_limit_s=time_limit, say=say)
     freed = _freed(fabric, set(order))
-    free = place(freed, job, time_limit_s=time_limit)
+    free = place(freed, job, time_limit_s=time_limit, say=say)
     hops = {
         name: group_hops(fabric, job, placement.node_order)
         for name, placement in (("actual", actual), ("own", own), ("free", free))
@@ -373,6 +384,18 @@ def _estimate(run: Run, placement: Placement | None, fabric: Fabric) -> Estimate
         memory_headroom=run.memory_headroom,
         placed=rates,
     )
+
+
+def _traffic(run: Run, job: JobShape) -> Traffic:
+    """What a plan sends out of a node in a step, hidden behind compute or not."""
+    planned = run.hardware.node.n_devices
+    if job.node_devices != planned:
+        raise TopologyError(
+            f"--objective seconds: the plan's nodes have {planned} devices, these {job.node_devices}, "
+            f"so what leaves a node is not known"
+        )
+    found = node_traffic(run.estimate())
+    return Traffic(dp_bytes=found.dp_bytes, cp_bytes=found.cp_bytes, ep_bytes=found.ep_bytes, pp_bytes=found.pp_bytes)
 
 
 def _why_no_seconds(run: Run, placement: Placement, fabric: Fabric) -> str:

@@ -14,12 +14,15 @@ Rings = tuple[tuple[str, ...], ...]
 
 
 @st.composite
-def fabrics(draw: st.DrawFn, most_nodes: int = 9, domains: bool = False, nested: bool = True) -> Fabric:
+def fabrics(
+    draw: st.DrawFn, most_nodes: int = 9, fewest_nodes: int = 1, domains: bool = False, nested: bool = True
+) -> Fabric:
     """Forests of any shape: several roots, switches of unequal depth, nodes hanging from any switch."""
     n_switches = draw(st.integers(1, 7))
-    above = [draw(st.integers(-1, switch - 1)) for switch in range(n_switches)]
+    top = draw(st.sampled_from([0, 0, -1]))  # of two in three fabrics, one root
+    above = [draw(st.integers(min(top, switch - 1), switch - 1)) for switch in range(n_switches)]
     nodes = []
-    for at in range(draw(st.integers(1, most_nodes))):
+    for at in range(draw(st.integers(fewest_nodes, most_nodes))):
         switch = closest = draw(st.integers(0, n_switches - 1))
         chain = []
         while switch >= 0:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
 from rich.console import Console
+from rich.text import Text
 
 from dlcalc.report.run_report import Facts, Grid, Line, Part, Section, print_sections
 from dlcalc.report.topology_facts import Assignment, Drawing, Evaluation, KindHops, Shortfall
@@ -35,14 +36,17 @@ OBJECTIVES = {"hops": "hops of all rings", "worst_ring": "hops of the longest ri
 
 
 @contextmanager
-def waiting(what: str, file: IO[str] | None = None) -> Iterator[None]:
-    """Says on stderr that something goes on, while it does; nothing where stderr is not a terminal."""
+def waiting(what: str, file: IO[str] | None = None) -> Iterator[Callable[[str], None]]:
+    """Says on stderr what goes on, while it does; nothing where stderr is not a terminal.
+
+    Gives a function that says what goes on now.
+    """
     stream = file if file is not None else sys.stderr
     if not stream.isatty():
-        yield
+        yield lambda text: None
         return
-    with Console(file=stream, highlight=False, markup=False).status(what):
-        yield
+    with Console(file=stream, highlight=False, markup=False).status(what) as status:
+        yield lambda text: status.update(Text(text))
 
 
 def print_assignment(found: Assignment, console: Console, *, verbose: bool = False) -> None:
@@ -50,7 +54,13 @@ def print_assignment(found: Assignment, console: Console, *, verbose: bool = Fal
     placement = found.placement
     parts: list[Part] = [
         Line(_verdict(placement), "answer"),
-        Facts(tuple(_job_rows(placement.job) + _fabric_rows(found.fabric, verbose=verbose))),
+        Facts(
+            (
+                *_job_rows(placement.job),
+                *_fabric_rows(found.fabric, verbose=verbose),
+                *(("note", printable(remark)) for remark in found.remarks),
+            )
+        ),
     ]
     if found.step_time_s is not None and found.unplaced_step_time_s is not None:
         slower = found.step_time_s / found.unplaced_step_time_s - 1

@@ -28,6 +28,7 @@ class Assignment:
     """Of the plan, placed so; None without a plan, or where rates are not known."""
     unplaced_step_time_s: float | None = None
     """Of the plan on a fabric where every link has the rate of the NIC."""
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def assignment_document(found: Assignment) -> dict[str, Any]:
         "step_time_s": found.step_time_s,
         "unplaced_step_time_s": found.unplaced_step_time_s,
         "fabric": {"source": found.fabric.source, **candidates_document(found.fabric)},
-        "remarks": found.fabric.remarks,
+        "remarks": (*found.fabric.remarks, *found.remarks),
     }
 
 

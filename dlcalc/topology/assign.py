@@ -9,16 +9,33 @@ not timed, so the same input gives the same output; the clock only ends a search
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from dlcalc.errors import NoPlacementError, TopologyError
+from dlcalc.topology.budget import Budget
+from dlcalc.topology.columns import Bounded, bounded
+from dlcalc.topology.counts import improved
 from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.forest import Forest, Together, forest_of
 from dlcalc.topology.greedy import cheapest_first
 from dlcalc.topology.job import JobShape, Objective, Placement
 from dlcalc.topology.knapsack import Ring, tables
 from dlcalc.topology.rings import depth_first_positions, tour_hops
+from dlcalc.topology.seconds import (
+    Traffic,
+    fastest_tiers,
+    least_s,
+    parts_that_fit,
+    pp_tier,
+    tier_rates,
+    tiers_of,
+    time_s,
+    whole_nodes,
+)
+from dlcalc.topology.stages import Rings, ordered
 
 KeepTogether = Literal["none", "domain", "switch"]
 MOST_NAMES = 8
@@ -31,15 +48,18 @@ def place(
     *,
     objective: Objective = "hops",
     keep_together: KeepTogether = "none",
+    traffic: Traffic | None = None,
     time_limit_s: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Placement:
     """The best placement found of ``job`` on the free nodes of ``fabric``, with a bound that holds for every placement.
 
     ``keep_together`` says what an expert-parallel group larger than a node must stay inside. A tensor-parallel group
-    larger than a node always stays inside one NVLink domain, and a ring below one root.
+    larger than a node always stays inside one NVLink domain, and a ring below one root. ``traffic`` is what the
+    objective "seconds" weighs links by. ``say`` is told how far the search is.
     """
     nodes = [node for node in fabric.candidates() if node.n_devices >= job.node_devices]
-    return _placed(fabric, nodes, job, objective, keep_together, time_limit_s)
+    return _placed(fabric, nodes, job, objective, keep_together, traffic, time_limit_s, say)
 
 
 def best_on(
@@ -49,7 +69,9 @@ def best_on(
     *,
     objective: Objective = "hops",
     keep_together: KeepTogether = "none",
+    traffic: Traffic | None = None,
     time_limit_s: float = 10.0,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Placement:
     """The best placement found of ``job`` on these nodes, whatever their state."""
     wanted = set(names)
@@ -57,7 +79,7 @@ def best_on(
     if unknown:
         raise TopologyError(f"not in the fabric: {_some(unknown)}")
     nodes = [node for node in fabric.nodes if node.name in wanted and node.switches]
-    return _placed(fabric, nodes, job, objective, keep_together, time_limit_s, named=len(wanted))
+    return _placed(fabric, nodes, job, objective, keep_together, traffic, time_limit_s, say, named=len(wanted))
 
 
 def _placed(
@@ -66,29 +88,171 @@ def _placed(
     job: JobShape,
     objective: Objective,
     keep_together: KeepTogether,
+    traffic: Traffic | None,
     time_limit_s: float,
+    say: Callable[[str], None],
     named: int | None = None,
 ) -> Placement:
-    forest = forest_of(fabric, nodes, together_of(job, keep_together))
+    rules = together_of(job, keep_together)
+    forest = forest_of(fabric, nodes, rules)
     if forest.n_rings(job.ring_nodes) < job.n_rings:
         raise NoPlacementError(_why_not(fabric, nodes, forest, job, named))
-    start = tables(forest, forest.free, job.ring_nodes)
-    rings = cheapest_first(forest, job.n_rings, job.ring_nodes, start=start)
-    cheapest = 2.0 * (job.ring_nodes + start.apexes()[0][0]) if job.ring_nodes > 1 else 0.0
-    bound = job.n_rings * cheapest
-    placed = named_rings(fabric, forest, rings)
-    hops = float(sum(tour_hops(fabric, ring) for ring in placed))
+    budget = Budget(time_limit_s)
+    if objective == "seconds":
+        if traffic is None:
+            raise TopologyError("to place by seconds, say the traffic of a step")
+        return _by_seconds(fabric, nodes, job, traffic, rules, budget, say)
+    return _by_hops(fabric, nodes, job, forest, budget, say, worst=objective == "worst_ring")
+
+
+def _by_hops(
+    fabric: Fabric,
+    nodes: Sequence[FabricNode],
+    job: JobShape,
+    forest: Forest,
+    budget: Budget,
+    say: Callable[[str], None],
+    *,
+    worst: bool,
+) -> Placement:
+    least_edges = 0
+    if not forest.exact:  # its edges are not the fabric's: the bound is that of a job that may tear domains apart
+        torn = forest_of(fabric, nodes, [rule for rule in forest.rules if rule.scope != "domain"])
+        least_edges = solved(torn, job, Budget(budget.limit_s / 2), worst=worst, say=say).least_edges
+        budget = Budget(budget.limit_s / 2)
+    found = solved(forest, job, budget, worst=worst, say=say)
+    least_edges = found.least_edges if forest.exact else least_edges
+    placed = ordered(fabric, named_rings(fabric, forest, found.rings), unit_nodes(job))
+    each = [tour_hops(fabric, ring) for ring in placed]
+    cost = float(max(each) if worst else sum(each))
+    least = _hops(job, least_edges, n_rings=1 if worst else job.n_rings)
     return Placement(
         job=job,
         rings=placed,
-        objective=objective,
-        cost_hops=hops,
-        lower_bound_hops=bound,
-        cost=hops,
-        lower_bound=bound,
-        proved_optimal=hops <= bound,
-        method="greedy",
+        objective="worst_ring" if worst else "hops",
+        cost_hops=float(sum(each)),
+        lower_bound_hops=None if worst else least,
+        cost=cost,
+        lower_bound=least,
+        proved_optimal=cost <= least,
+        method=found.method,
     )
+
+
+def _by_seconds(
+    fabric: Fabric,
+    nodes: Sequence[FabricNode],
+    job: JobShape,
+    traffic: Traffic,
+    rules: Sequence[Together],
+    budget: Budget,
+    say: Callable[[str], None],
+) -> Placement:
+    """The fastest of several placements, of equally fast ones the one of fewest hops.
+
+    Tried are rings kept as low as they fit on all nodes, and on the smallest part of the fabric that holds the job;
+    and, where nothing must stay together, each node kept near its pipeline neighbours, and rings across.
+    """
+    rates = tier_rates(fabric)
+    loose = [rule for rule in rules if rule.scope != "domain"] if not forest_of(fabric, nodes, rules).exact else rules
+    least = least_s(fabric, nodes, job, traffic, loose)
+    parts = [part for part in parts_that_fit(fabric, nodes, job.n_nodes) if len(part) < len(nodes)]
+    attempts: list[Callable[[], Rings | None]] = [
+        partial(_rings_low, fabric, part, job, traffic, rules, Budget(budget.limit_s / (len(parts) + 2)), say)
+        for part in [*parts, nodes]
+    ]
+    if not rules and job.n_rings > 1 and job.ring_nodes > 1:
+        attempts.append(partial(_stages_low, fabric, nodes, job, Budget(budget.limit_s / (len(parts) + 2)), say))
+    best: tuple[float, float, Rings] | None = None
+    for attempt in attempts:
+        rings = attempt()
+        if rings is None:
+            continue
+        hops = float(sum(tour_hops(fabric, ring) for ring in rings))
+        seconds = time_s(tiers_of(fabric, job, rings), traffic, rates)
+        best = min(best or (seconds, hops, rings), (seconds, hops, rings))
+        if best[0] <= least or budget.clock_left_s == 0.0:
+            break
+    if best is None:
+        forest = forest_of(fabric, nodes, rules)
+        placed = _by_hops(fabric, nodes, job, forest, Budget(budget.clock_left_s), say, worst=False).rings
+        hops = float(sum(tour_hops(fabric, ring) for ring in placed))
+        best = (time_s(tiers_of(fabric, job, placed), traffic, rates), hops, placed)
+    seconds, hops, rings = best
+    return Placement(
+        job=job,
+        rings=rings,
+        objective="seconds",
+        cost_hops=hops,
+        lower_bound_hops=None,
+        cost=seconds,
+        lower_bound=least,
+        proved_optimal=seconds <= least,
+        method="tiers",
+    )
+
+
+def _rings_low(
+    fabric: Fabric,
+    nodes: Sequence[FabricNode],
+    job: JobShape,
+    traffic: Traffic,
+    rules: Sequence[Together],
+    budget: Budget,
+    say: Callable[[str], None],
+) -> Rings | None:
+    """Rings, and groups in them, below the lowest tiers they fit; few hops among such."""
+    found = next(fastest_tiers(fabric, nodes, job, traffic, rules), None)
+    if found is None:
+        return None
+    _, _, forest = found
+    return ordered(fabric, named_rings(fabric, forest, solved(forest, job, budget, say=say).rings), unit_nodes(job))
+
+
+def _stages_low(
+    fabric: Fabric, nodes: Sequence[FabricNode], job: JobShape, budget: Budget, say: Callable[[str], None]
+) -> Rings | None:
+    """Pipeline neighbours below the lowest tier at which they can meet; rings across them."""
+    tier = pp_tier(fabric, nodes, job)
+    forest = forest_of(fabric, nodes, [Together(job.n_rings, tier)])
+    if forest.n_rings(job.n_nodes) < 1:
+        return None
+    whole = replace(job, pp=1, dp=job.dp * job.pp)
+    (walk,) = named_rings(fabric, forest, solved(forest, whole, budget, say=say).rings)
+    return tuple(walk[stage :: job.n_rings] for stage in range(job.n_rings))
+
+
+def solved(
+    forest: Forest,
+    job: JobShape,
+    budget: Budget,
+    *,
+    worst: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Bounded:
+    """The best rings that ``budget`` allows; ``least_edges`` is of their sum, or of the largest of them."""
+    if job.ring_nodes == 1:
+        return Bounded(_singles(forest, job.n_rings), 0, "near nodes")
+    start = tables(forest, forest.free, job.ring_nodes)
+    cheapest = int(start.apexes()[0][0])
+    rings = cheapest_first(forest, job.n_rings, job.ring_nodes, start=start)
+    found = bounded(forest, job.n_rings, job.ring_nodes, budget, start=start, rings=rings, say=say)
+    if job.n_rings == 1 or (found.is_optimal and not worst):
+        return found
+    return improved(forest, found, budget, worst=worst, cheapest_edges=cheapest, say=say)
+
+
+def _singles(forest: Forest, n_rings: int) -> tuple[Ring, ...]:
+    """Rings of one node each, which cost nothing: near each other if one tree has room, else the first."""
+    walk = cheapest_first(forest, 1, n_rings)
+    counts = walk[0].counts if walk else [(group, forest.free[group]) for group in forest.groups]
+    singles = [Ring(((group, 1),), 0) for group, count in counts for _ in range(count)]
+    return tuple(singles[:n_rings])
+
+
+def _hops(job: JobShape, edges: int, n_rings: int) -> float:
+    """Of so many rings that pay ``edges`` besides one per node."""
+    return 2.0 * (n_rings * job.ring_nodes + edges) if job.ring_nodes > 1 else 0.0
 
 
 def together_of(job: JobShape, keep_together: KeepTogether) -> tuple[Together, ...]:
@@ -101,14 +265,13 @@ def together_of(job: JobShape, keep_together: KeepTogether) -> tuple[Together, .
     return tuple(rules)
 
 
-def whole_nodes(group_devices: int, job: JobShape) -> int:
-    """Fewest consecutive nodes that hold only whole groups of ``group_devices``; 1 where stages share a node."""
-    if job.stage_devices <= job.node_devices:
-        return 1
-    return math.lcm(group_devices, job.node_devices) // job.node_devices
+def unit_nodes(job: JobShape) -> int:
+    """Consecutive nodes that hold only whole groups of every kind but the data-parallel ones."""
+    sizes = (job.tp, job.tp * job.cp, job.ep * job.etp)
+    return math.lcm(*(whole_nodes(size, job) for size in sizes))
 
 
-def named_rings(fabric: Fabric, forest: Forest, rings: Sequence[Ring]) -> tuple[tuple[str, ...], ...]:
+def named_rings(fabric: Fabric, forest: Forest, rings: Sequence[Ring]) -> Rings:
     """The nodes of each ring in ring order, rings in the order in which a walk through the fabric meets them."""
     positions = depth_first_positions(fabric)
     used = [0] * len(forest)

@@ -5,7 +5,7 @@ ring takes counts. They are one *group*, a leaf of the forest. A ring of nodes u
 elsewhere pays ``edge[v]`` tree edges; one all of whose nodes are under ``v`` does not. Its hops are twice these edges
 and one per node. What must stay together is a rule about counts: of each ring, the nodes under ``v`` come in multiples
 of ``multiple[v]``. A rule about a domain that hangs from several switches is written where these meet, so the edges
-inside it are not counted: such a forest still gives valid bounds, and costs are always taken from the fabric itself.
+inside it are not counted and the forest is not ``exact``: it then finds placements, but proves nothing about them.
 """
 
 from __future__ import annotations

@@ -20,6 +20,9 @@ Array = NDArray[np.float64]
 CHUNK = 1 << 18
 """Elements of a convolution held at once; stays in cache."""
 
+MERGE_STEPS = 2000.0
+"""Elementary steps that take as long as beginning one convolution."""
+
 
 @dataclass(frozen=True)
 class Ring:
@@ -81,7 +84,7 @@ def tables(
                 if forest.edge[child]:
                     outer = outer + forest.edge[child]
                     outer[0] = 0.0
-                work += 300.0 + len(costs) * len(outer)
+                work += MERGE_STEPS + len(costs) * len(outer)
                 costs = _convolved(costs, outer, ring_nodes)
                 steps.append(costs)
         else:

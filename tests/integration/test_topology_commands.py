@@ -11,9 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from dlcalc import topoassign, topoeval, topoviz
-from dlcalc.topology.fabric import spanning_edges
+from dlcalc.costmodel.node_traffic import node_traffic
+from dlcalc.topology.fabric import Fabric, FabricNode, spanning_edges
 from dlcalc.topology.rings import distance_hops
 from dlcalc.topology.sources.read import read_fabric, save_fabric
+from dlcalc.workflows_run import open_run
 from tests.clos_fabrics import clos, running
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +144,57 @@ def test_a_row_of_a_search_is_a_plan(tmp_path):
             name: best[rank - 1][name] for name in ("tp", "pp", "dp", "cp")
         }
     assert "10000" in refused("topoassign", "--plan", tmp_path / "found", "--rank", 10000, "--topology", SMALL)
+
+
+def test_time_on_the_links_is_that_of_the_plan():
+    """Rings of 4 nodes fit under leaves: data parallel traffic at the rate of tier 0. Stages meet higher up."""
+    found = assigned("--plan", MIXTRAL, "--topology", LARGE, "--objective", "seconds")
+    by_hops = assigned("--plan", MIXTRAL, "--topology", LARGE)
+    assert found["objective"] == "seconds"
+    assert found["lower_bound"] <= found["cost"]
+    assert found["step_time_s"] <= by_hops["step_time_s"]
+    sent = node_traffic(open_run(MIXTRAL).resolve({}).estimate())
+    leaf, spine, core = read_fabric(str(LARGE)).tier_bytes_per_s_per_node
+    ways = [sent.dp_bytes / dp + sent.pp_bytes / pp for dp in (leaf, spine, core) for pp in (leaf, spine, core)]
+    assert any(found["cost"] == pytest.approx(way, rel=1e-9) for way in ways)
+    assert found["cost"] <= sent.dp_bytes / leaf + sent.pp_bytes / core
+    assert "chosen for time on the links" in answer(
+        "topoassign", "--plan", MIXTRAL, "--topology", LARGE, "--objective", "seconds"
+    )
+
+
+def test_seconds_need_rates(tmp_path):
+    (tmp_path / "f.yaml").write_text(re.sub(r"tier_gbit.*\n", "", LARGE.read_text()))
+    said = refused("topoassign", "--plan", MIXTRAL, "--topology", tmp_path / "f.yaml", "--objective", "seconds")
+    assert "the bandwidth of tier 0 is not known" in said
+
+
+def test_the_longest_ring_can_be_what_counts():
+    found = assigned(*JOB, "--topology", LARGE, "--objective", "worst-ring")
+    fabric = read_fabric(str(LARGE))
+    assert found["cost"] == max(2 * spanning_edges(fabric, ring) for ring in found["rings"])
+    assert found["lower_bound_hops"] is None
+
+
+def test_machines_of_one_rack_are_placed_one_by_one(tmp_path):
+    """A plan's node is a rack: ranks go to its machines, 17 of them free; tensor parallel pairs stay in one."""
+    machines = (
+        FabricNode(f"r{rack}n{n:02}", (f"leaf{rack}", "top"), n_devices=4, domain=f"rack{rack}")
+        for rack in range(3)
+        for n in range(17)
+    )
+    save_fabric(Fabric(tuple(machines)), tmp_path / "f.yaml")
+    (tmp_path / "run.yaml").write_text(
+        "model: llama3-70b\nhardware: gb200_nvl72\nplan: {tp: 8, pp: 2, dp: 9, micro_batch: 1, recompute: full}\n"
+        "recipe: {seq_len: 8192, global_batch: 144, framework: megatron}\n"
+    )
+    found = assigned("--plan", tmp_path / "run.yaml", "--topology", tmp_path / "f.yaml")
+    assert found["job"]["node_devices"] == 4
+    assert [len(ring) for ring in found["rings"]] == [18, 18]
+    for ring in found["rings"]:
+        assert all(a[:2] == b[:2] for a, b in zip(ring[::2], ring[1::2], strict=True))
+    assert found["step_time_s"] is None
+    assert "no step times: the plan's nodes have 72 devices, these 4" in found["remarks"][-1]
 
 
 def test_excluded_nodes_are_not_used(tmp_path):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from dlcalc import topoassign, topoeval, topoviz
+
+DOORS = {"topoassign": topoassign, "topoeval": topoeval, "topoviz": topoviz}
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "topology.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -23,20 +25,16 @@ def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     (folder / "examples").symlink_to(ROOT / "examples")
     printed = {}
-    for command in COMMANDS:
-        code = re.sub(r"^(topo\w+) ", rf"'{sys.executable}' -m dlcalc.\1 ", command)
-        done = subprocess.run(
-            ["bash", "-euc", code],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, (command, done.stderr)
-        printed[command] = done.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in COMMANDS:
+            words, _, file = command.partition(" > ")
+            program, *arguments = shlex.split(words)
+            done = CliRunner().invoke(DOORS[program].main, arguments, catch_exceptions=False)
+            assert done.exit_code == 0, (command, done.output)
+            printed[command] = done.stdout
+            if file:
+                (folder / file).write_text(done.stdout)
     return folder, printed
 
 

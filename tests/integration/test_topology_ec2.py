@@ -12,11 +12,13 @@ from threading import Thread
 import boto3
 import botocore.loaders
 import pytest
+from click.testing import CliRunner
 from moto.core.responses import ActionResult
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.responses import EC2Response
 from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
+from dlcalc import topoassign
 from dlcalc.errors import DlcalcError, TopologyError
 from dlcalc.topology.sources.ec2 import topology_of_instances
 from dlcalc.topology.sources.read import read_fabric, save_fabric
@@ -211,6 +213,24 @@ def test_what_is_read_is_what_is_saved(instances, tmp_path):
     for name in ("topo.json", "topo.yaml"):
         save_fabric(fabric, tmp_path / name)
         assert read_fabric(str(tmp_path / name)) == fabric
+
+
+def test_topoassign_places_on_what_ec2_says(instances):
+    """8 rings of 10 nodes, and a leaf holds 10: no ring need leave its leaf, so 20 hops each."""
+    where = ("-i", "p5.48xlarge", "-r", "us-east-1", "-a", "us-east-1a")
+    done = CliRunner().invoke(topoassign.main, ["-t", "8", "-p", "8", "-d", "10", *where, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["cost_hops"], found["proved_optimal"]) == (160, True)
+    assert all(len({instances[name][0] for name in ring}) == 1 for ring in found["rings"])
+    assert all(host.endswith(".ec2.internal") for host in found["hosts"])
+
+
+def test_topoassign_tells_of_a_service_that_refuses(instances):
+    calls.errors[:] = ["UnauthorizedOperation"]
+    done = CliRunner().invoke(topoassign.main, ["-t", "8", "-p", "1", "-d", "10", "-r", "us-east-1"])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "ec2:DescribeInstanceTopology" in done.stderr
 
 
 def test_filters_are_the_services(instances):

@@ -17,11 +17,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from dlcalc import topoeval, topoviz
 from dlcalc.errors import TopologyError
 from dlcalc.topology.sources import kubernetes as source
 from dlcalc.topology.sources.read import read_fabric, save_fabric
@@ -276,6 +278,21 @@ def test_nodes_and_pods_page_by_page(kubeconfig, cluster, monkeypatch, tmp_path)
     assert fabric.remarks == ()
     save_fabric(fabric, tmp_path / "k.yaml")
     assert read_fabric(str(tmp_path / "k.yaml")) == fabric
+
+
+def test_the_commands_ask_the_cluster(kubeconfig, tmp_path):
+    """Nodes 0, 2, 4 and 6, four under a leaf: 2 x (4 + 2 leaves) = 12 hops. Four under one leaf would do with 2 x 4."""
+    done = CliRunner().invoke(topoeval.main, ["lla", "-t", "8", "-p", "1", "-d", "4", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["job_name"] == "llama"
+    assert [found["cost_hops"]] + [found[best]["cost_hops"] for best in ("best_on_own", "best_on_free")] == [12, 12, 8]
+    page = tmp_path / "g.html"
+    done = CliRunner().invoke(topoviz.main, ["lla", "-o", str(page), "--json"])
+    assert json.loads(done.stdout)["rings"] == {"llama": [f"i-{index:017x}" for index in (0, 2, 4, 6)]}
+    done = CliRunner().invoke(topoeval.main, ["gpt", "-t", "8", "-p", "1", "-d", "4"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "no job begins with gpt; there are llama" in done.stderr
 
 
 def test_the_service_selects(kubeconfig, cluster):

@@ -1,6 +1,7 @@
 """A placement in the words of launchers; each text is read back by what would read it, where that is installed."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -46,6 +47,23 @@ def test_a_rankfile_binds_every_rank_to_cores_of_its_own():
     assert lines[5] == "rank 5=ip-10-0-0-1.ec2.internal slot=12-23"
     assert [re.fullmatch(r"rank (\d+)=\S+ slot=\d+-\d+", line)[1] for line in lines] == [str(n) for n in range(16)]
     assert open_mpi_rankfile(["a"], node_devices=2).splitlines() == ["rank 0=a slot=0", "rank 1=a slot=1"]
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed here")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two ranks need two cores")
+def test_a_real_open_mpi_binds_as_the_rankfile_says(tmp_path):
+    (tmp_path / "rankfile").write_text(open_mpi_rankfile(["localhost"], node_devices=2))
+    ran = subprocess.run(
+        ["mpirun", "-np", "2", "--rankfile", str(tmp_path / "rankfile"), "--report-bindings", "true"],
+        env={**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
+    cores = dict(re.findall(r"rank (\d+) bound to socket \d+\[core (\d+)\[", ran.stderr))
+    assert cores == {"0": "0", "1": "1"}
 
 
 def test_a_slurm_hostfile_repeats_a_host_for_each_of_its_tasks():
@@ -105,7 +123,10 @@ def test_addresses_have_no_short_names(tmp_path):
 
 @pytest.mark.skipif(shutil.which("torchrun") is None, reason="torch is not installed here")
 def test_a_real_torchrun_takes_the_script(tmp_path):
-    (tmp_path / "train.py").write_text("import os; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])\n")
+    (tmp_path / "train.py").write_text(
+        "import os, pathlib\n"
+        "pathlib.Path(__file__).with_name('rank' + os.environ['RANK']).write_text(os.environ['WORLD_SIZE'])\n"
+    )
     script = torchrun_script(["localhost"], node_devices=2, port=0)
     (tmp_path / "run.sh").write_text(script)
     ran = subprocess.run(
@@ -116,7 +137,8 @@ def test_a_real_torchrun_takes_the_script(tmp_path):
         check=False,
         timeout=120,
     )
-    assert sorted(ran.stdout.splitlines()) == ["rank 0 of 2", "rank 1 of 2"], ran.stderr
+    assert ran.returncode == 0, ran.stderr
+    assert {file.name: file.read_text() for file in tmp_path.glob("rank*")} == {"rank0": "2", "rank1": "2"}
 
 
 def test_an_affinity_is_one_that_the_client_of_kubernetes_knows():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
 
 import pytest
@@ -70,6 +71,9 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize(("stream", "speaks"), [(Terminal(), True), (io.StringIO(), False)], ids=["terminal", "pipe"])
 def test_a_long_wait_is_told_on_a_terminal_alone(stream, speaks):
-    with waiting("placing", stream):
-        pass
-    assert ("placing" in stream.getvalue()) == speaks
+    with waiting("reading", stream) as say:
+        time.sleep(0.5 * speaks)  # it is drawn twelve times a second
+        say("placing [now]")
+        time.sleep(0.5 * speaks)
+    assert ("reading" in stream.getvalue()) == speaks
+    assert ("placing [now]" in stream.getvalue()) == speaks
