@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 from hypothesis import strategies as st
@@ -74,3 +75,22 @@ def best_by_brute_force(
             total = cost(each)
             best = total if best is None else min(best, total)
     return best
+
+
+def fragmented(n_nodes: int, *, leaf: int = 16, spine: int = 8, busy: float = 0.3, seed: int = 0) -> Fabric:
+    """Three tiers, with nodes taken in runs as jobs take them."""
+    rng = random.Random(seed)
+    taken: set[int] = set()
+    while len(taken) < busy * n_nodes:
+        at = rng.randrange(n_nodes)
+        taken.update(range(at, min(n_nodes, at + rng.choice([1, 1, 2, 4, 8, 16, 32]))))
+    return Fabric(
+        tuple(
+            FabricNode(
+                f"n{at}",
+                (f"leaf{at // leaf}", f"spine{at // (leaf * spine)}", "core"),
+                state="busy" if at in taken else "free",
+            )
+            for at in range(n_nodes)
+        )
+    )

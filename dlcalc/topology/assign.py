@@ -8,7 +8,6 @@ not timed, so the same input gives the same output; the clock only ends a search
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,11 +27,12 @@ from dlcalc.topology.seconds import (
     Traffic,
     fastest_tiers,
     least_s,
+    nearest_stages,
     parts_that_fit,
-    pp_tier,
     tier_rates,
     tiers_of,
     time_s,
+    unit_nodes,
     whole_nodes,
 )
 from dlcalc.topology.stages import Rings, ordered
@@ -79,7 +79,7 @@ def best_on(
     if unknown:
         raise TopologyError(f"not in the fabric: {_some(unknown)}")
     nodes = [node for node in fabric.nodes if node.name in wanted and node.switches]
-    return _placed(fabric, nodes, job, objective, keep_together, traffic, time_limit_s, say, named=len(wanted))
+    return _placed(fabric, nodes, job, objective, keep_together, traffic, time_limit_s, say, named=wanted)
 
 
 def _placed(
@@ -91,7 +91,7 @@ def _placed(
     traffic: Traffic | None,
     time_limit_s: float,
     say: Callable[[str], None],
-    named: int | None = None,
+    named: Collection[str] | None = None,
 ) -> Placement:
     rules = together_of(job, keep_together)
     forest = forest_of(fabric, nodes, rules)
@@ -151,7 +151,7 @@ def _by_seconds(
     """The fastest of several placements, of equally fast ones the one of fewest hops.
 
     Tried are rings kept as low as they fit on all nodes, and on the smallest part of the fabric that holds the job;
-    and, where nothing must stay together, each node kept near its pipeline neighbours, and rings across.
+    and each node kept near its pipeline neighbours, with rings across.
     """
     rates = tier_rates(fabric)
     loose = [rule for rule in rules if rule.scope != "domain"] if not forest_of(fabric, nodes, rules).exact else rules
@@ -161,8 +161,9 @@ def _by_seconds(
         partial(_rings_low, fabric, part, job, traffic, rules, Budget(budget.limit_s / (len(parts) + 2)), say)
         for part in [*parts, nodes]
     ]
-    if not rules and job.n_rings > 1 and job.ring_nodes > 1:
-        attempts.append(partial(_stages_low, fabric, nodes, job, Budget(budget.limit_s / (len(parts) + 2)), say))
+    if job.n_rings > 1 and job.ring_nodes > 1:
+        share = Budget(budget.limit_s / (len(parts) + 2))
+        attempts.append(partial(_stages_low, fabric, nodes, job, traffic, rules, share, say))
     best: tuple[float, float, Rings] | None = None
     for attempt in attempts:
         rings = attempt()
@@ -210,16 +211,26 @@ def _rings_low(
 
 
 def _stages_low(
-    fabric: Fabric, nodes: Sequence[FabricNode], job: JobShape, budget: Budget, say: Callable[[str], None]
+    fabric: Fabric,
+    nodes: Sequence[FabricNode],
+    job: JobShape,
+    traffic: Traffic,
+    rules: Sequence[Together],
+    budget: Budget,
+    say: Callable[[str], None],
 ) -> Rings | None:
-    """Pipeline neighbours below the lowest tier at which they can meet; rings across them."""
-    tier = pp_tier(fabric, nodes, job)
-    forest = forest_of(fabric, nodes, [Together(job.n_rings, tier)])
-    if forest.n_rings(job.n_nodes) < 1:
+    """Pipeline neighbours, and groups in rings, below the lowest tiers they fit; rings across them."""
+    found = nearest_stages(fabric, nodes, job, traffic, rules)
+    if found is None:
         return None
+    _, forest = found
     whole = replace(job, pp=1, dp=job.dp * job.pp)
     (walk,) = named_rings(fabric, forest, solved(forest, whole, budget, say=say).rings)
-    return tuple(walk[stage :: job.n_rings] for stage in range(job.n_rings))
+    unit = unit_nodes(job)
+    blocks = [walk[at : at + unit] for at in range(0, len(walk), unit)]
+    return tuple(
+        tuple(node for block in blocks[stage :: job.n_rings] for node in block) for stage in range(job.n_rings)
+    )
 
 
 def solved(
@@ -236,17 +247,24 @@ def solved(
     start = tables(forest, forest.free, job.ring_nodes)
     cheapest = int(start.apexes()[0][0])
     rings = cheapest_first(forest, job.n_rings, job.ring_nodes, start=start)
-    found = bounded(forest, job.n_rings, job.ring_nodes, budget, start=start, rings=rings, say=say)
+
+    def tell(method: str, edges: int, least_edges: int, n_rings: int = job.n_rings) -> None:
+        hops, least = _hops(job, edges, n_rings), _hops(job, least_edges, n_rings)
+        say(f"{method}: {hops:,.0f} hops, at least {least:,.0f}")
+
+    found = bounded(forest, job.n_rings, job.ring_nodes, budget, start=start, rings=rings, say=tell)
+    tell(found.method, found.edges, found.least_edges)
     if job.n_rings == 1 or (found.is_optimal and not worst):
         return found
-    return improved(forest, found, budget, worst=worst, cheapest_edges=cheapest, say=say)
+    each = partial(tell, n_rings=1) if worst else tell
+    return improved(forest, found, budget, worst=worst, cheapest_edges=cheapest, say=each)
 
 
 def _singles(forest: Forest, n_rings: int) -> tuple[Ring, ...]:
     """Rings of one node each, which cost nothing: near each other if one tree has room, else the first."""
     walk = cheapest_first(forest, 1, n_rings)
     counts = walk[0].counts if walk else [(group, forest.free[group]) for group in forest.groups]
-    singles = [Ring(((group, 1),), 0) for group, count in counts for _ in range(count)]
+    singles = [Ring(((group, 1),), 0, group) for group, count in counts for _ in range(count)]
     return tuple(singles[:n_rings])
 
 
@@ -265,12 +283,6 @@ def together_of(job: JobShape, keep_together: KeepTogether) -> tuple[Together, .
     return tuple(rules)
 
 
-def unit_nodes(job: JobShape) -> int:
-    """Consecutive nodes that hold only whole groups of every kind but the data-parallel ones."""
-    sizes = (job.tp, job.tp * job.cp, job.ep * job.etp)
-    return math.lcm(*(whole_nodes(size, job) for size in sizes))
-
-
 def named_rings(fabric: Fabric, forest: Forest, rings: Sequence[Ring]) -> Rings:
     """The nodes of each ring in ring order, rings in the order in which a walk through the fabric meets them."""
     positions = depth_first_positions(fabric)
@@ -285,13 +297,15 @@ def named_rings(fabric: Fabric, forest: Forest, rings: Sequence[Ring]) -> Rings:
     return tuple(sorted(found, key=lambda nodes: positions[nodes[0]]))
 
 
-def _why_not(fabric: Fabric, nodes: Sequence[FabricNode], forest: Forest, job: JobShape, named: int | None) -> str:
+def _why_not(
+    fabric: Fabric, nodes: Sequence[FabricNode], forest: Forest, job: JobShape, named: Collection[str] | None
+) -> str:
     """Why ``job`` does not fit, with the numbers."""
     rings = "1 ring" if job.n_rings == 1 else f"{job.n_rings:,} rings"
     needs = f"the job needs {job.n_nodes:,} nodes ({rings} of {job.ring_nodes:,})"
     if named is not None:
-        said = [f"{named:,} are given"]
-        without = [node.name for node in fabric.nodes if not node.switches]
+        said = [f"{len(named):,} are given"]
+        without = [node.name for node in fabric.nodes if node.name in named and not node.switches]
     else:
         free = [node for node in fabric.nodes if node.state == "free"]
         said = [f"{len(free):,} of {len(fabric.nodes):,} are free"]
@@ -299,8 +313,8 @@ def _why_not(fabric: Fabric, nodes: Sequence[FabricNode], forest: Forest, job: J
         small = [node.name for node in free if node.n_devices < job.node_devices]
         if small:
             said.append(f"{len(small):,} of them have fewer than {job.node_devices} devices ({_some(small)})")
-        if without:
-            said.append(f"{len(without):,} of them have no topology data ({_some(without)})")
+    if without:
+        said.append(f"{len(without):,} of them have no topology data ({_some(without)})")
     connected: dict[str, int] = {}
     for node in nodes:
         root = fabric.chains[node.name][-1]

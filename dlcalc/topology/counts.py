@@ -8,29 +8,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dlcalc.topology.budget import Budget
-from dlcalc.topology.columns import Bounded, edges_of
+from dlcalc.topology.columns import Bounded, Say, edges_of, silent
 from dlcalc.topology.forest import Forest
-from dlcalc.topology.knapsack import Ring
+from dlcalc.topology.knapsack import Ring, ring_of
 
 WHOLE_CELLS = 600
 """Rings times vertices up to which the whole placement is worth trying first."""
 LAST_CELLS = 6000
 """The same, for trying it last, with what budget is left."""
 WHOLE_SHARE = 0.4
-NEIGHBOURHOOD_S = {2: 0.3, 3: 0.8, 4: 1.6}
+NEIGHBOURHOOD_S = {2: 0.45, 3: 1.2, 4: 2.4}
 """Of work, by how many rings are laid again."""
 NEAR_GROUPS = 256
 """In forests of more groups, rings are laid again only under switches next to their own."""
-WORK_PER_COUNTED = 3.0
+WORK_PER_COUNTED = 4.5
 """Seconds of work that one unit of the solver's deterministic time stands for."""
-CELL_S = 6e-5
+CELL_S = 1e-4
 """Of building the problem, per ring and vertex."""
 CLOCK_PER_COUNTED = 3.0
 """How much longer than counted the clock lets one solve run."""
@@ -54,7 +54,7 @@ def improved(
     *,
     worst: bool = False,
     cheapest_edges: int = 0,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = silent,
 ) -> Bounded:
     """``found`` made better; with ``worst`` by the edges of the largest ring first, and then by their sum.
 
@@ -104,7 +104,7 @@ def improved(
                 laid = dict(zip(chosen, answer.rings, strict=True))
                 rings = tuple(laid.get(at, ring) for at, ring in enumerate(rings))
                 better = True
-                say(f"counts: {cost(rings):,} edges, at least {least:,}")
+                say("counts", cost(rings), least)
                 break
             failed.add(problem)
             if budget.is_spent:
@@ -221,7 +221,7 @@ def solve(
     for count, _ in laid_out:
         held = {group: solver.Value(count[group]) for group in forest.groups if group in count}
         held = {group: nodes for group, nodes in held.items() if nodes}
-        laid.append(Ring(tuple(sorted(held.items())), forest.edges(held)))
+        laid.append(ring_of(forest, held))
     return Answer(tuple(laid), least, work_s)
 
 
@@ -233,12 +233,7 @@ def _lay(
     ring_nodes: int,
 ) -> tuple[dict[int, Any], Any]:
     """Variables of one ring: its nodes under each vertex, and the edges it pays. Hints are where it lies now."""
-    held = [0] * len(forest)
-    for group, count in ring.counts:
-        held[group] = count
-    for vertex, above in enumerate(forest.parent):
-        if above >= 0:
-            held[above] += held[vertex]
+    held = forest.held(dict(ring.counts))
     nodes_of: dict[int, Any] = {}
     edges: list[Any] = []
     whole: list[Any] = []

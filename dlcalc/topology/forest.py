@@ -59,6 +59,15 @@ class Forest:
         return tuple(map(tuple, found))
 
     @cached_property
+    def first(self) -> tuple[int, ...]:
+        """Of each vertex the first one below it: those from there to itself are its subtree."""
+        found = list(range(len(self)))
+        for vertex, above in enumerate(self.parent):
+            if above >= 0:
+                found[above] = min(found[above], found[vertex])
+        return tuple(found)
+
+    @cached_property
     def groups(self) -> tuple[int, ...]:
         return tuple(vertex for vertex, nodes in enumerate(self.members) if nodes)
 
@@ -81,19 +90,20 @@ class Forest:
         usable = self.usable(self.free)
         return sum(usable[root] // ring_nodes for root, above in enumerate(self.parent) if above < 0)
 
-    def edges(self, counts: dict[int, int]) -> int:
-        """Edges that a ring pays which takes ``counts`` nodes of each group, besides one per node."""
+    def held(self, counts: dict[int, int]) -> list[int]:
+        """Nodes under each vertex of what takes ``counts`` of each group."""
         held = [0] * len(self)
         for group, count in counts.items():
             held[group] = count
-        ring_nodes = sum(counts.values())
-        paid = 0
         for vertex, above in enumerate(self.parent):
-            if 0 < held[vertex] < ring_nodes:
-                paid += self.edge[vertex]
             if above >= 0:
                 held[above] += held[vertex]
-        return paid
+        return held
+
+    def edges(self, counts: dict[int, int]) -> int:
+        """Edges that a ring pays which takes ``counts`` nodes of each group, besides one per node."""
+        ring_nodes = sum(counts.values())
+        return sum(paid for paid, held in zip(self.edge, self.held(counts), strict=True) if 0 < held < ring_nodes)
 
 
 def forest_of(

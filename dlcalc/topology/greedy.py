@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Callable, Sequence
 
 from dlcalc.topology.forest import Forest
-from dlcalc.topology.knapsack import Array, Ring, Tables, ring_below, tables
+from dlcalc.topology.knapsack import Array, Ring, Tables, refreshed, ring_below, ring_of, tables
+
+REFRESH_STEPS = 1e5
+"""Elementary steps that take as long as choosing which tables to work out again, and reading a ring off them."""
 
 
 def cheapest_first(
@@ -14,32 +19,44 @@ def cheapest_first(
     ring_nodes: int,
     *,
     prices: Array | None = None,
-    free: Sequence[int] | None = None,
     start: Tables | None = None,
     stop: Callable[[float], bool] = lambda work: False,
 ) -> list[Ring]:
-    """Up to ``n_rings`` disjoint rings, each the cheapest (with ``prices`` of a node by vertex) of what is left.
+    """Up to ``n_rings`` disjoint rings, each the cheapest (with ``prices`` as ``tables`` takes them) of what is left.
 
-    ``start`` saves working out the tables of the whole forest again. ``stop`` is told the work of every step and may
-    end it early.
+    Rings only get dearer as nodes are taken, so the tables above taken nodes are left stale until one of them would
+    have the cheapest ring. ``start`` saves working out the tables of the whole forest. ``stop`` is told the work of
+    every step and may end it early.
     """
-    left = list(forest.free if free is None else free)
+    left = list(forest.free)
     found = tables(forest, left, ring_nodes, prices) if start is None else start
+    cheapest = found.apexes()  # a sorted list is a heap
+    stale: set[int] = set()
     rings: list[Ring] = []
-    while len(rings) < n_rings:
-        apexes = found.apexes()
-        if not apexes:
-            break
-        ring = ring_below(forest, found, apexes[0][1])
+    while len(rings) < n_rings and cheapest:
+        cost, apex = heapq.heappop(cheapest)
+        if apex in stale:
+            below = [vertex for vertex in stale if forest.first[apex] <= vertex <= apex]
+            found = refreshed(forest, found, left, prices, below)
+            stale.difference_update(below)
+            if stop(found.work + REFRESH_STEPS):
+                break
+        now = found.cost(apex)
+        if now > cost:
+            if now < math.inf:
+                heapq.heappush(cheapest, (now, apex))
+            continue
+        ring = ring_below(forest, found, apex)
         while len(rings) < n_rings and all(count <= left[group] for group, count in ring.counts):
-            rings.append(ring)  # as cheap as any other: what is left only makes rings dearer
+            rings.append(ring)
             for group, count in ring.counts:
                 left[group] -= count
-        if len(rings) == n_rings:
-            break
-        found = tables(forest, left, ring_nodes, prices, old=found, changed=[group for group, _ in ring.counts])
-        if stop(found.work):
-            break
+        heapq.heappush(cheapest, (cost, apex))
+        for group, _ in ring.counts:
+            vertex = group
+            while vertex >= 0 and vertex not in stale:
+                stale.add(vertex)
+                vertex = forest.parent[vertex]
     return rings
 
 
@@ -61,7 +78,7 @@ def depth_first(forest: Forest, n_rings: int, ring_nodes: int) -> list[Ring]:
                 counts[group] = taken
                 held, left = held + taken, left - taken
                 if held == ring_nodes:
-                    rings.append(Ring(tuple(sorted(counts.items())), forest.edges(counts)))
+                    rings.append(ring_of(forest, counts))
                     counts, held, room = {}, 0, room - 1
         first = root + 1
     return rings

@@ -57,6 +57,12 @@ def whole_nodes(group_devices: int, job: JobShape) -> int:
     return math.lcm(group_devices, job.node_devices) // job.node_devices
 
 
+def unit_nodes(job: JobShape) -> int:
+    """Consecutive nodes that hold only whole groups of every kind but the data-parallel ones."""
+    sizes = (job.tp, job.tp * job.cp, job.ep * job.etp)
+    return math.lcm(*(whole_nodes(size, job) for size in sizes))
+
+
 def tier_rates(fabric: Fabric) -> tuple[float, ...]:
     """Bytes/s per node of traffic that meets at each tier; what goes higher passes lower tiers too, so none is faster.
 
@@ -134,42 +140,71 @@ def fastest_tiers(
             yield time_s(tiers, traffic, rates), tiers, forest
 
 
+def nearest_stages(
+    fabric: Fabric, nodes: Sequence[FabricNode], job: JobShape, traffic: Traffic, rules: Sequence[Together]
+) -> tuple[Tiers, Forest] | None:
+    """The fastest tiers of neighbouring stages and of groups inside rings, if rings themselves may go anywhere.
+
+    In the forest the whole job is one ring, whose nodes come in the units that hold whole groups; of every
+    ``n_rings`` units one is of each stage, and these share a switch.
+    """
+    rates = tier_rates(fabric)
+    cp_nodes, ep_nodes = whole_nodes(job.tp * job.cp, job), whole_nodes(job.ep * job.etp, job)
+    levels = _levels(rates[:-1])
+    choices = [
+        Tiers(cp=cp, ep=ep, pp=pp)
+        for pp in levels
+        for cp in (levels if cp_nodes > 1 else [-1])
+        for ep in (levels if ep_nodes > 1 else [-1])
+    ]
+    for tiers in sorted(choices, key=lambda tiers: (time_s(tiers, traffic, rates), -tiers.pp, -tiers.ep, -tiers.cp)):
+        scopes = [(cp_nodes, tiers.cp), (ep_nodes, tiers.ep), (job.n_rings * unit_nodes(job), tiers.pp)]
+        inside = [Together(size, tier) for size, tier in scopes if size > 1]
+        forest = forest_of(fabric, nodes, [*rules, *inside])
+        if forest.n_rings(job.n_nodes) >= 1:
+            return tiers, forest
+    return None
+
+
 def least_s(
     fabric: Fabric, nodes: Sequence[FabricNode], job: JobShape, traffic: Traffic, rules: Sequence[Together]
 ) -> float:
     """No placement's traffic takes less; infinite where rings do not fit at all.
 
-    What neighbouring stages need: each node of a ring below one switch with its like in all other rings; and if both
-    rings and neighbours stay below switches of some tier, so does the whole job, since sharing a switch of that tier
-    carries over from node to node.
+    What neighbouring stages need: each node of a ring below one switch with its like in all other rings, and with the
+    groups of these that stay as low. If both rings and neighbours stay below switches of some tier, so does the whole
+    job, since sharing a switch of that tier carries over from node to node.
     """
     rates = tier_rates(fabric)
-    levels = [*_levels(rates[:-1]), fabric.n_tiers]
-    pp_floor = pp_tier(fabric, nodes, job)
     job_tier = next(iter(_fitting(fabric, nodes, job.n_nodes)), fabric.n_tiers)
+    levels = [-1] if job.n_rings == 1 else [*_levels(rates[:-1]), fabric.n_tiers]
+    lowest = next(level for level in levels if _stages_fit(fabric, nodes, job, rules, Tiers(pp=level)))
     least = math.inf
     for seconds, tiers, _ in fastest_tiers(fabric, nodes, job, traffic, rules):
-        if seconds + time_s(Tiers(pp=pp_floor), traffic, rates) >= least:
+        if seconds + time_s(Tiers(pp=lowest), traffic, rates) >= least:
             break
-        floor = pp_floor if pp_floor < 0 or tiers.dp >= job_tier else max(pp_floor, job_tier)
-        pp = floor if floor < 0 else next(level for level in levels if level >= floor)
-        least = min(least, time_s(replace(tiers, pp=pp), traffic, rates))
+        floor = max(lowest, -1 if tiers.dp >= job_tier or job.n_rings == 1 else job_tier)
+        for level in levels:
+            together = replace(tiers, pp=level)
+            if level >= floor and _stages_fit(fabric, nodes, job, rules, together):
+                least = min(least, time_s(together, traffic, rates))
+                break
     return least
 
 
-def pp_tier(fabric: Fabric, nodes: Sequence[FabricNode], job: JobShape) -> int:
-    """The lowest tier at which neighbours of all stages can meet."""
-    if job.n_rings == 1:
-        return -1
-    for tier in range(fabric.n_tiers):
-        held: dict[str, int] = {}
-        for node in nodes:
-            top = next((switch for switch in reversed(fabric.chains[node.name]) if fabric.tier[switch] <= tier), None)
-            if top is not None:
-                held[top] = held.get(top, 0) + 1
-        if sum(count // job.n_rings for count in held.values()) >= job.ring_nodes:
-            return tier
-    return fabric.n_tiers
+def _stages_fit(
+    fabric: Fabric, nodes: Sequence[FabricNode], job: JobShape, rules: Sequence[Together], tiers: Tiers
+) -> bool:
+    """Whether there are nodes enough for all neighbours to meet at ``tiers.pp``, and groups as low as they are to."""
+    if tiers.pp < 0 or tiers.pp >= fabric.n_tiers:
+        return True
+    groups = [(whole_nodes(job.tp * job.cp, job), tiers.cp), (whole_nodes(job.ep * job.etp, job), tiers.ep)]
+    groups = [(size, tier) for size, tier in groups if tier >= 0]
+    size = job.n_rings * math.lcm(*(size for size, tier in groups if tier <= tiers.pp))
+    inside = [Together(size, tier) for size, tier in [*groups, (size, tiers.pp)]]
+    forest = forest_of(fabric, nodes, [*rules, *inside])
+    usable = forest.usable(forest.free)
+    return sum(usable[root] for root, above in enumerate(forest.parent) if above < 0) >= job.n_nodes
 
 
 def parts_that_fit(fabric: Fabric, nodes: Sequence[FabricNode], n_nodes: int) -> list[list[FabricNode]]:

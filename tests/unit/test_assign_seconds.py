@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlcalc.errors import NoPlacementError
+from dlcalc.errors import NoPlacementError, TopologyError
 from dlcalc.topology.assign import place
-from dlcalc.topology.fabric import Fabric
+from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.job import JobShape
-from dlcalc.topology.seconds import Traffic
+from dlcalc.topology.seconds import Traffic, tiers_of
 from tests.fabrics import fabrics
 
 JOBS = [
@@ -83,3 +83,53 @@ def test_seconds_are_never_below_the_optimum_nor_the_bound_above(fabric, job, si
     assert placed.cost >= best * (1 - 1e-12)
     if placed.proved_optimal:
         assert placed.cost == pytest.approx(best, rel=1e-12)
+
+
+def two_tiers(n_leaves: int, per_leaf: int, rates=(8.0, 1.0)) -> Fabric:
+    """Leaves under one core that is eight times slower."""
+    nodes = [FabricNode(f"n{at}", (f"l{at // per_leaf}", "core")) for at in range(n_leaves * per_leaf)]
+    return Fabric(tuple(nodes), tier_bytes_per_s_per_node=rates)
+
+
+def test_heavy_rings_stay_below_a_leaf_and_stages_cross():
+    """Two stages of four nodes on leaves of four: 80 bytes at 8/s and 1 at 1/s, against 80 s the other way round."""
+    placed = place(
+        two_tiers(2, 4), JobShape(tp=8, pp=2, dp=4), objective="seconds", traffic=Traffic(80.0, pp_bytes=1.0)
+    )
+    assert placed.cost == 80 / 8 + 1 / 1
+    assert placed.proved_optimal
+
+
+def test_heavy_pipelines_stay_below_a_leaf_and_rings_cross():
+    placed = place(
+        two_tiers(2, 4), JobShape(tp=8, pp=2, dp=4), objective="seconds", traffic=Traffic(1.0, pp_bytes=80.0)
+    )
+    assert placed.cost == 1 / 1 + 80 / 8
+    assert placed.proved_optimal
+
+
+def test_expert_groups_and_their_pipeline_neighbours_share_leaves():
+    """Experts of two nodes, four stages of four: a leaf of eight holds the like two nodes of every stage."""
+    job = JobShape(tp=8, pp=4, dp=4, ep=16)
+    placed = place(two_tiers(2, 8), job, objective="seconds", traffic=Traffic(1.0, ep_bytes=80.0, pp_bytes=80.0))
+    assert placed.cost == 1 / 1 + 80 / 8 + 80 / 8
+    assert placed.proved_optimal
+    assert tiers_of(two_tiers(2, 8), job, placed.rings).ep == 0
+
+
+def test_what_goes_higher_is_never_faster():
+    """A core said to be faster than the leaves below it: its traffic passes them too."""
+    placed = place(
+        two_tiers(2, 2, rates=(1.0, 5.0)), JobShape(tp=8, pp=1, dp=4), objective="seconds", traffic=Traffic(10.0)
+    )
+    assert placed.cost == 10.0
+
+
+def test_seconds_need_bandwidths_and_traffic():
+    fabric = two_tiers(2, 2, rates=(1.0,))
+    with pytest.raises(TopologyError, match="bandwidth of tier 1 is not known"):
+        place(fabric, JobShape(tp=8, pp=1, dp=4), objective="seconds", traffic=Traffic(1.0))
+    with pytest.raises(TopologyError, match="say the traffic"):
+        place(fabric, JobShape(tp=8, pp=1, dp=4), objective="seconds")
+    with pytest.raises(TopologyError, match=r"dp_bytes = -1\.0 must be at least 0"):
+        Traffic(dp_bytes=-1.0)
