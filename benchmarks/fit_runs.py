@@ -77,19 +77,32 @@ def constants_to_fit() -> list[Constant]:
     found = [
         Constant(
             "device", name, f"training_factor.{precision}", POWER_PRIORS.get(name, 1.0),
-            0.7, 1.8, 0.25 if "500w" in name else 0.12,
-            "matmul and attention inside a training step over alone",
+            0.7, 1.8, 0.25 if "500w" in name else 0.06 if precision == "attention" else 0.12,
+            "matmul (or attention) inside a training step over alone",
         )
         for name, precisions in PRECISIONS.items()
-        for precision in precisions
+        for precision in (*precisions, "attention")
     ]  # fmt: skip
+    found += [
+        Constant(
+            "attention",
+            name,
+            "flash1",
+            prior,
+            0.15,
+            0.8,
+            0.15,
+            "rate of the first flash kernels over the measured ones",
+        )
+        for name, prior in (("a100_80gb", 0.5), ("h100", 0.28))
+    ]
     for name in FRAMEWORKS:
         launch = 35.0 if name in OLD else 20.0
         found += [
             Constant("framework", name, "host_launch_us", launch, 2.0, 80.0, 0.3, "host time per launch"),
-            Constant("framework", name, "memory_pass_factor", 1.3, 0.6, 3.0, 0.3, "memory traffic over that counted"),
+            Constant("framework", name, "memory_pass_factor", 1.3, 1.0, 2.0, 0.3, "memory traffic over that counted"),
             Constant(
-                "framework", name, "micro_batch_overhead_us", 300.0, 10.0, 4000.0, 1.0, "host time per micro-batch"
+                "framework", name, "micro_batch_overhead_us", 300.0, 10.0, 1000.0, 1.0, "host time per micro-batch"
             ),
             Constant("framework", name, "step_overhead_us", 10000.0, 500.0, 100000.0, 1.0, "host time per step"),
         ]
@@ -185,6 +198,8 @@ def today(constant: Constant, registry: HardwareRegistry) -> float:
         calibration = registry.load(constant.owner).calibration
         section, _, key = constant.path.partition(".")
         return float(getattr(calibration, section).get(key, 1.0))
+    if constant.kind == "attention":
+        return registry.load(constant.owner).calibration.attention["bf16"].kernel_fractions[constant.path]
     return float(getattr(load_framework(constant.owner), constant.path))
 
 
@@ -200,6 +215,17 @@ def changed(setting: RunSetting, values: dict[tuple[str, str, str], float]) -> t
         factors = {**hardware.calibration.training_factor, **own}
         hardware = hardware.model_copy(
             update={"calibration": hardware.calibration.model_copy(update={"training_factor": factors})}
+        )
+    kernels = {
+        path: value for (kind, owner, path), value in values.items() if kind == "attention" and owner == hardware.name
+    }
+    if kernels:
+        rates = {
+            key: one.model_copy(update={"kernel_fractions": {**one.kernel_fractions, **kernels}})
+            for key, one in hardware.calibration.attention.items()
+        }
+        hardware = hardware.model_copy(
+            update={"calibration": hardware.calibration.model_copy(update={"attention": rates})}
         )
     settings = {
         path: value
@@ -228,7 +254,11 @@ def touched_by(group: Group, constant: Constant) -> bool:
     if constant.kind == "device":
         precision = constant.path.partition(".")[2]
         own = "bf16" if group.setting.recipe.precision == "fp16" else group.setting.recipe.precision
-        return group.setting.hardware.name == constant.owner and precision in (own, "bf16")
+        return group.setting.hardware.name == constant.owner and precision in (own, "bf16", "attention")
+    if constant.kind == "attention":
+        return (
+            group.setting.hardware.name == constant.owner and group.setting.recipe.framework.attention == constant.path
+        )
     return group.setting.recipe.framework.name == constant.owner
 
 
@@ -299,6 +329,8 @@ def write(constants: Sequence[Constant], values: Array) -> None:
             text, n = re.subn(rf"^{constant.path}:.*$", line, text, flags=re.M)
             if not n:
                 text = text.rstrip("\n") + f"\n{line}\n"
+        elif constant.kind == "attention":
+            text = re.sub(rf"(kernel_fractions: {{.*?{constant.path}: )[\d.]+", rf"\g<1>{rounded(value)}", text)
         else:
             key = constant.path.partition(".")[2]
             if re.search(r"^  training_factor:", text, flags=re.M):
@@ -393,7 +425,7 @@ def main() -> None:
     constants = [c for c in CONSTANTS if any(touched_by(g, c) for g in groups)]
     before_fit = np.array([today(c, registry) for c in constants])
     show("configs as they are", summary(groups, errors(groups, constants, before_fit)))
-    fitted = fit(groups, constants)
+    fitted = fit(groups, constants, steps=30)
     show("fitted", summary(groups, errors(groups, constants, fitted)))
     for constant, before, after in zip(constants, before_fit, fitted, strict=True):
         at_bound = (

@@ -22,9 +22,10 @@ Examples:
   dlcalc-search study.yaml --json > answer.json
   dlcalc-search study.yaml --keep all -o results/everything --jobs 8
   dlcalc-search study.yaml --dry-run
+  dlcalc-search study.yaml --topology fabric.yaml --place
 
 \b
-Exit code: 0 a plan was found; 2 the input is wrong; 3 no plan fits; 130 interrupted.
+Exit code: 0 a plan was found; 2 the input is wrong; 3 no plan fits, or none can be placed; 130 interrupted.
 """
 
 
@@ -75,6 +76,22 @@ def keep_choice(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.option(
     "--jobs", metavar="N", type=click.IntRange(min=1), help="Processes that search.  [default: as many as are worth it]"
 )
+@click.option(
+    "--topology",
+    metavar="FILE|ec2|kubernetes|slurm",
+    help="Fabric to place the best plans on.  [default: the space file's topology]",
+)
+@click.option(
+    "--place/--no-place",
+    default=None,
+    help="Place the best meshes on the fabric and rank by what is left there.  [default: where a fabric is given]",
+)
+@click.option(
+    "--place-meshes",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Best meshes to place, per scenario.  [default: the space file's, or 50]",
+)
 @click.option("--quiet", is_flag=True, help="Neither progress nor report: only write the result.")
 @click.version_option(__version__, prog_name="dlcalc-search")
 def main(
@@ -92,7 +109,8 @@ def main(
     """Find the plan that trains fastest, among all that SPACE.yaml describes.
 
     Every combination of parallel degrees, micro-batch, schedule, recomputation, sharding and overlap is estimated.
-    Those that fit in memory are ranked and written to a Parquet dataset, and the best are explained.
+    Those that fit in memory are ranked and written to a Parquet dataset, and the best are explained. With a fabric, the
+    best meshes are then placed on its free nodes, and their plans ranked by the links that they really cross.
     """
     if list_hardware + list_models + (space_file is not None) != 1:
         raise click.UsageError("give one of SPACE.yaml, --list-hardware and --list-models")
@@ -115,7 +133,7 @@ def main(
 
 def search(space_file: Path, *, top: int, as_json: bool, quiet: bool, **choices: Any) -> None:  # noqa: ANN401
     """Search, and print the answer."""
-    from dlcalc.report.summary import nothing_fits
+    from dlcalc.report.summary import nothing_fits, nothing_placed
     from dlcalc.report.terminal import SearchProgress, make_console, print_search
     from dlcalc.utils.jsontext import to_json
     from dlcalc.workflows import run_search
@@ -126,7 +144,7 @@ def search(space_file: Path, *, top: int, as_json: bool, quiet: bool, **choices:
         click.echo(to_json(summary))
     elif not quiet:
         print_search(summary, make_console(), top)
-    if error := nothing_fits(summary):
+    if error := nothing_fits(summary) or nothing_placed(summary):
         raise error
 
 

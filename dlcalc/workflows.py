@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.report.summary import Breakdown, DryRun, HardwareRow, Miss, ModelRow, PlanRow, ScenarioSummary, Summary
 from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
+from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
-from dlcalc.results.writer import open_study
+from dlcalc.results.writer import StudyWriter, open_study
 from dlcalc.search.executors import shards_of
 from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, search_block
 from dlcalc.search.space import Scenario
@@ -28,6 +29,9 @@ from dlcalc.specs.load import load_spec
 from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.space import SpaceSpec, TopRows
 from dlcalc.workflows_sweep import Progress, estimate_rows, rows_of, sweep
+
+if TYPE_CHECKING:
+    from dlcalc.workflows_placing import Placing
 
 MOST_ROWS = 20_000_000
 """Rows kept under ``keep: auto``; a study with more that fit keeps the best and the Pareto front."""
@@ -46,11 +50,18 @@ def run_search(
     overwrite: bool = False,
     jobs: int | None = None,
     hardware_dirs: Sequence[Path] = (),
+    topology: str | None = None,
+    place: bool | None = None,
+    place_meshes: int | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Search the study described by ``space_file``, write every kept plan, and say what was found."""
+    """Search the study described by ``space_file``, write every kept plan, and say what was found.
+
+    With a fabric, from ``topology`` or the space file, the best meshes are placed and their plans ranked again.
+    """
     began = time.perf_counter()
     space = load_spec(space_file, SpaceSpec)
+    placing = _placing_of(space, space_file, topology=topology, place=place, meshes=place_meshes, sort=sort)
     scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
     key: SortKey = "memory" if sort == "memory" else "step_time"
     n_kept, what = _keep_of(space, keep)
@@ -74,8 +85,46 @@ def run_search(
             sweep(scenarios, shards, study, headers, found, mode, n_kept, key, jobs, progress)
         seconds = time.perf_counter() - began
         summary = _summary(space, scenarios, found, directory, seconds, top, key)
+        if placing is not None:
+            _place(placing, scenarios, found, study, summary, top, progress)
         study.finish(summary)
     return summary
+
+
+def _placing_of(space: SpaceSpec, space_file: Path, *, sort: str, **asked: Any) -> Placing | None:  # noqa: ANN401
+    """What is to be placed; the topology is loaded only for those who place."""
+    if space.topology is None and not any(asked.values()):
+        return None
+    from dlcalc.workflows_placing import placing_of
+
+    placing = placing_of(space.topology, space_file, **asked)
+    if placing is not None and sort == "memory":
+        raise DlcalcError("--sort memory: placed plans are ranked by step time; leave it out, or give --no-place")
+    return placing
+
+
+def _place(
+    placing: Placing,
+    scenarios: Sequence[Scenario],
+    found: Mapping[int, Found],
+    study: StudyWriter,
+    summary: Summary,
+    top: int,
+    progress: Progress | None,
+) -> None:
+    """The second stage: place what was found, write it, and say so in ``summary``."""
+    from dlcalc.workflows_placing import place_scenario, placed_summary, tables_of
+
+    began = time.perf_counter()
+    result = Result(study.directory, study.manifest)
+    placed = [
+        place_scenario(scenario, result, found[position].leaders, placing, progress)
+        for position, scenario in enumerate(scenarios)
+    ]
+    study.place(tables_of(placing, scenarios, placed))
+    for scenario, one, said in zip(scenarios, placed, summary["scenarios"], strict=True):
+        said["placed"] = placed_summary(scenario, placing, one, breakdown, top)
+    summary["placing_s"] = time.perf_counter() - began
 
 
 def dry_run(space_file: Path, *, out: Path | None = None, hardware_dirs: Sequence[Path] = ()) -> DryRun:

@@ -292,6 +292,7 @@ def _hardware_yaml(out: Path, base: str, machine: HardwareSpec, outcome: _Outcom
     calibration: dict[str, Any] = {"provenance": f"{_said(summary)}. Before: {machine.calibration.provenance}"}
     if "device" in kinds:
         keys = [c.key.partition(".")[2] for c in outcome.factors if c.kind == "device"]
+        keys += ["attention"] if "bf16" in keys else []
         calibration["training_factor"] = {key: _rounded(changed.training_factor[key]) for key in keys}
     if "fabric" in kinds:
         calibration["fabric_collectives"] = {

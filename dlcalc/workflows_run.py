@@ -17,7 +17,8 @@ from dlcalc.calculators.references import REFERENCES
 from dlcalc.costmodel import anatomy
 from dlcalc.costmodel.cross_dc import CrossDcFacts, across_data_centres
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
-from dlcalc.costmodel.plans import KNOBS, value_of
+from dlcalc.costmodel.placement import Crossing, PlacedRates
+from dlcalc.costmodel.plans import KNOBS, number, value_of
 from dlcalc.costmodel.stage_params import stage_params
 from dlcalc.costmodel.timeline import CannotRunError, Timeline, n_operations, pipeline_timeline
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
@@ -37,9 +38,12 @@ from dlcalc.report.run_facts import (
     RunFacts,
 )
 from dlcalc.report.trace import chrome_trace
+from dlcalc.results.manifest import ScenarioOrigin
+from dlcalc.results.placed import KINDS
 from dlcalc.results.reader import Result, open_result
 from dlcalc.search.run import Knob, ResultRow, Run, RunFile, RunSource
 from dlcalc.specs.uncertainty import load_uncertainty
+from dlcalc.utils import units
 from dlcalc.utils.jsontext import to_json
 from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 
@@ -338,12 +342,16 @@ def _row_of(result: Result, path: Path, rank: int, scenario: str | None, registr
     notes: list[str] = []
     name = _scenario_of(result, scenario, notes)
     origin = result.origin(name)
-    headroom = float(origin.space.get("memory_headroom", 0.0))
-    by = "memory_bytes" if result.settings().get("sort") == "memory" else "step_time_s"
-    capacity = origin.hardware.device.hbm_bytes * (1.0 - headroom)
-    index, n_rows = _index_of_rank(result, name, rank, by, capacity)
-    if index is None:
-        raise DlcalcError(f"{path}: --rank {rank}: {name} has {n_rows:,} rows that fit")
+    placed = result.placed_plans(name)
+    row: Mapping[str, Any]
+    if placed:
+        if rank > len(placed):
+            raise DlcalcError(f"{path}: --rank {rank}: {name} has {len(placed):,} placed plans")
+        row = placed[rank - 1]
+    else:
+        row = _unplaced_row(result, path, name, rank, origin)
+        if result.placed is not None:
+            notes.append("nothing of this scenario was placed; estimated without placement")
     if not result.is_complete:
         notes.append("the search was not finished; this is the rank among what it has found so far")
     split = tuple(origin.space.get("custom_split") or ()) or None
@@ -351,15 +359,47 @@ def _row_of(result: Result, path: Path, rank: int, scenario: str | None, registr
         name=f"{path.name} rank {rank}",
         scenario=name,
         devices=origin.devices,
-        knobs=_knobs_at(result, name, index),
+        knobs={knob: float(row[knob]) if isinstance(row[knob], bool) else row[knob] for knob in KNOBS},
         model=origin.model,
         hardware=origin.hardware,
         recipe=origin.recipe,
         registry=registry,
         custom_split=split,
-        memory_headroom=headroom,
+        memory_headroom=float(origin.space.get("memory_headroom", 0.0)),
         notes=tuple(notes),
+        placed=_rates_in(row) if placed else None,
+        placed_note=_placed_note(row, result) if placed else "",
     )
+
+
+def _placed_note(row: Mapping[str, Any], result: Result) -> str:
+    """What is to be known of a row of a placed result."""
+    assert result.placed is not None
+    paper = "not among the thousand best" if row["rank"] is None else f"rank {row['rank']}"
+    return (
+        f"placed on {result.placed.topology}: every group has the link that it crosses there; without placement "
+        f"{paper}, with {units.duration(row['step_time_s'], 4)} per step"
+    )
+
+
+def _rates_in(row: Mapping[str, Any]) -> PlacedRates:
+    """The links that a placed row was estimated with."""
+    return PlacedRates(
+        **{
+            kind: Crossing(number(row[f"{kind}_bytes_per_s_per_device"]), number(row[f"{kind}_latency_s"]))
+            for kind in KINDS
+        }
+    )
+
+
+def _unplaced_row(result: Result, path: Path, scenario: str, rank: int, origin: ScenarioOrigin) -> Mapping[str, Any]:
+    """The row of rank ``rank`` as the search ranked it."""
+    by = "memory_bytes" if result.settings().get("sort") == "memory" else "step_time_s"
+    capacity = origin.hardware.device.hbm_bytes * (1.0 - float(origin.space.get("memory_headroom", 0.0)))
+    index, n_rows = _index_of_rank(result, scenario, rank, by, capacity)
+    if index is None:
+        raise DlcalcError(f"{path}: --rank {rank}: {scenario} has {n_rows:,} rows that fit")
+    return _knobs_at(result, scenario, index)
 
 
 def _scenario_of(result: Result, wanted: str | None, notes: list[str]) -> str:

@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlcalc.costmodel.estimate import Estimate, estimate
+from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.results.manifest import ShardRecord
 from dlcalc.results.writer import ShardHeader, ShardWriter, StudyWriter
 from dlcalc.search.executors import Shard, run
@@ -18,8 +20,14 @@ from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey,
 from dlcalc.search.pareto import ParetoFilter, front
 from dlcalc.search.space import Scenario
 
-Progress = Callable[[int, int], None]
-"""Called with plans done and plans in all."""
+Index = NDArray[np.int64]
+
+
+class Progress(Protocol):
+    """Told how far a search is."""
+
+    def __call__(self, done: int, total: int, what: str = ...) -> None:
+        """``done`` of ``total`` plans are behind us, or meshes while they are placed."""
 
 
 def sweep(
@@ -132,17 +140,17 @@ def _chosen_rows(scenario: Scenario, found: Found, blocks: list[Mapping[str, Any
     return rows_of(scenario, index)
 
 
-def rows_of(scenario: Scenario, index: Any) -> dict[str, Any]:  # noqa: ANN401 an array of plan indices
+def rows_of(scenario: Scenario, index: Index, placed: PlacedRates | None = None) -> dict[str, Any]:
     """Columns of a result for the plans at ``index``: estimated as rows, which gives what the grid gave."""
-    found = estimate_rows(scenario, index)
+    found = estimate_rows(scenario, index, placed)
     where = (np.arange(len(index)),)
     columns: dict[str, Any] = {"plan_index": np.asarray(index, dtype=np.int64), **found.plans.columns()}
     step, memory = np.broadcast_to(found.step_time_s, len(index)), np.broadcast_to(found.memory_bytes, len(index))
     return columns | outputs_of(scenario, found, where, step, memory)
 
 
-def estimate_rows(scenario: Scenario, index: Any) -> Estimate:  # noqa: ANN401 an array of plan indices
-    """The estimate of single plans of a scenario."""
+def estimate_rows(scenario: Scenario, index: Index, placed: PlacedRates | None = None) -> Estimate:
+    """The estimate of single plans of a scenario; ``placed`` where their nodes are known."""
     return estimate(
         scenario.model,
         scenario.hardware,
@@ -150,6 +158,7 @@ def estimate_rows(scenario: Scenario, index: Any) -> Estimate:  # noqa: ANN401 a
         scenario.rows(np.asarray(index)),
         custom_split=scenario.custom_split,
         memory_headroom=scenario.memory_headroom,
+        placed=placed,
     )
 
 

@@ -16,6 +16,6 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 def neutral_environment():
     """No test depends on the shell, or on what pytest-xdist sets (COLUMNS = 80) in its workers."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "DLCALC_HARDWARE_PATH"):
+        for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "DLCALC_HARDWARE_PATH", "DLCALC_TOPOLOGY"):
             patch.delenv(name, raising=False)
         yield

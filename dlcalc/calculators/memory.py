@@ -64,6 +64,9 @@ KEPT_UNFUSED_NORM: Mapping[str, tuple[float, ...]] = {
 }
 """A norm in PyTorch operations keeps what it made of its input; the input itself only where it must run again."""
 
+GATHERED_LOGIT_COPY_BYTES = 4.0
+"""Per logit where the vocabulary is gathered over tp: the parts as they arrive, and the copy that joins them."""
+
 SCORE_BYTES: Mapping[str, float] = {"unfused": 6.0, "megatron_fused": 2.0}
 """Per element of the attention matrix: the softmax's output in bf16, or in fp32 beside the bf16 copy that is multiplied
 with V. Fused (flash) kernels keep none."""
@@ -261,7 +264,7 @@ def head_activation_bytes(
     Source: [korthikanti2022] section 4.3.
     """
     between = _between(tp, sequence_parallel)
-    norm_bytes = ACTIVATION_BYTES if profile.fused_norm else 6.0
+    norm_bytes = _norm_bytes(profile)
     return tokens * model.hidden_size * (norm_bytes * between + ACTIVATION_BYTES * _linear_input(profile, between))
 
 
@@ -269,7 +272,8 @@ def logits_loss_bytes(*, tokens: Numeric, vocab_size: float, tp: Numeric, cross_
     """Logits, loss and their gradients at the moment they take most, on the stage that has the LM head.
 
     Per token and word: gathered 14 bytes, on every rank; parallel 6 and fused 2, divided over tp. One micro-batch's
-    suffices: the last stage turns around at once. The gathered loss adds the rank's own part of the logits.
+    suffices: the last stage turns around at once. The gathered loss adds the rank's own part of the logits and two
+    copies of what arrives from the others.
 
     Ignores: labels, maxima and sums per token.
     Source: [derived] PyTorch's log-softmax keeps its output, its backward pass needs two more; [megatron_lm]
@@ -277,8 +281,8 @@ def logits_loss_bytes(*, tokens: Numeric, vocab_size: float, tp: Numeric, cross_
     """
     per_logit = LOGIT_BYTES[cross_entropy]
     if cross_entropy == "gathered":
-        own_part = ACTIVATION_BYTES / np.asarray(tp) * (np.asarray(tp) > 1)
-        return np.asarray(tokens * vocab_size * (per_logit + own_part))
+        arriving = (ACTIVATION_BYTES / np.asarray(tp) + GATHERED_LOGIT_COPY_BYTES) * (np.asarray(tp) > 1)
+        return np.asarray(tokens * vocab_size * (per_logit + arriving))
     return tokens * vocab_size * per_logit / tp
 
 
@@ -443,13 +447,13 @@ def _norms(profile: FrameworkProfile, width: Numeric, *, n: int, n_more: int) ->
     """Inputs of ``n_more`` norms, the layer's own input not counted, and what ``n`` unfused norms keep instead."""
     return {
         "norm_input": ACTIVATION_BYTES * width * n_more,
-        "norm_intermediates": 0.0 if profile.fused_norm else 6.0 * width * n,
+        "norm_intermediates": 0.0 if profile.fused_norm else _norm_bytes(profile) * width * n,
     }
 
 
 def _norm_bytes(profile: FrameworkProfile) -> float:
-    """Per element that goes through a norm: its input in bf16, or in fp32 beside the normalized input."""
-    return ACTIVATION_BYTES if profile.fused_norm else 6.0
+    """Per element that goes through a norm: its input in bf16, or each fp32 copy of it beside the normalized input."""
+    return ACTIVATION_BYTES if profile.fused_norm else 4.0 * profile.norm_casts + ACTIVATION_BYTES
 
 
 def _latent_bytes(model: ModelSpec, profile: FrameworkProfile, input_bytes: float) -> float:
@@ -476,7 +480,7 @@ def _qk_norm_bytes(model: ModelSpec, profile: FrameworkProfile, tp: Numeric) -> 
 
 def _score_bytes(profile: FrameworkProfile) -> float:
     kernel = profile.attention
-    return SCORE_BYTES.get(kernel, 0.0) + profile.dropout * SCORE_DROPOUT_BYTES.get(kernel, 0.0)
+    return SCORE_BYTES.get(kernel, 0.0) + profile.drops_scores * SCORE_DROPOUT_BYTES.get(kernel, 0.0)
 
 
 def _mlp_bytes(model: ModelSpec, profile: FrameworkProfile, width: Numeric, input_bytes: float) -> dict[str, Numeric]:

@@ -124,6 +124,12 @@ REFERENCES: dict[str, Reference] = {
         "2407.08608",
     ),
     "shazeer2020": _arxiv("GLU Variants Improve Transformer", "Shazeer", 2020, "2002.05202"),
+    "sinha2022": _arxiv(
+        "Not All GPUs Are Created Equal: Characterizing Variability in Large-Scale, Accelerator-Rich Systems",
+        "Sinha et al.",
+        2022,
+        "2208.11035",
+    ),
     "thakur2005": Reference(
         "Optimization of Collective Communication Operations in MPICH",
         "Thakur, Rabenseifner, Gropp",

@@ -29,7 +29,7 @@ from dlcalc.costmodel.every_stage import Chunks, chunks_of, device_times, times_
 from dlcalc.costmodel.footprint import Footprint, footprint
 from dlcalc.costmodel.layer_matmuls import Matmul
 from dlcalc.costmodel.layer_times import Pass, Sublayer
-from dlcalc.costmodel.placement import Links, links
+from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import Array, number, value_of
 from dlcalc.costmodel.stage_params import stage_params
 from dlcalc.costmodel.step_time import ModelTimes
@@ -392,7 +392,7 @@ class _Talk:
         self.found = found
         self.plan, self.model, self.recipe = found.plans, found.model, found.machine.recipe
         self.rates = found.machine.hardware.calibration
-        self.links: Links = links(self.plan, found.machine.hardware)
+        self.links: Links = found.links
         self.micro_batches = _number(self.recipe.global_batch / (self.plan.dp * self.plan.micro_batch))
         self.tokens = _number(self.plan.micro_batch * self.recipe.seq_len / self.plan.cp)
         self.counts = _layer_counts(found)

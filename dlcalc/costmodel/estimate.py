@@ -15,7 +15,7 @@ from dlcalc.costmodel import constraints
 from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.footprint import Footprint, footprint, offloaded_layer_bytes
 from dlcalc.costmodel.machine import Machine
-from dlcalc.costmodel.placement import links
+from dlcalc.costmodel.placement import Links, PlacedRates, links
 from dlcalc.costmodel.plans import Array, Plans
 from dlcalc.costmodel.stage_params import stage_params
 from dlcalc.costmodel.step_time import StepTime, mean_layers, model_times, recomputed_fraction, step_time
@@ -39,6 +39,12 @@ class Estimate:
     refused: Mapping[str, Mask]
     """By reason, memory apart: on the axes that decide it."""
     capacity_bytes: float
+    placed: PlacedRates | None = None
+    """Links of the nodes that the plans are placed on; None: every link is the NIC's."""
+
+    @cached_property
+    def links(self) -> Links:
+        return links(self.plans, self.machine.hardware, self.placed)
 
     @cached_property
     def step_time_s(self) -> Array:
@@ -145,15 +151,16 @@ def estimate(
     *,
     custom_split: tuple[int, ...] | None = None,
     memory_headroom: float = 0.0,
+    placed: PlacedRates | None = None,
 ) -> Estimate:
-    """Time, memory and refusals of ``plans``: a point, rows or a grid."""
+    """Time, memory and refusals of ``plans``: a point, rows or a grid; ``placed`` where their nodes are known."""
     machine = Machine(hardware, recipe)
     written, plans = plans, with_states_as_kept(plans, recipe)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # plans that are refused may divide by zero
         stages = stage_layers_count(
             model, pp=plans.pp, vpp=plans.vpp, schedule=plans.schedule, split=plans.split, custom=custom_split
         )
-        where = links(plans, hardware)
+        where = links(plans, hardware, placed)
         times = model_times(model, plans, where, machine)
         params = stage_params(model, plans, stages)
         step = step_time(
@@ -180,4 +187,5 @@ def estimate(
         footprint=memory,
         refused=refused,
         capacity_bytes=hardware.device.hbm_bytes * (1.0 - memory_headroom),
+        placed=placed,
     )

@@ -15,7 +15,6 @@ from dlcalc.calculators.schedule import DUALPIPE, ONE_F_ONE_B, ZB_V
 from dlcalc.calculators.stages import CUSTOM, StageLayers, first_layer_count
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.footprint import offloaded_layer_bytes
-from dlcalc.costmodel.placement import links
 from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.costmodel.step_time import ModelTimes, StageTimes, model_times, stage_times
 from dlcalc.specs.model import ModelSpec
@@ -88,7 +87,7 @@ def chunks_of(model: ModelSpec, plan: Plans, custom_split: tuple[int, ...] | Non
 
 def times_of(found: Estimate) -> ModelTimes:
     """The sublayers that the estimate of a point is the sum of."""
-    return model_times(found.model, found.plans, links(found.plans, found.machine.hardware), found.machine)
+    return model_times(found.model, found.plans, found.links, found.machine)
 
 
 def device_times(found: Estimate, stages: StageLayers) -> StageTimes:

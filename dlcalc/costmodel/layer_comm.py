@@ -36,10 +36,20 @@ def tp_collectives_count(plans: Plans) -> Array:
 
 
 def stage_send_s(model: ModelSpec, plans: Plans, links: Links, machine: Machine) -> Array:
-    """Time to hand a micro-batch's activations to the neighbouring stage; sequence-parallel ranks send their share."""
+    """Time to hand a micro-batch's activations to the neighbouring stage.
+
+    Sequence-parallel ranks send their share. Where the trainer scatters whole activations, so do all tp ranks, and the
+    receivers gather them over the node's links.
+    """
     tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
-    size = 2.0 * tokens * model.hidden_size / sequence_shards(plans)
+    whole = 2.0 * tokens * model.hidden_size
+    size = whole / sequence_shards(plans)
     rates = machine.hardware.calibration
+    gathered: Array = ZERO
+    if machine.recipe.framework.scatters_stage_sends:
+        node, fabric = rates.node_collectives["all_gather"], rates.fabric_collectives["all_gather"]
+        size = whole / plans.tp
+        gathered = (1.0 - plans.sequence_parallel) * all_gather_time_s(whole, links.tp, node=node, fabric=fabric)
     inside = send_time_s(
         size,
         link_bytes_per_s=links.pp_bytes_per_s,
@@ -52,7 +62,7 @@ def stage_send_s(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         link_latency_s=links.pp_latency_s,
         rates=rates.fabric_collectives["send"],
     )
-    return (plans.pp > 1) * (links.pp_crosses * across + (1.0 - links.pp_crosses) * inside)
+    return (plans.pp > 1) * (links.pp_crosses * across + (1.0 - links.pp_crosses) * inside + gathered)
 
 
 def tp_comm_s(
@@ -74,22 +84,24 @@ def tp_comm_s(
         reduce_scatter_time_s(size, links.tp, node=node["reduce_scatter"], fabric=fabric["reduce_scatter"])
     )
     both = np.asarray(all_reduce_time_s(size, links.tp, node=node["all_reduce"], fabric=fabric["all_reduce"]))
+    copied = _layout_copy_s(plans, machine, size)
     column = times[edges[0]] if edges[0] else None
     row = times[edges[1]] if edges[1] else None
     sharded, overlapped = plans.sequence_parallel, plans.overlap_tp
 
     def exposed(comm: Array, window: Array) -> Array:
         hidden_part = np.maximum(comm / plans.tp, comm - window)
-        return comm + overlapped * (hidden_part - comm)
+        return comm + overlapped * (hidden_part - comm) + copied
 
     forward_sharded = backward_sharded = forward_whole = backward_whole = ZERO
     if column is not None:
         forward_sharded = forward_sharded + exposed(gather, column.forward_s)
         # the input gathered again, behind the input gradient, unless it was kept
         gathers_again = not machine.recipe.framework.keeps_gathered_inputs
-        again = gathers_again * np.maximum(0.0, gather - column.input_grad_s)
-        behind = column.weight_grad_s * machine.recipe.framework.overlaps_input_grad
-        backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + again
+        hides = machine.recipe.framework.overlaps_input_grad
+        again = gathers_again * (np.maximum(0.0, gather - column.input_grad_s * hides) + copied)
+        behind = column.weight_grad_s * hides
+        backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + copied + again
         backward_whole = backward_whole + np.maximum(0.0, apart * both - behind)
     if row is not None:
         forward_sharded = forward_sharded + exposed(scatter, row.forward_s)
@@ -99,6 +111,15 @@ def tp_comm_s(
         sharded * forward_sharded + (1.0 - sharded) * forward_whole,
         sharded * backward_sharded + (1.0 - sharded) * backward_whole,
     )
+
+
+def _layout_copy_s(plans: Plans, machine: Machine, size_bytes: Array) -> Array:
+    """Copying a gathered (or not yet scattered) tensor where sequences of a micro-batch lie one after the other."""
+    if not machine.recipe.framework.batch_outermost:
+        return ZERO
+    needed = (plans.tp > 1) & (plans.micro_batch > 1)
+    achieved = machine.hbm_bytes_per_s * machine.memory.hbm_fraction
+    return np.asarray(needed * 2.0 * size_bytes / achieved)  # read, write
 
 
 def cp_comm_s(

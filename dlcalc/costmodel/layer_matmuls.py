@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlcalc.calculators import kernels, traffic
+from dlcalc.calculators.stragglers import slowest_device_factor
 from dlcalc.costmodel.machine import Machine, MatmulMachine
 from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.specs.model import ModelSpec
@@ -50,6 +51,11 @@ def is_low_precision(machine: Machine) -> bool:
     return machine.recipe.precision in traffic.CAST_BYTES
 
 
+def slowest_device(plans: Plans) -> Array:
+    """Time of arithmetic on the slowest device of the job over that on an average one."""
+    return np.asarray(slowest_device_factor(plans.tp * plans.cp * plans.pp * plans.dp))  # mesh
+
+
 def attention_matmuls(
     model: ModelSpec, plans: Plans, *, tokens: Array, own_tokens: Array, heads: Array, kv_heads: Array
 ) -> list[Matmul]:
@@ -72,17 +78,20 @@ def attention_matmuls(
 LATENT_UP = ("q up", "kv up")
 
 
-def matmul_times(matmuls: list[Matmul], machine: Machine) -> dict[str, MatmulTime]:
+def matmul_times(matmuls: list[Matmul], plans: Plans, machine: Machine) -> dict[str, MatmulTime]:
     """Every matmul of a sublayer, its three passes evaluated together: one call of the equation per precision."""
     times: dict[str, MatmulTime] = {}
+    pace = slowest_device(plans)
     for kept in (False, True):
         chosen = [matmul for matmul in matmuls if matmul.replicated_bits is kept]
         if chosen:
-            times |= _matmul_times_in(chosen, machine.sixteen_bit if kept else machine.linear, machine)
+            times |= _matmul_times_in(chosen, machine.sixteen_bit if kept else machine.linear, machine, pace)
     return times
 
 
-def _matmul_times_in(matmuls: list[Matmul], unit: MatmulMachine, machine: Machine) -> dict[str, MatmulTime]:
+def _matmul_times_in(
+    matmuls: list[Matmul], unit: MatmulMachine, machine: Machine, pace: Array
+) -> dict[str, MatmulTime]:
     forward = [(matmul.tokens, matmul.outer, matmul.inner) for matmul in matmuls]
     input_grad = [(m, k, n) for m, n, k in forward]
     weight_grad = [(n, k, m) for m, n, k in forward]
@@ -90,7 +99,7 @@ def _matmul_times_in(matmuls: list[Matmul], unit: MatmulMachine, machine: Machin
     outputs = [2.0] * (2 * len(matmuls)) + [2.0 * machine.recipe.framework.grad_bytes] * len(
         matmuls
     )  # reads, adds, writes
-    shape = np.broadcast_shapes(*(np.shape(x) for triple in [*forward, groups] for x in triple))
+    shape = np.broadcast_shapes(pace.shape, *(np.shape(x) for triple in [*forward, groups] for x in triple))
     stacked = np.empty((5, 3 * len(matmuls), *shape))
     for row, (triple, group, output) in enumerate(
         zip(forward + input_grad + weight_grad, groups * 3, outputs, strict=True)
@@ -108,10 +117,10 @@ def _matmul_times_in(matmuls: list[Matmul], unit: MatmulMachine, machine: Machin
             n_sms=unit.n_sms,
             input_bytes=unit.input_bytes,
             l2_bytes=unit.l2_bytes,
+            arithmetic_factor=unit.training_factor * pace,
             output_bytes=output_bytes.reshape(len(output_bytes), -1)[:, 0].reshape(-1, *[1] * len(shape)),
         )
     )  # fmt: skip
-    seconds = seconds * unit.training_factor
     count = len(matmuls)
     return {
         matmul.name: MatmulTime(seconds[i], seconds[count + i], seconds[2 * count + i])

@@ -30,6 +30,7 @@ from dlcalc.costmodel.layer_matmuls import (
     cast_traffic,
     is_low_precision,
     matmul_times,
+    slowest_device,
     sum_of,
     unaligned,
 )
@@ -84,7 +85,7 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     kv_heads = np.maximum(model.n_kv_heads / plans.tp, 1.0)
     hidden = float(model.hidden_size)
     matmuls = attention_matmuls(model, plans, tokens=tokens, own_tokens=own_tokens, heads=heads, kv_heads=kv_heads)
-    times = matmul_times(matmuls, machine)
+    times = matmul_times(matmuls, plans, machine)
     core_f, core_b = _attention_core(model, plans, machine, heads=heads, kv_heads=kv_heads, window=window)
 
     stream = own_tokens * hidden  # elements of the residual stream
@@ -112,17 +113,17 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         n_launches,
         Pass(
             attention_s=core_f,
-            norm_s=_moved_s(machine, stream, norm[0]),
+            norm_s=_moved_s(machine, norm[0]),
             tp_comm_s=comm_f,
             cp_comm_s=cp_f,
-            other_memory_s=_moved_s(machine, stream, residual[0] + rope[0], cast[0]),
+            other_memory_s=_moved_s(machine, residual[0] + rope[0], cast[0]),
         ),
         Pass(
             attention_s=core_b,
-            norm_s=_moved_s(machine, stream, norm[1]),
+            norm_s=_moved_s(machine, norm[1]),
             tp_comm_s=comm_b,
             cp_comm_s=cp_b,
-            other_memory_s=_moved_s(machine, stream, residual[1] + rope[1], cast[1]),
+            other_memory_s=_moved_s(machine, residual[1] + rope[1], cast[1]),
         ),
     )
 
@@ -138,7 +139,7 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         Matmul("up", tokens, (1 + model.gated_mlp) * width, hidden),
         Matmul("down", tokens, hidden, width),
     ]
-    times = matmul_times(matmuls, machine)
+    times = matmul_times(matmuls, plans, machine)
     stream = own_tokens * hidden  # elements of the residual stream
     norm = traffic.norm_traffic_bytes(stream * (model.norms_per_layer / 2), profile=profile)
     residual = traffic.residual_traffic_bytes(stream, profile=profile)
@@ -155,16 +156,16 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         times,
         n_launches,
         Pass(
-            norm_s=_moved_s(machine, stream, norm[0]),
-            activation_s=_moved_s(machine, tokens * width, activation[0]),
+            norm_s=_moved_s(machine, norm[0]),
+            activation_s=_moved_s(machine, activation[0]),
             tp_comm_s=comm_f,
-            other_memory_s=_moved_s(machine, stream, residual[0], cast[0]),
+            other_memory_s=_moved_s(machine, residual[0], cast[0]),
         ),
         Pass(
-            norm_s=_moved_s(machine, stream, norm[1]),
-            activation_s=_moved_s(machine, tokens * width, activation[1]),
+            norm_s=_moved_s(machine, norm[1]),
+            activation_s=_moved_s(machine, activation[1]),
             tp_comm_s=comm_b,
-            other_memory_s=_moved_s(machine, stream, residual[1], cast[1]),
+            other_memory_s=_moved_s(machine, residual[1], cast[1]),
         ),
     )
 
@@ -194,7 +195,7 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         shared = model.shared_ffn_hidden_size / plans.tp
         matmuls += [Matmul("shared up", tokens, gates * shared, hidden), Matmul("shared down", tokens, hidden, shared)]
         activated = activated + tokens * shared
-    times = matmul_times(matmuls, machine)
+    times = matmul_times(matmuls, plans, machine)
 
     stream = own_tokens * hidden  # elements of the residual stream
     norm = traffic.norm_traffic_bytes(stream * (model.norms_per_layer / 2), profile=profile)
@@ -222,18 +223,18 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         times,
         n_launches,
         Pass(
-            norm_s=_moved_s(machine, stream, norm[0]),
-            activation_s=_moved_s(machine, activated, activation[0]),
+            norm_s=_moved_s(machine, norm[0]),
+            activation_s=_moved_s(machine, activation[0]),
             tp_comm_s=comm_f,
             ep_comm_s=exchange_f,
-            other_memory_s=_moved_s(machine, routed * hidden, residual[0] + routing[0], cast[0]),
+            other_memory_s=_moved_s(machine, residual[0] + routing[0], cast[0]),
         ),
         Pass(
-            norm_s=_moved_s(machine, stream, norm[1]),
-            activation_s=_moved_s(machine, activated, activation[1]),
+            norm_s=_moved_s(machine, norm[1]),
+            activation_s=_moved_s(machine, activation[1]),
             tp_comm_s=comm_b,
             ep_comm_s=exchange_b,
-            other_memory_s=_moved_s(machine, routed * hidden, residual[1] + routing[1], cast[1]),
+            other_memory_s=_moved_s(machine, residual[1] + routing[1], cast[1]),
         ),
     )
 
@@ -251,19 +252,17 @@ def embedding_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     sharded = plans.sequence_parallel
     return Sublayer(
         forward=Pass(
-            other_memory_s=_moved_s(machine, tokens * model.hidden_size, moved[0]),
+            other_memory_s=_moved_s(machine, moved[0]),
             tp_comm_s=sharded * reduced + (1 - sharded) * both,
         ),
-        backward=Pass(
-            other_memory_s=_moved_s(machine, tokens * model.hidden_size, moved[1]), tp_comm_s=sharded * gathered
-        ),
+        backward=Pass(other_memory_s=_moved_s(machine, moved[1]), tp_comm_s=sharded * gathered),
         weight_grad_s=ZERO,
         host_s=ZERO,
         matmuls={},
     )
 
 
-HEAD_LAUNCHES = 40.0
+HEAD_LAUNCHES = 20.0
 """Norm, matmul, the passes of the cross-entropy, averaging and scaling the loss, the schedule around them."""
 
 
@@ -273,7 +272,7 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
     tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
     hidden = number(model.hidden_size)
     matmuls = [Matmul("head", tokens, model.vocab_size / plans.tp, hidden, replicated_bits=True)]
-    times = matmul_times(matmuls, machine)
+    times = matmul_times(matmuls, plans, machine)
     if model.vocab_size % ALIGNED_ELEMENTS:  # divided over tp it is padded
         times = {"head": unaligned(times["head"], plans)}
     stream = tokens / sequence_shards(plans) * hidden  # elements of the residual stream
@@ -293,13 +292,13 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
         times,
         HEAD_LAUNCHES,
         Pass(
-            norm_s=_moved_s(machine, stream, norm[0]),
-            other_memory_s=_moved_s(machine, logits, ZERO, loss[0]),
+            norm_s=_moved_s(machine, norm[0]),
+            other_memory_s=_moved_s(machine, ZERO, loss[0]),
             tp_comm_s=comm_f,
         ),
         Pass(
-            norm_s=_moved_s(machine, stream, norm[1]),
-            other_memory_s=_moved_s(machine, logits, ZERO, loss[1]),
+            norm_s=_moved_s(machine, norm[1]),
+            other_memory_s=_moved_s(machine, ZERO, loss[1]),
             tp_comm_s=comm_b,
         ),
     )
@@ -313,14 +312,12 @@ def _casts(machine: Machine) -> float:
     return 2.0 * is_low_precision(machine)
 
 
-def _moved_s(machine: Machine, elements: Array, traffic_bytes: Array, exact_bytes: Array = ZERO) -> Array:
-    """Time of memory-bound passes over so many 16-bit elements; ``exact_bytes`` (casts, loss) have nothing on top."""
+def _moved_s(machine: Machine, traffic_bytes: Array, exact_bytes: Array = ZERO) -> Array:
+    """Time of memory-bound passes; ``exact_bytes`` (casts, loss) have nothing on top of what is counted."""
     factor = machine.recipe.framework.memory_pass_factor
     return np.asarray(
         kernels.memory_bound_time_s(
             factor * traffic_bytes + exact_bytes,
-            tensor_bytes=2.0 * elements,
-            l2_bytes=machine.linear.l2_bytes,
             rates=machine.memory,
             hbm_bytes_per_s=machine.hbm_bytes_per_s,
         )
@@ -345,7 +342,7 @@ def _attention_core(
     if profile.attention in STORES_SCORES:
         shape |= {
             "fused_softmax": profile.attention == "megatron_fused",
-            "dropout": profile.dropout,
+            "dropout": profile.drops_scores,
             "matmul": machine.sixteen_bit.rates,
             "memory": machine.memory,
         }
@@ -360,7 +357,7 @@ def _attention_core(
         "rates": machine.attention,
         "kernel": profile.attention,
     }
-    slower = machine.linear.training_factor  # what power leaves is shared by all that computes
+    slower = machine.attention_training_factor * slowest_device(plans)
     return (
         slower * np.asarray(kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)),
         slower * np.asarray(kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)),

@@ -53,6 +53,11 @@ class Machine:
         return self.hardware.calibration.attention["bf16"]
 
     @property
+    def attention_training_factor(self) -> float:
+        """Time of attention inside a training step over that of the kernel alone."""
+        return self.hardware.calibration.training_factor.get("attention", 1.0)
+
+    @property
     def attention_peak_flops_per_s(self) -> float:
         return self.hardware.device.peak_flops_per_s(self.compute_precision)
 

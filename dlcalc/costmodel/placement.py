@@ -3,17 +3,44 @@
 Ranks are laid out tp fastest, then cp, then dp, then pp; experts use the same devices as etp, then ep, then the rest. A
 group of ``n`` ranks ``stride`` apart has ``min(n, node // stride)`` members on a node, and each member brings its own
 NIC.
+
+Between nodes every link is the NIC's, as on a fabric where any pair of nodes has the full rate. Of plans whose nodes
+are known, :class:`PlacedRates` says what their groups really get; topology works that out, and it is only data here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from dlcalc.calculators.communication import GroupLink
 from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.specs.hardware import HardwareSpec
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Between nodes, what the slowest of all groups of one kind gets; arrays broadcast against the plans."""
+
+    bytes_per_s_per_device: Array
+    """The NIC's where no switch is slower."""
+    latency_s: Array
+    """On top of the fabric's own: of the switches beyond the closest one."""
+
+
+@dataclass(frozen=True)
+class PlacedRates:
+    """What plans that are placed get between nodes, by kind of group as in :class:`Links`."""
+
+    tp: Crossing
+    cp: Crossing
+    shard: Crossing
+    replicate: Crossing
+    etp: Crossing
+    ep: Crossing
+    expert_shard: Crossing
+    pp: Crossing
 
 
 @dataclass(frozen=True)
@@ -36,29 +63,44 @@ class Links:
     """1 where neighbouring stages sit on different nodes."""
 
 
-def links(plans: Plans, hardware: HardwareSpec) -> Links:
+def links(plans: Plans, hardware: HardwareSpec, placed: PlacedRates | None = None) -> Links:
     """The links of ``plans`` on ``hardware``, in the default rank order tp-cp-ep-dp-pp."""
     node, fabric = hardware.node, hardware.fabric
+    where = placed or unplaced(hardware)
     stage_devices = plans.tp * plans.cp * plans.dp
     n_devices = stage_devices * plans.pp
     shard = plans.dp * plans.cp / plans.dp_replicate
     crosses = (stage_devices * plans.pp > node.n_devices) & (plans.pp > 1)
+    expert_ranks = plans.etp * plans.ep
     return Links(
-        tp=group_link(plans.tp, number(1.0), n_devices, hardware),
-        cp=group_link(plans.cp, plans.tp, n_devices, hardware),
-        shard=group_link(shard, plans.tp, n_devices, hardware),
-        replicate=group_link(plans.dp_replicate, plans.tp * shard, n_devices, hardware),
-        etp=group_link(plans.etp, number(1.0), n_devices, hardware),
-        ep=group_link(plans.ep, plans.etp, n_devices, hardware),
-        expert_shard=group_link(stage_devices / (plans.etp * plans.ep), plans.etp * plans.ep, n_devices, hardware),
-        pp_bytes_per_s=np.where(crosses, fabric.nic_bytes_per_s_per_device, node.link_bytes_per_s),
-        pp_latency_s=np.where(crosses, fabric.latency_s, node.link_latency_s),
+        tp=group_link(plans.tp, number(1.0), n_devices, hardware, where.tp),
+        cp=group_link(plans.cp, plans.tp, n_devices, hardware, where.cp),
+        shard=group_link(shard, plans.tp, n_devices, hardware, where.shard),
+        replicate=group_link(plans.dp_replicate, plans.tp * shard, n_devices, hardware, where.replicate),
+        etp=group_link(plans.etp, number(1.0), n_devices, hardware, where.etp),
+        ep=group_link(plans.ep, plans.etp, n_devices, hardware, where.ep),
+        expert_shard=group_link(stage_devices / expert_ranks, expert_ranks, n_devices, hardware, where.expert_shard),
+        pp_bytes_per_s=np.where(crosses, where.pp.bytes_per_s_per_device, node.link_bytes_per_s),
+        pp_latency_s=np.where(crosses, fabric.latency_s + where.pp.latency_s, node.link_latency_s),
         pp_crosses=crosses.astype(np.float64),
     )
 
 
-def group_link(n_ranks: Array, stride: Array, n_devices: Array, hardware: HardwareSpec) -> GroupLink:
+def flat(hardware: HardwareSpec) -> Crossing:
+    """A group that gets the rate and latency of the NIC, wherever its nodes are."""
+    return Crossing(number(hardware.fabric.nic_bytes_per_s_per_device), number(0.0))
+
+
+def unplaced(hardware: HardwareSpec) -> PlacedRates:
+    """Plans of which no nodes are known, or whose nodes make no difference."""
+    return PlacedRates(**{field.name: flat(hardware) for field in fields(PlacedRates)})
+
+
+def group_link(
+    n_ranks: Array, stride: Array, n_devices: Array, hardware: HardwareSpec, where: Crossing | None = None
+) -> GroupLink:
     """Where a group of ``n_ranks`` that are ``stride`` apart sits."""
+    where = where or flat(hardware)
     node_devices = float(hardware.node.n_devices)
     most = np.minimum(n_ranks, np.maximum(1.0, np.floor(node_devices / stride)))
     ranks_per_node = n_ranks / np.ceil(n_ranks / most)  # spread evenly over as few nodes as hold them
@@ -69,6 +111,6 @@ def group_link(n_ranks: Array, stride: Array, n_devices: Array, hardware: Hardwa
         n_ranks=n_ranks,
         ranks_per_node=ranks_per_node,
         node_bytes_per_s=number(hardware.node.link_bytes_per_s),
-        fabric_bytes_per_s=ranks_per_node * hardware.fabric.nic_bytes_per_s_per_device,
-        fabric_latency_s=number(hardware.fabric.latency_s),
+        fabric_bytes_per_s=ranks_per_node * where.bytes_per_s_per_device,
+        fabric_latency_s=hardware.fabric.latency_s + where.latency_s,
     )

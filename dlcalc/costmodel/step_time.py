@@ -309,7 +309,8 @@ def step_time(
 
     send = stage_send_s(model, plans, links, machine)  # mesh x batch x tensor
     hidden_sends = (plans.vpp > 1) & profile.overlaps_stage_sends
-    pp_comm = 2.0 * micro_batches * plans.vpp * send * (1.0 - hidden_sends)  # mesh x batch x pipe x tensor
+    per_chunk = 4.0 if profile.sends_and_receives_in_turn else 2.0
+    pp_comm = per_chunk * micro_batches * plans.vpp * send * (1.0 - hidden_sends)  # mesh x batch x pipe x tensor
 
     forward = np.max(per_stage.forward_s, axis=0)  # mesh x pipe x batch x tensor
     backward = np.max(per_stage.backward_s, axis=0)  # mesh x pipe x batch x redo x tensor

@@ -20,7 +20,6 @@ from dlcalc.calculators.schedule import DUALPIPE, GPIPE, INTERLEAVED, ONE_F_ONE_
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.every_stage import Chunks, ChunkTimes, chunk_times, chunks_of
 from dlcalc.costmodel.layer_comm import stage_send_s
-from dlcalc.costmodel.placement import links
 from dlcalc.costmodel.plans import Plans
 
 Kind = Literal["forward", "backward", "input gradient", "weight gradient", "send"]
@@ -82,7 +81,7 @@ def pipeline_timeline(found: Estimate, custom_split: tuple[int, ...] | None = No
     """Replay the pipeline of a point with the estimate's own stage times."""
     plan = found.plans
     chunks = chunks_of(found.model, plan, custom_split)
-    send_s = float(stage_send_s(found.model, plan, links(plan, found.machine.hardware), found.machine))
+    send_s = float(stage_send_s(found.model, plan, found.links, found.machine))
     sends_beside = bool(plan.vpp > 1) and found.machine.recipe.framework.overlaps_stage_sends
     orders = orders_of(plan, micro_batches_of(found))
     return replay(orders, chunks, chunk_times(found, chunks), send_s=send_s, sends_block=not sends_beside)

@@ -19,14 +19,14 @@ from rich.text import Text
 
 from dlcalc.costmodel.anatomy import AttentionFacts, AxisFacts, MatmulFacts, Shape
 from dlcalc.costmodel.cross_dc import CrossDcFacts
+from dlcalc.report.plan_words import plan_words
 from dlcalc.report.run_facts import Citation, Comparison, Difference, RunFacts
-from dlcalc.report.terminal import plan_words
 from dlcalc.utils import units
 
 _BAR_CELLS = 32
 _WIDE = 110
 """Consoles at least so wide fold the columns of ``FOLDING`` alone."""
-FOLDING = frozenset({"what", "link", "sublayer", "also"})
+FOLDING = frozenset({"what", "link", "sublayer", "also", "nodes", "nodes, in ring order", "closest switches"})
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 AXIS_NAMES = {

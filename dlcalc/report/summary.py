@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict
 
-from dlcalc.errors import InfeasibleSpaceError
+from dlcalc.errors import InfeasibleSpaceError, NoPlacementError
 from dlcalc.utils import units
 
 
@@ -74,6 +74,66 @@ class Breakdown(TypedDict):
     memory_bytes: dict[str, float]
 
 
+class PlacedRow(PlanKnobs):
+    """A plan on its nodes: without placement, as placed, and what makes the difference."""
+
+    plan_index: int
+    rank: int | None
+    """Without placement; null beyond the thousand best."""
+    placed_rank: int
+    placement: int
+    """Number of the row of the result's placements."""
+    step_time_s: float
+    mfu: float
+    memory_bytes: float
+    headroom_bytes: float
+    placed_step_time_s: float
+    placed_step_time_low_s: float
+    placed_step_time_high_s: float
+    placed_mfu: float
+    placed_hfu: float
+    placed_tokens_per_s_per_device: float
+    hops: float
+    """Of the closed tours of all rings."""
+    lower_bound_hops: float | None
+    """No placement has fewer."""
+    proved_optimal: bool
+    added_s: dict[str, float]
+    """What placing adds to each term of the step."""
+    slower_links: dict[str, float]
+    """By kind of group, the share of the NIC's rate that its slowest group gets, where that is less than all."""
+
+
+class PlacedSummary(TypedDict):
+    """The second stage of a search: the best meshes on the nodes of a fabric."""
+
+    topology: str
+    n_nodes: int
+    n_free_nodes: int
+    """Candidates: free, and with topology data."""
+    without_data: list[str]
+    """Free nodes that are no candidates, since nothing is known of the switches above them."""
+    why_none: str | None
+    """Why nothing of this scenario could be placed; null where something was."""
+    n_meshes: int
+    n_placements: int
+    """Different ones; meshes whose rings are alike share one."""
+    not_placed: dict[str, int]
+    """Meshes that cannot be placed, by reason."""
+    n_faster_on_paper: int
+    """Meshes that were not tried and have a plan that is faster without placement than the best one is with it. Placing
+    makes no plan faster, so with none the best plan is the best of all meshes that plans were kept of."""
+    order_changed: bool
+    """Whether ``best`` would be others, or in another order, by the ranks that the placed plans have without it."""
+    best: list[PlacedRow]
+    first_on_paper: PlacedRow | None
+    """The best plan without placement, as placed; null where its mesh cannot be."""
+    breakdown: Breakdown | None
+    """Of the best plan as placed."""
+    rings: list[list[str]]
+    """The nodes of the best plan: per ring, in ring order."""
+
+
 class ScenarioSummary(TypedDict):
     """One (model, hardware, device count, recipe)."""
 
@@ -100,6 +160,8 @@ class ScenarioSummary(TypedDict):
     n_within_2_percent: int
     within_2_percent: list[PlanRow]
     nearest_misses: list[Miss]
+    placed: NotRequired[PlacedSummary]
+    """Where a fabric was given."""
 
 
 class Summary(TypedDict):
@@ -111,6 +173,7 @@ class Summary(TypedDict):
     n_fit: int
     seconds: float
     plans_per_s: float
+    placing_s: NotRequired[float]
     peak_rss_bytes: int
     result: str | None
     scenarios: list[ScenarioSummary]
@@ -187,6 +250,17 @@ def nothing_fits(summary: Summary) -> InfeasibleSpaceError | None:
     misses = [miss_sentence(scenario) for scenario in summary["scenarios"]]
     lines = [f"{head}: {reasons}" if reasons else head, *(line for line in misses if line)]
     return InfeasibleSpaceError("\n".join(lines[:4]))
+
+
+def nothing_placed(summary: Summary) -> NoPlacementError | None:
+    """The error of a study that was to be placed, of which no scenario could be; or None."""
+    placed = [scenario["placed"] for scenario in summary["scenarios"] if "placed" in scenario]
+    if not placed or any(found["why_none"] is None for found in placed):
+        return None
+    reasons = dict.fromkeys(
+        f"{scenario['name']}: {scenario['placed']['why_none']}" for scenario in summary["scenarios"]
+    )
+    return NoPlacementError("nothing could be placed on " + placed[0]["topology"] + ": " + "\n".join(list(reasons)[:4]))
 
 
 def miss_sentence(scenario: ScenarioSummary) -> str | None:

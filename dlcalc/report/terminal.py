@@ -10,16 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, Literal, Self, cast
+from typing import IO, Self, cast
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dlcalc.report.placed import placed_headline, print_placed
+from dlcalc.report.plan_words import Knobs, plan_words, shared_and_own, values_in_use
 from dlcalc.report.summary import (
     Breakdown,
     DryRun,
@@ -30,14 +30,12 @@ from dlcalc.report.summary import (
     ScenarioSummary,
     Summary,
 )
+from dlcalc.report.tables import Column, table_of
 from dlcalc.utils import units
 
 _PIPE_WIDTH = 120
 _MIN_WIDTH = 40
 _SIDE_BY_SIDE_WIDTH = 118
-_FLEXIBLE_MIN_WIDTH = 36
-_VALUES_SHOWN = 6
-_ALIGNED_MOST = 44
 _FULL_DETAILS = 3
 _MISSES_SHOWN = 5
 _BAR_CELLS = 24
@@ -45,9 +43,8 @@ _GAP = 3
 _ROOMY_FRACTION = 0.05
 _SMALL_TERM_FRACTION = 0.003
 _REFRESH_S = 0.1
+SEARCHING = "searching"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-
-Knobs = Mapping[str, Any]
 
 
 def make_console(file: IO[str] | None = None) -> Console:
@@ -59,161 +56,7 @@ def make_console(file: IO[str] | None = None) -> Console:
     return console
 
 
-# --- plans as words ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Facet:
-    """One aspect of a plan: ``label`` and ``value`` make a token of tables, ``phrase`` the words of a sentence."""
-
-    label: str
-    value: Callable[[Knobs], str]
-    usual: str = ""
-    """The value that goes without saying."""
-    phrase: Callable[[Knobs], str] | None = None
-
-    def token(self, plan: Knobs) -> str:
-        return self.label + self.value(plan)
-
-
-def _degree(knob: str, label: str = "") -> _Facet:
-    return _Facet(label or knob, lambda plan: str(plan[knob]), usual="1")
-
-
-def _recompute(plan: Knobs) -> str:
-    layers = plan["recompute_layers"]
-    everywhere = layers < 0 or plan["recompute"] == "none"
-    return str(plan["recompute"]) + ("" if everywhere else f":{layers}")
-
-
-def _recompute_phrase(plan: Knobs) -> str:
-    mode, _, layers = _recompute(plan).partition(":")
-    if mode == "none":
-        return "no recompute"
-    of_layers = f" of {layers} layer{'' if layers == '1' else 's'}" if layers else ""
-    return f"{mode} recompute{of_layers}"
-
-
-def _overlaps(plan: Knobs) -> str:
-    return "+".join(what for what in ("grad", "param", "tp", "ep") if plan[f"overlap_{what}"]) or "none"
-
-
-def _offload(plan: Knobs) -> str:
-    what = ["optimizer"] if plan["offload_optimizer"] else []
-    what += [f"{plan['offload_layers']}-layers"] if plan["offload_layers"] else []
-    return "+".join(what) or "none"
-
-
-_FACETS = (
-    _degree("tp"),
-    _degree("cp"),
-    _degree("pp"),
-    _degree("vpp"),
-    _degree("dp"),
-    _degree("ep"),
-    _degree("etp"),
-    _Facet("mb", lambda plan: str(plan["micro_batch"])),
-    _Facet("", lambda plan: str(plan["schedule"]) if plan["pp"] > 1 else "no-pipeline", usual="no-pipeline"),
-    _Facet("zero", lambda plan: str(plan["zero_stage"])),
-    _degree("dp_replicate", "replicas"),
-    _Facet("", lambda plan: "sp" if plan["sequence_parallel"] else "no-sp"),
-    _Facet("recompute=", _recompute, phrase=_recompute_phrase),
-    _Facet("overlap=", _overlaps, phrase=lambda plan: f"overlap {_overlaps(plan).replace('none', 'of nothing')}"),
-    _Facet("offload=", _offload, usual="none", phrase=lambda plan: f"offload {_offload(plan)}"),
-    _Facet("split=", lambda plan: str(plan["split"]), usual="even", phrase=lambda plan: f"{plan['split']} split"),
-)
-
-
-def _said(facet: _Facet, plan: Knobs) -> str:
-    return facet.phrase(plan) if facet.phrase else facet.token(plan)
-
-
-def _sentence(facets: Sequence[_Facet], plan: Knobs) -> str:
-    """Tokens first, then phrases: ``tp8 pp4 dp8 mb1 zero1 sp, full recompute``; what is usual goes without saying."""
-    facets = [facet for facet in facets if facet.value(plan) != facet.usual]
-    tokens = " ".join(facet.token(plan) for facet in facets if not facet.phrase)
-    phrases = [_said(facet, plan) for facet in facets if facet.phrase]
-    return ", ".join([*([tokens] if tokens else []), *phrases])
-
-
-def plan_words(plan: Knobs) -> str:
-    """A plan in one line; degrees of 1 and what is not used go without saying: ``tp8 pp4 vpp5 dp8 mb1 ...``."""
-    return _sentence(_FACETS, plan)
-
-
-def shared_and_own(plans: Sequence[Knobs]) -> tuple[str, list[str]]:
-    """What all ``plans`` have in common, and for each what sets it apart, aligned where that is not too wide."""
-    if len(plans) == 1:
-        return "", [plan_words(plans[0])]
-    values = [[facet.value(plan) for plan in plans] for facet in _FACETS]
-    common = [facet for facet, column in zip(_FACETS, values, strict=True) if len(set(column)) == 1]
-    own = [facet for facet in _FACETS if facet not in common]
-    said = [[facet.token(plan) if facet.value(plan) != facet.usual else "" for plan in plans] for facet in own]
-    widths = [max(map(len, column)) for column in said]
-    if sum(widths) + len(widths) > _ALIGNED_MOST:
-        widths = [0] * len(widths)
-    return _sentence(common, plans[0]), [
-        _aligned([column[row] for column in said], widths)
-        or " ".join(facet.token(plan) for facet in own)
-        or "(the same)"
-        for row, plan in enumerate(plans)
-    ]
-
-
-def _aligned(words: Sequence[str], widths: Sequence[int]) -> str:
-    """Words in columns; where a column has no width, an empty word takes no place."""
-    cells = [word.ljust(width) for word, width in zip(words, widths, strict=True) if word or width]
-    return " ".join(cells).rstrip()
-
-
-def _values_in_use(plans: Sequence[Knobs]) -> str:
-    """Which values the knobs that vary take: ``tp4/8, mb1/2, recompute=none/selective``."""
-    parts = []
-    for facet in _FACETS:
-        found = sorted({facet.value(plan) for plan in plans}, key=lambda value: (len(value), value))
-        if len(found) > 1:
-            left_out = "/..." if len(found) > _VALUES_SHOWN else ""
-            parts.append(facet.label + "/".join(found[:_VALUES_SHOWN]) + left_out)
-    return ", ".join(parts)
-
-
-# --- tables -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Col:
-    """A column of a table: what to leave out first when the terminal is narrow has the highest ``optional``."""
-
-    header: str
-    cells: Sequence[str]
-    justify: Literal["left", "right"] = "right"
-    optional: int = 0
-    flexible: bool = False
-
-    def width(self, available: int) -> int:
-        """What it needs; a flexible one folds when it would take more than a third of what is there."""
-        natural = max(map(len, (self.header, *self.cells)))
-        return min(natural, _FLEXIBLE_MIN_WIDTH, available // 3) if self.flexible else natural
-
-
-def _table(columns: Sequence[_Col], width: int) -> Table:
-    """Columns side by side, without the optional ones that ``width`` has no room for."""
-    kept = [column for column in columns if column.cells]
-    while sum(column.width(width) + 3 for column in kept) > width and any(column.optional for column in kept):
-        least = max(kept, key=lambda column: column.optional)
-        kept = [column for column in kept if column is not least]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1), header_style="bold")
-    for column in kept:
-        table.add_column(
-            Text(column.header),
-            justify=column.justify,
-            overflow="fold",
-            no_wrap=not column.flexible,
-            min_width=column.width(width) if column.flexible else None,
-        )
-    for cells in zip(*(column.cells for column in kept), strict=True):
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
+# --- tables ----------------------------------------------------------------------------------------------------
 
 
 def _step_cells(rows: Sequence[PlanRow | None]) -> tuple[str, list[str]]:
@@ -223,21 +66,21 @@ def _step_cells(rows: Sequence[PlanRow | None]) -> tuple[str, list[str]]:
     return f"step {unit}", [units.significant(row["step_time_s"] / scale, 4) if row else "-" for row in rows]
 
 
-def _plan_columns(rows: Sequence[PlanRow], own: Sequence[str]) -> list[_Col]:
+def _plan_columns(rows: Sequence[PlanRow], own: Sequence[str]) -> list[Column]:
     columns = [
-        _Col("#", [str(row["rank"]) for row in rows]),
-        _Col("plan", own, "left", flexible=True),
-        _Col(*_step_cells(rows)),
-        _Col("MFU %", [f"{100 * row['mfu']:.1f}" for row in rows]),
-        _Col("HFU %", [f"{100 * row['hfu']:.1f}" for row in rows], optional=7),
-        _Col("tokens/s/device", [units.significant(row["tokens_per_s_per_device"], 4) for row in rows], optional=3),
-        _Col("memory GiB", [units.gib(row["memory_bytes"]) for row in rows]),
-        _Col("free GiB", [units.gib(row["headroom_bytes"]) for row in rows], optional=2),
+        Column("#", [str(row["rank"]) for row in rows]),
+        Column("plan", own, "left", flexible=True),
+        Column(*_step_cells(rows)),
+        Column("MFU %", [f"{100 * row['mfu']:.1f}" for row in rows]),
+        Column("HFU %", [f"{100 * row['hfu']:.1f}" for row in rows], optional=7),
+        Column("tokens/s/device", [units.significant(row["tokens_per_s_per_device"], 4) for row in rows], optional=3),
+        Column("memory GiB", [units.gib(row["memory_bytes"]) for row in rows]),
+        Column("free GiB", [units.gib(row["headroom_bytes"]) for row in rows], optional=2),
     ]
     if all(row["days"] is not None for row in rows):
-        columns.append(_Col("days", [units.days(row["days"] or 0.0) for row in rows], optional=6))
+        columns.append(Column("days", [units.days(row["days"] or 0.0) for row in rows], optional=6))
     if all(row["cost_usd"] is not None for row in rows):
-        columns.append(_Col("cost", [units.money(row["cost_usd"] or 0.0) for row in rows], optional=5))
+        columns.append(Column("cost", [units.money(row["cost_usd"] or 0.0) for row in rows], optional=5))
     return columns
 
 
@@ -267,6 +110,8 @@ def _closing(summary: Summary) -> str:
         f"({units.short_count(summary['plans_per_s'])} plans/s), {units.count(summary['n_fit'])} fit; "
         f"peak memory {units.size(summary['peak_rss_bytes'])}"
     )
+    if "placing_s" in summary:
+        text += f"; placed in {units.duration(summary['placing_s'])}"
     return text + (f"; rows in {summary['result']}" if summary["result"] else "")
 
 
@@ -281,21 +126,21 @@ def _print_overview(study: str, scenarios: Sequence[ScenarioSummary], console: C
         return [text(row) if row else "-" for row in best]
 
     columns = [
-        _Col("scenario", [scenario["name"] for scenario in scenarios], "left", flexible=True),
-        _Col("best plan", [next(plans) if row else "no plan fits" for row in best], "left", flexible=True),
-        _Col(*_step_cells(best)),
-        _Col("MFU %", cells(lambda row: f"{100 * row['mfu']:.1f}")),
-        _Col("tokens/s/device", cells(lambda row: units.significant(row["tokens_per_s_per_device"], 4)), optional=3),
-        _Col("memory GiB", cells(lambda row: units.gib(row["memory_bytes"])), optional=4),
+        Column("scenario", [scenario["name"] for scenario in scenarios], "left", flexible=True),
+        Column("best plan", [next(plans) if row else "no plan fits" for row in best], "left", flexible=True),
+        Column(*_step_cells(best)),
+        Column("MFU %", cells(lambda row: f"{100 * row['mfu']:.1f}")),
+        Column("tokens/s/device", cells(lambda row: units.significant(row["tokens_per_s_per_device"], 4)), optional=3),
+        Column("memory GiB", cells(lambda row: units.gib(row["memory_bytes"])), optional=4),
     ]
     if any(row["days"] is not None for row in found):
-        columns.append(_Col("days", cells(lambda row: _or_dash(row["days"], units.days)), optional=2))
+        columns.append(Column("days", cells(lambda row: _or_dash(row["days"], units.days)), optional=2))
     if any(row["cost_usd"] is not None for row in found):
-        columns.append(_Col("cost", cells(lambda row: _or_dash(row["cost_usd"], units.money)), optional=1))
+        columns.append(Column("cost", cells(lambda row: _or_dash(row["cost_usd"], units.money)), optional=1))
     console.print(
         Text.assemble((study, "bold"), f": the best plan of each scenario, all with {shared}" if shared else "")
     )
-    console.print(_table(columns, console.width))
+    console.print(table_of(columns, console.width))
 
 
 def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
@@ -339,12 +184,14 @@ def _print_scenario(scenario: ScenarioSummary, console: Console, top: int) -> No
         shared, own = shared_and_own([_knobs(row) for row in rows])
         console.print()
         console.print(Text(f"Best {len(rows)} plans" + (f", all with {shared}" if shared else "")))
-        console.print(_table(_plan_columns(rows, own), console.width))
+        console.print(table_of(_plan_columns(rows, own), console.width))
     _print_alternatives(scenario, console)
     _print_rivals(scenario, console)
     if scenario["breakdown"]:
         console.print()
         console.print(_breakdown(scenario, scenario["breakdown"], console))
+    if "placed" in scenario:
+        print_placed(scenario["placed"], console)
     _print_refused(scenario, console)
 
 
@@ -364,6 +211,8 @@ def _print_short(scenario: ScenarioSummary, console: Console) -> None:
     if scenario["breakdown"]:
         times = _shares(scenario["breakdown"]["time_s"], "_s")
         console.print(Text("time: " + ", ".join(f"{term} {units.percent(share)}" for term, _, share in times[:6])))
+    if "placed" in scenario:
+        console.print(Text(placed_headline(scenario["placed"])))
 
 
 def _print_alternatives(scenario: ScenarioSummary, console: Console) -> None:
@@ -374,7 +223,7 @@ def _print_alternatives(scenario: ScenarioSummary, console: Console) -> None:
         return
     verb = "plan is" if others == 1 else "plans are"
     text = f"{units.count(others)} more {verb} within 2 % of the best"
-    varied = _values_in_use([_knobs(row) for row in rows])
+    varied = values_in_use([_knobs(row) for row in rows])
     if varied:
         listed = f"the first {len(rows)} of these plans " if len(rows) <= others else ""
         text += f", {listed}with {varied}"
@@ -497,11 +346,11 @@ def _print_refused(scenario: ScenarioSummary, console: Console) -> None:
     console.print()
     console.print(Text(f"Refused: {units.count(n_refused)} of {units.count(scenario['n_plans'])} plans{overlap}"))
     columns = [
-        _Col("plans", [units.count(n) for n, _ in reasons]),
-        _Col("%", [f"{100 * n / max(scenario['n_plans'], 1):.1f}" for n, _ in reasons]),
-        _Col("why", [reason.replace("_", " ") for _, reason in reasons], "left", flexible=True),
+        Column("plans", [units.count(n) for n, _ in reasons]),
+        Column("%", [f"{100 * n / max(scenario['n_plans'], 1):.1f}" for n, _ in reasons]),
+        Column("why", [reason.replace("_", " ") for _, reason in reasons], "left", flexible=True),
     ]
-    console.print(_table(columns, console.width))
+    console.print(table_of(columns, console.width))
 
 
 def _print_nothing_fits(scenario: ScenarioSummary, console: Console) -> None:
@@ -516,15 +365,15 @@ def _print_nothing_fits(scenario: ScenarioSummary, console: Console) -> None:
     console.print()
     console.print(Text("Nearest misses" + (f", all with {shared}" if shared else "")))
     columns = [
-        _Col("plan", own, "left", flexible=True),
-        _Col("needs GiB", [units.gib(miss["memory_bytes"]) for miss in misses]),
-        _Col("of GiB", [units.gib(scenario["memory_capacity_bytes"])] * len(misses), optional=1),
-        _Col("over GiB", [units.gib(max(miss["over_bytes"], 0.0)) for miss in misses]),
-        _Col(
+        Column("plan", own, "left", flexible=True),
+        Column("needs GiB", [units.gib(miss["memory_bytes"]) for miss in misses]),
+        Column("of GiB", [units.gib(scenario["memory_capacity_bytes"])] * len(misses), optional=1),
+        Column("over GiB", [units.gib(max(miss["over_bytes"], 0.0)) for miss in misses]),
+        Column(
             "why", ["; ".join(miss["reasons"]).replace("_", " ") for miss in misses], "left", optional=2, flexible=True
         ),
     ]
-    console.print(_table(columns, console.width))
+    console.print(table_of(columns, console.width))
 
 
 # --- other answers ----------------------------------------------------------------------------------------------
@@ -534,11 +383,11 @@ def print_dry_run(counts: DryRun, console: Console) -> None:
     """What a search would look at, how long it would take and how large its result would be."""
     scenarios = counts["scenarios"]
     columns = [
-        _Col("scenario", [scenario["name"] for scenario in scenarios], "left", flexible=True),
-        _Col("plans", [units.count(scenario["n_plans"]) for scenario in scenarios]),
-        _Col("axes", [_axes(scenario["axes"]) for scenario in scenarios], "left", flexible=True),
+        Column("scenario", [scenario["name"] for scenario in scenarios], "left", flexible=True),
+        Column("plans", [units.count(scenario["n_plans"]) for scenario in scenarios]),
+        Column("axes", [_axes(scenario["axes"]) for scenario in scenarios], "left", flexible=True),
     ]
-    console.print(_table(columns, console.width))
+    console.print(table_of(columns, console.width))
     console.print(
         Text(
             f"{counts['study']}: {units.count(counts['n_plans'])} plans, about {units.duration(counts['seconds'])}, "
@@ -554,35 +403,35 @@ def _axes(axes: Mapping[str, int]) -> str:
 def print_hardware(rows: Sequence[HardwareRow], console: Console) -> None:
     """The hardware that can be named in a space file."""
     columns = [
-        _Col("hardware", [row["name"] for row in rows], "left"),
-        _Col("per node", [str(row["devices_per_node"]) for row in rows], optional=3),
-        _Col("HBM GiB", [units.significant(row["hbm_gib"]) for row in rows]),
-        _Col("TB/s", [units.significant(row["hbm_tb_per_s"]) for row in rows], optional=5),
-        _Col("bf16 TFLOP/s", [_or_dash(row["bf16_tflops"], units.count) for row in rows]),
-        _Col("fp8", [_or_dash(row["fp8_tflops"], units.count) for row in rows], optional=4),
-        _Col("node GB/s", [units.significant(row["link_gb_per_s"]) for row in rows], optional=1),
-        _Col("NIC Gbit/s", [units.significant(row["nic_gbit_per_s"]) for row in rows], optional=1),
-        _Col("$/device-hour", [_or_dash(row["usd_per_device_hour"], "{:.2f}".format) for row in rows], optional=2),
-        _Col("calibration", ["measured" if row["measured"] else "datasheet" for row in rows], "left", optional=6),
-        _Col("also called", [", ".join(row["aliases"]) for row in rows], "left", optional=7, flexible=True),
+        Column("hardware", [row["name"] for row in rows], "left"),
+        Column("per node", [str(row["devices_per_node"]) for row in rows], optional=3),
+        Column("HBM GiB", [units.significant(row["hbm_gib"]) for row in rows]),
+        Column("TB/s", [units.significant(row["hbm_tb_per_s"]) for row in rows], optional=5),
+        Column("bf16 TFLOP/s", [_or_dash(row["bf16_tflops"], units.count) for row in rows]),
+        Column("fp8", [_or_dash(row["fp8_tflops"], units.count) for row in rows], optional=4),
+        Column("node GB/s", [units.significant(row["link_gb_per_s"]) for row in rows], optional=1),
+        Column("NIC Gbit/s", [units.significant(row["nic_gbit_per_s"]) for row in rows], optional=1),
+        Column("$/device-hour", [_or_dash(row["usd_per_device_hour"], "{:.2f}".format) for row in rows], optional=2),
+        Column("calibration", ["measured" if row["measured"] else "datasheet" for row in rows], "left", optional=6),
+        Column("also called", [", ".join(row["aliases"]) for row in rows], "left", optional=7, flexible=True),
     ]
-    console.print(_table(columns, console.width))
+    console.print(table_of(columns, console.width))
     console.print(Text("Peaks are dense; links are per device and direction.", style="dim"))
 
 
 def print_models(rows: Sequence[ModelRow], console: Console) -> None:
     """The models that can be named in a space file."""
     columns = [
-        _Col("model", [row["name"] for row in rows], "left"),
-        _Col("parameters", [units.short_count(row["parameters_total"]) for row in rows]),
-        _Col("active", [units.short_count(row["parameters_active"]) for row in rows], optional=1),
-        _Col("layers", [str(row["n_layers"]) for row in rows]),
-        _Col("hidden", [str(row["hidden_size"]) for row in rows], optional=2),
-        _Col("heads", [str(row["n_heads"]) for row in rows], optional=3),
-        _Col("experts", [str(row["n_experts"] or "-") for row in rows], optional=4),
-        _Col("vocabulary", [units.count(row["vocab_size"]) for row in rows], optional=5),
+        Column("model", [row["name"] for row in rows], "left"),
+        Column("parameters", [units.short_count(row["parameters_total"]) for row in rows]),
+        Column("active", [units.short_count(row["parameters_active"]) for row in rows], optional=1),
+        Column("layers", [str(row["n_layers"]) for row in rows]),
+        Column("hidden", [str(row["hidden_size"]) for row in rows], optional=2),
+        Column("heads", [str(row["n_heads"]) for row in rows], optional=3),
+        Column("experts", [str(row["n_experts"] or "-") for row in rows], optional=4),
+        Column("vocabulary", [units.count(row["vocab_size"]) for row in rows], optional=5),
     ]
-    console.print(_table(columns, console.width))
+    console.print(table_of(columns, console.width))
 
 
 # --- progress ---------------------------------------------------------------------------------------------------
@@ -592,7 +441,7 @@ class _Rate(ProgressColumn):
     """Plans per second, and the time left at that rate."""
 
     def render(self, task: Task) -> Text:
-        if not task.speed:
+        if not task.speed or task.description != SEARCHING:
             return Text("")
         left = (task.remaining or 0) / task.speed
         return Text(f"{units.short_count(task.speed)} plans/s, {units.duration(max(left, 0.0))} left")
@@ -618,15 +467,15 @@ class SearchProgress:
                 transient=True,
                 auto_refresh=False,
             )
-            self._task = self._bar.add_task("searching", total=None)
+            self._task = self._bar.add_task(SEARCHING, total=None)
 
     def __enter__(self) -> Self:
         if self._shown:
             self._bar.start()
         return self
 
-    def __call__(self, done: int, total: int, what: str = "searching") -> None:
-        """``done`` of ``total`` plans are behind us."""
+    def __call__(self, done: int, total: int, what: str = SEARCHING) -> None:
+        """``done`` of ``total`` plans are behind us, or of whatever ``what`` is done to."""
         if not self._shown:
             return
         now_s = time.monotonic()

@@ -1,6 +1,6 @@
 """What a result directory holds, and what made it.
 
-A study's directory is a Parquet dataset plus two files whose names start with an underscore, which every
+A study's directory is a Parquet dataset plus files whose names start with an underscore, which every
 Parquet reader skips:
 
     results/<study>/
@@ -8,6 +8,7 @@ Parquet reader skips:
         s000-000001.parquet
         _manifest.json          what made the study, and every finished shard with its counts and hash
         _summary.json           what was printed: the object of ``--json``
+        _placed/                the best plans as placed on a fabric, where that was asked for (results.placed)
 
 A file appears under its name only when it is whole (written under a hidden name, then renamed), and counts only
 once the manifest names it. So whatever interrupts a search, what is finished can be read, and a second run of the
@@ -41,6 +42,8 @@ from dlcalc.specs.recipe import Recipe
 MANIFEST_NAME = "_manifest.json"
 SUMMARY_NAME = "_summary.json"
 LOCK_NAME = ".lock"
+PLACED_FOLDER = "_placed"
+PLACED_TABLES = ("plans.parquet", "placements.parquet")
 
 _SHARD_NAME = re.compile(r"s\d{3,}-\d{6,}\.parquet")
 _PARTIAL_NAME = re.compile(r"\.(s\d{3,}-\d{6,}\.parquet|_manifest\.json|_summary\.json)\..*\.partial")
@@ -122,6 +125,29 @@ class ShardRecord(Spec):
         return self.scenario, self.shard
 
 
+class TableRecord(Spec):
+    """A finished table that is not a shard."""
+
+    n_rows: NonNegativeInt
+    n_bytes: PositiveInt
+    sha256: str
+
+
+class PlacedRecord(Spec):
+    """That the best plans were placed on a fabric, and what with."""
+
+    topology: str
+    fabric_sha256: str
+    settings: dict[str, str | int | float]
+    plans: TableRecord
+    placements: TableRecord
+
+    @property
+    def tables(self) -> dict[str, TableRecord]:
+        """By file name."""
+        return dict(zip(PLACED_TABLES, (self.plans, self.placements), strict=True))
+
+
 class Manifest(Spec):
     """The state of a result directory."""
 
@@ -134,6 +160,8 @@ class Manifest(Spec):
     space_text: str
     settings: dict[str, str | int | float | bool | None]
     scenarios: tuple[ScenarioDigest, ...]
+    placed: PlacedRecord | None = None
+    """Not part of what tells studies apart: rows do not depend on it."""
     shards: tuple[ShardRecord, ...] = ()
 
     @model_validator(mode="after")
@@ -158,14 +186,17 @@ class Manifest(Spec):
             scenarios=tuple(scenario.digest() for scenario in origin.scenarios),
         )
 
-    def with_shards(self, shards: Mapping[tuple[int, int], ShardRecord], status: Status) -> Self:
-        """The same study with these shards finished."""
+    def with_shards(
+        self, shards: Mapping[tuple[int, int], ShardRecord], status: Status, placed: PlacedRecord | None = None
+    ) -> Self:
+        """The same study with these shards finished, and its best plans placed."""
         ordered = tuple(shards[key] for key in sorted(shards))
-        return self.model_copy(update={"shards": ordered, "status": status})
+        return self.model_copy(update={"shards": ordered, "status": status, "placed": placed})
 
     def text(self) -> str:
         """As JSON, one line per shard."""
-        head = self.model_copy(update={"shards": ()}).model_dump_json(indent=1)
+        unused = {"placed"} if self.placed is None else set()  # so that what was not placed reads as it always did
+        head = self.model_copy(update={"shards": ()}).model_dump_json(indent=1, exclude=unused)
         shards = ",\n  ".join(shard.model_dump_json() for shard in self.shards)
         return head.removesuffix("[]\n}") + f"[\n  {shards}\n ]\n}}\n"
 
@@ -235,7 +266,8 @@ def shard_name(scenario: int, shard: int) -> str:
 
 def is_ours(name: str) -> bool:
     """Whether a result directory's file ``name`` is one that dlcalc writes."""
-    return name in (MANIFEST_NAME, SUMMARY_NAME, LOCK_NAME) or bool(_SHARD_NAME.fullmatch(name) or is_partial(name))
+    fixed = (MANIFEST_NAME, SUMMARY_NAME, LOCK_NAME, PLACED_FOLDER)
+    return name in fixed or bool(_SHARD_NAME.fullmatch(name) or is_partial(name))
 
 
 def is_partial(name: str) -> bool:

@@ -19,14 +19,18 @@ from pydantic import ValidationError
 
 from dlcalc.errors import ResultError, UnknownNameError
 from dlcalc.results.manifest import (
+    PLACED_FOLDER,
     SUMMARY_NAME,
     Manifest,
+    PlacedRecord,
     ScenarioOrigin,
     ShardRecord,
+    TableRecord,
     file_sha256,
     read_json,
     read_manifest,
 )
+from dlcalc.results.placed import SCHEMAS
 from dlcalc.results.schema import COLUMN_NAMES, METADATA_PREFIX, schema_problem
 
 Row = dict[str, Any]
@@ -115,13 +119,41 @@ class Result:
         files = self.files(scenario)
         return [self._row(files[int(file)], int(row)) for _, _, file, row in leaders]
 
+    @property
+    def placed(self) -> PlacedRecord | None:
+        """What the best plans were placed on; None where they were not."""
+        return self.manifest.placed
+
+    def placed_plans(self, scenario: str | None = None) -> list[Row]:
+        """Placed plans of one scenario or of all, fastest as placed first; none where nothing was placed."""
+        rows = self._placed_rows("plans.parquet", scenario)
+        order = {name: position for position, name in enumerate(self.scenarios)}
+        return sorted(rows, key=lambda row: (order.get(row["scenario"], len(order)), row["placed_rank"]))
+
+    def placements(self, scenario: str | None = None) -> list[Row]:
+        """Where the nodes are: the rows that ``placement`` of a placed plan numbers."""
+        return self._placed_rows("placements.parquet", scenario)
+
+    def _placed_rows(self, name: str, scenario: str | None) -> list[Row]:
+        if scenario is not None:
+            self._index(scenario)
+        if self.placed is None:
+            return []
+        path = self.directory / PLACED_FOLDER / name
+        with _damage(path):
+            rows: list[Row] = pq.read_table(path, page_checksum_verification=True).to_pylist()
+        return [row for row in rows if scenario is None or row["scenario"] == scenario]
+
     def verify(self) -> None:
         """Compare every file with the hash in the manifest; ``ResultError`` names the first that differs."""
-        for shard in self.manifest.shards:
-            path = self.directory / shard.file
+        expected = {self.directory / shard.file: shard.sha256 for shard in self.manifest.shards}
+        if self.placed is not None:
+            folder = self.directory / PLACED_FOLDER
+            expected |= {folder / name: table.sha256 for name, table in self.placed.tables.items()}
+        for path, sha256 in expected.items():
             with _damage(path):
                 found = file_sha256(path)
-            if found != shard.sha256:
+            if found != sha256:
                 raise ResultError(f"{path}: damaged: not the bytes that were written; run the search again")
 
     def _index(self, scenario: str) -> int:
@@ -179,10 +211,12 @@ def open_result(directory: Path | str) -> Result:
     manifest = read_manifest(directory)
     for shard in manifest.shards:
         _check_file(directory / shard.file, shard)
+    for name, table in (manifest.placed.tables if manifest.placed else {}).items():
+        _check_file(directory / PLACED_FOLDER / name, table)
     return Result(directory, manifest)
 
 
-def _check_file(path: Path, shard: ShardRecord) -> None:
+def _check_file(path: Path, shard: ShardRecord | TableRecord) -> None:
     """Refuse a file that is not what the manifest says."""
     try:
         found = path.stat().st_size
@@ -195,7 +229,11 @@ def _check_file(path: Path, shard: ShardRecord) -> None:
             f"{path}: damaged: {found:,} bytes instead of {shard.n_bytes:,}; run the search again with --resume"
         )
     with _damage(path), pq.ParquetFile(path) as file:
-        problem = schema_problem(file.schema_arrow)
+        known = SCHEMAS.get(path.name)
+        if known is None:
+            problem = schema_problem(file.schema_arrow)
+        else:
+            problem = None if file.schema_arrow.equals(known) else "its columns differ"
         n_rows = file.metadata.num_rows
     if problem:
         raise ResultError(f"{path}: not a result of this version of dlcalc: {problem}")

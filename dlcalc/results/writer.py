@@ -37,6 +37,7 @@ from dlcalc.results.manifest import (
     MANIFEST_NAME,
     SUMMARY_NAME,
     Manifest,
+    PlacedRecord,
     ShardRecord,
     Status,
     StudyOrigin,
@@ -48,6 +49,7 @@ from dlcalc.results.manifest import (
     shard_name,
     write_text,
 )
+from dlcalc.results.placed import PlacedTables, forget_placed, write_placed
 from dlcalc.results.schema import (
     BLOCK_COLUMNS,
     COLUMN_ENCODING,
@@ -209,12 +211,18 @@ class StudyWriter:
         self._origin = origin
         self._manifest = Manifest.of(origin)
         self._finished = dict(finished)
+        self._placed: PlacedRecord | None = None
         self._write("running")
 
     @property
     def finished(self) -> Mapping[tuple[int, int], ShardRecord]:
         """Finished shards by (scenario, shard): those need not be evaluated again."""
         return self._finished
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of what is finished."""
+        return self._manifest.with_shards(self._finished, "running", self._placed)
 
     def header(self, scenario: int, names: Mapping[str, tuple[str, ...]]) -> ShardHeader:
         """What the files of ``scenario`` share; ``names`` gives the words behind the codes of word columns."""
@@ -229,20 +237,28 @@ class StudyWriter:
             "seq_len": origin.recipe.seq_len,
             "global_batch": origin.recipe.global_batch,
         }
-        metadata = {
+        metadata = self._metadata() | {METADATA_PREFIX + "scenario": json.dumps(origin.model_dump(mode="json"))}
+        return ShardHeader(
+            scenario=scenario,
+            constants=constants,
+            names={name: tuple(names[name]) for name in WORDS},
+            metadata=metadata,
+        )
+
+    def _metadata(self) -> dict[str, str]:
+        """What every file of the study says of it."""
+        said = {
             "schema_version": str(SCHEMA_VERSION),
             "version": self._origin.dlcalc_version,
             "study": self._origin.study,
             "space": self._origin.space_text,
             "settings": json.dumps(self._origin.settings),
-            "scenario": json.dumps(origin.model_dump(mode="json")),
         }
-        return ShardHeader(
-            scenario=scenario,
-            constants=constants,
-            names={name: tuple(names[name]) for name in WORDS},
-            metadata={METADATA_PREFIX + key: text for key, text in metadata.items()},
-        )
+        return {METADATA_PREFIX + key: text for key, text in said.items()}
+
+    def place(self, tables: PlacedTables) -> None:
+        """Write the placed plans beside the rows."""
+        self._placed = write_placed(self.directory, tables, self._metadata())
 
     def add(self, record: ShardRecord) -> None:
         """Count a finished shard. The manifest follows within a second, so that many small shards cost little."""
@@ -272,7 +288,7 @@ class StudyWriter:
             self._write("running")
 
     def _write(self, status: Status) -> None:
-        manifest = self._manifest.with_shards(self._finished, status)
+        manifest = self._manifest.with_shards(self._finished, status, self._placed)
         write_text(self.directory / MANIFEST_NAME, manifest.text(), durable=status == "complete")
         self._saved, self._saved_at_s = True, time.monotonic()
 
@@ -298,6 +314,7 @@ def open_study(
             if not finished:  # the manifest goes first, so that no half-deleted study looks whole
                 (directory / MANIFEST_NAME).unlink(missing_ok=True)
             (directory / SUMMARY_NAME).unlink(missing_ok=True)
+            forget_placed(directory)
             _sweep(directory, lambda name: is_partial(name) or (name.endswith(".parquet") and name not in named))
         study = StudyWriter(directory, origin, finished)
         try:

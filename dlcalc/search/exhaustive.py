@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
+from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.costmodel.plans import KNOBS, Array
 from dlcalc.costmodel.tiles import Tile, tiles
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
@@ -114,7 +115,7 @@ def within(leaders: Leaders, fastest: float = np.inf) -> Leaders:
     return close.best(len(close.index), "step_time")
 
 
-def evaluate(scenario: Scenario, start: int, stop: int) -> Estimate:
+def evaluate(scenario: Scenario, start: int, stop: int, placed: PlacedRates | None = None) -> Estimate:
     """The estimate of mesh rows ``start`` to ``stop``, with the user's own constraints among the refusals."""
     plans = scenario.plans(start, stop)
     found = estimate(
@@ -124,6 +125,7 @@ def evaluate(scenario: Scenario, start: int, stop: int) -> Estimate:
         plans,
         custom_split=scenario.custom_split,
         memory_headroom=scenario.memory_headroom,
+        placed=placed,
     )
     if not scenario.constraints:
         return found
@@ -146,13 +148,15 @@ def search_block(
     rows: Callable[[Mapping[str, NDArray[np.generic]]], None] | None = None,
     what: Keep = "top",
     pareto: ParetoFilter | None = None,
+    placed: PlacedRates | None = None,
 ) -> Found:
     """Evaluate one block.
 
     ``rows`` receives the columns of the plans to be written; ``bound`` is the step time (or memory) that a plan must
-    not exceed to lead, ``fastest`` the best step time known from other blocks.
+    not exceed to lead, ``fastest`` the best step time known from other blocks; ``placed`` the links of a block whose
+    nodes are known.
     """
-    evaluated = evaluate(scenario, start, stop)
+    evaluated = evaluate(scenario, start, stop, placed)
     shape = (stop - start, *scenario.shape[1:])
     size = int(np.prod(shape, dtype=np.int64))
     offset = start * (size // (stop - start))

@@ -13,6 +13,7 @@ import numpy as np
 from dlcalc.calculators.stages import EVEN, first_layer_count
 from dlcalc.costmodel.anatomy import bucket_bytes
 from dlcalc.costmodel.estimate import Estimate, estimate
+from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.costmodel.plans import ALL_LAYERS, KNOBS, Plans
 from dlcalc.errors import DlcalcError, SpecError, UnknownNameError
 from dlcalc.hardware_registry import HardwareRegistry
@@ -63,6 +64,8 @@ class Run:
     memory_headroom: float = 0.0
     cross_dc: CrossDcSection | None = None
     notes: tuple[str, ...] = ()
+    placed: PlacedRates | None = None
+    """The links of the nodes it is placed on."""
 
     def estimate(self) -> Estimate:
         """What the cost model says, as the search would: in one data centre."""
@@ -73,6 +76,7 @@ class Run:
             self.plan,
             custom_split=self.custom_split,
             memory_headroom=self.memory_headroom,
+            placed=self.placed,
         )
 
     @property
@@ -457,6 +461,10 @@ def _with_buckets(run: Run, spec: RunSpec) -> Run:
 # ---- rows of a result ---------------------------------------------------------------------------------------------
 
 
+SITS_BY = ("tp", "cp", "pp", "dp", "ep", "etp", "dp_replicate", "vpp")
+"""Knobs that decide who talks to whom."""
+
+
 @dataclass(frozen=True)
 class ResultRow:
     """A row of a result, with everything that made it."""
@@ -472,6 +480,9 @@ class ResultRow:
     custom_split: tuple[int, ...] | None = None
     memory_headroom: float = 0.0
     notes: Sequence[str] = field(default_factory=tuple)
+    placed: PlacedRates | None = None
+    placed_note: str = ""
+    """What is to be known of a plan that is placed."""
 
     def resolve(self, changes: Mapping[str, Any]) -> Run:
         """The plan of the row; changed degrees leave the number of devices as it is, unless dp is among the changes."""
@@ -509,6 +520,9 @@ class ResultRow:
             "plan": {knob: knobs[knob] for knob in KNOBS},
             **({"what_if": dict(changes)} if changes else {}),
         }
+        placed, placed_note = self.placed, self.placed_note
+        if placed is not None and (hardware is not self.hardware or any(knobs[k] != self.knobs[k] for k in SITS_BY)):
+            placed, placed_note = None, "its groups would sit elsewhere; estimated without placement"
         return Run(
             name=self.name,
             written=written,
@@ -518,7 +532,8 @@ class ResultRow:
             plan=Plans.point(**knobs),
             custom_split=self.custom_split,
             memory_headroom=self.memory_headroom,
-            notes=tuple(self.notes),
+            notes=(*self.notes, *([placed_note] if placed_note else [])),
+            placed=placed,
         )
 
 

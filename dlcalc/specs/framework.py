@@ -28,6 +28,9 @@ class FrameworkProfile(Spec):
     attention: AttentionKernel
     fused_norm: bool
     """False: a norm is many passes in fp32, whose intermediates are kept for backward."""
+    norm_casts: PositiveInt = 1
+    """How often an unfused norm casts its input to fp32, and keeps each copy: once for the mean square and the scaling
+    together, or once for either."""
     fused_activation: bool
     """False: gate, multiply, bias and activation are separate kernels and keep their inputs."""
     fused_residual: bool
@@ -40,10 +43,16 @@ class FrameworkProfile(Spec):
     """A weight's gradient is added to its buffer inside the matmul; False: in a pass of its own."""
     cross_entropy: CrossEntropy
     dropout: bool = False
+    score_dropout: bool = False
+    """Dropout runs on stored scores although the recipe has none elsewhere: at a rate of 0 the pass, its mask and its
+    copy are the same."""
     keeps_gathered_inputs: bool = False
     """Under sequence parallelism a linear layer keeps its gathered input for the backward pass, instead of gathering it
     again."""
 
+    batch_outermost: bool = False
+    """Activations lie batch by sequence: what tp ranks gather or scatter along the sequence is not contiguous, and is
+    copied once more where a micro-batch has several sequences. False: sequence by batch, as in Megatron."""
     dispatches_once_per_node: bool = False
     """A token crosses to a node once, however many of its experts sit there (DeepEP, HybridEP); False: once per
     expert."""
@@ -80,6 +89,11 @@ class FrameworkProfile(Spec):
     """Whether ZeRO 2 and 3 run together with pipeline parallelism."""
     overlaps_stage_sends: bool = True
     """Whether interleaved schedules send to the next stage while computing."""
+    sends_and_receives_in_turn: bool = False
+    """A stage's transfers follow one another, four a micro-batch; False: what it sends and what it receives cross, and
+    two count."""
+    scatters_stage_sends: bool = False
+    """Without sequence parallelism, tp ranks hand the next stage a tp-th of the activations each, gathered there."""
     sequence_parallel_default: bool = True
     overlap_grad: bool
     overlap_param: bool
@@ -108,6 +122,10 @@ class FrameworkProfile(Spec):
     allocator_slack: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Fragmentation: reserved over allocated activations and working sets, minus one; states do not fragment."""
     source: str = ""
+
+    @property
+    def drops_scores(self) -> bool:
+        return self.dropout or self.score_dropout
 
     @property
     def host_launch_s(self) -> float:

@@ -78,7 +78,11 @@ def spec_error(file: Path, marks: Marks, path: wording.Path, text: str) -> SpecE
 
 def load_yaml(file: Path) -> tuple[Any, Marks]:
     """The data in a YAML (or, by its suffix, JSON) file, and the line of everything in it."""
-    text = _read_text(file)
+    return parse_yaml(read_text(file), file=file)
+
+
+def parse_yaml(text: str, *, file: Path) -> tuple[Any, Marks]:
+    """The data in ``text``, which stands in ``file``, and the line of everything in it."""
     try:
         if file.suffix.lower() == ".json":
             return _read_json(text)
@@ -87,10 +91,11 @@ def load_yaml(file: Path) -> tuple[Any, Marks]:
         raise _listing(file, mistake.problems) from None
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path, *, max_bytes: int = MAX_FILE_BYTES) -> str:
+    """What is written in ``file``, or the reason why that cannot be said."""
     try:
         with file.open("rb") as stream:
-            content = stream.read(MAX_FILE_BYTES + 1)
+            content = stream.read(max_bytes + 1)
     except FileNotFoundError:
         raise _file_error(file, "no such file" + _similar_files(file)) from None
     except IsADirectoryError:
@@ -100,8 +105,8 @@ def _read_text(file: Path) -> str:
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise _file_error(file, f"cannot be read: {reason.lower()}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise _file_error(file, f"is larger than {MAX_FILE_BYTES // 10**6} MB")
+    if len(content) > max_bytes:
+        raise _file_error(file, f"is larger than {max_bytes // 10**6} MB")
     if not content.strip():
         raise _file_error(file, "the file is empty")
     try:

@@ -110,6 +110,27 @@ class RecipeSpec(Spec):
         return self.global_batch_tokens // self.seq_len
 
 
+class TopologySpec(Spec):
+    """The fabric that the best plans are placed on, and how much is placed."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """A file, relative to the space file, or ``ec2``, ``kubernetes``, ``slurm``."""
+    meshes: PositiveInt = 50
+    """Best meshes that are placed; all plans of a mesh are estimated again."""
+    time_limit_s: PositiveFloat = 1.0
+    """Of the optimization of one placement; meshes whose rings are alike share it."""
+    region: str | None = None
+    zone: str | None = None
+    instance_type: str | None = None
+    exclude: Annotated[tuple[str, ...], OneOrMore] = ()
+    """Nodes that are not to be used."""
+
+
+def _topology_of(value: object) -> object:
+    """``fabric.yaml`` is short for ``{source: fabric.yaml}``."""
+    return {"source": value} if isinstance(value, str) else value
+
+
 class TopRows(Spec):
     """Keep this many of the best plans."""
 
@@ -132,6 +153,7 @@ class SpaceSpec(Spec):
     communicators."""
     max_devices: PositiveInt | None = None
     keep: Literal["auto", "all", "feasible", "pareto"] | TopRows = "auto"
+    topology: Annotated[TopologySpec, BeforeValidator(_topology_of)] | None = None
 
     @property
     def ranges(self) -> KnobRanges:

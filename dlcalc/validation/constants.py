@@ -212,6 +212,8 @@ def changed_hardware(hardware: HardwareSpec, factors: Mapping[Constant, float]) 
         if constant.kind == "device":
             key = constant.key.partition(".")[2]
             training[key] = training.get(key, 1.0) * factor
+            if key == "bf16":  # attention runs in 16 bits; a few runs cannot tell the two apart
+                training["attention"] = training.get("attention", 1.0) * factor
         elif constant.kind == "fabric":
             fabric = {
                 name: rates.model_copy(update={"bus_fraction": min(1.0, rates.bus_fraction * factor)})

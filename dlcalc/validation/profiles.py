@@ -61,6 +61,8 @@ def profile_changes(
     overlaps_sends = run.flag("p2p_overlap")
     if overlaps_sends is not None:
         changes["overlaps_stage_sends"] = overlaps_sends
+    if run.flag("tp_comm_overlap", "async_tp") is False:
+        changes["overlaps_input_grad"] = False
     captured = _captured(run, model)
     if captured:
         changes["host_launch_us"] = profile.host_launch_us * (1.0 - captured)
@@ -84,7 +86,7 @@ def _kernels(run: MeasuredRun, profile: FrameworkProfile, remarks: list[str]) ->
     changes: dict[str, Any] = {"attention": attention.word}
     compiled = run.flag("compile")
     if compiled is not None:
-        changes |= dict.fromkeys(("fused_activation", "fused_residual", "fused_rope"), compiled)
+        changes |= dict.fromkeys(("fused_norm", "fused_activation", "fused_residual", "fused_rope"), compiled)
     if run.flag("te_op_fuser"):
         changes |= {"fused_activation": True, "fused_residual": True}
     fused_norm = run.flag("rms_kernel")

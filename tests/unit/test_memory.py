@@ -132,8 +132,8 @@ def autograd_keeps_bytes(torch, run, parameters) -> int:
 class Layer:
     """A pre-norm transformer layer in bf16, written as trainers without fused kernels write it."""
 
-    def __init__(self, torch, model: ModelSpec, *, flash: bool, fused_norm: bool) -> None:
-        self.torch, self.model, self.flash, self.fused_norm = torch, model, flash, fused_norm
+    def __init__(self, torch, model: ModelSpec, *, flash: bool, norm_casts: int) -> None:
+        self.torch, self.model, self.flash, self.norm_casts = torch, model, flash, norm_casts
         h, q = model.hidden_size, model.n_heads * model.head_dim
         kv, f = model.n_kv_heads * model.head_dim, model.ffn_hidden_size
         sizes = {"q": (q, h), "k": (kv, h), "v": (kv, h), "o": (h, q), "gate": (f, h), "up": (f, h), "down": (h, f)}
@@ -151,10 +151,11 @@ class Layer:
         return self.torch.nn.functional.linear(x, self.weights[name])
 
     def norm(self, x, gain):
-        if self.fused_norm:
+        if not self.norm_casts:
             return self.torch.nn.functional.layer_norm(x, (x.shape[-1],), gain, gain)
         x_fp32 = x.float()
-        scaled = x_fp32 * self.torch.rsqrt(x_fp32.pow(2).mean(-1, keepdim=True) + 1e-6)
+        again = x_fp32 if self.norm_casts == 1 else x.float()
+        scaled = x_fp32 * self.torch.rsqrt(again.pow(2).mean(-1, keepdim=True) + 1e-6)
         return scaled.type_as(x) * gain
 
     def rotated(self, x, cos, sin):
@@ -186,8 +187,8 @@ class Layer:
 
 
 @pytest.mark.parametrize("flash", [False, True], ids=["scores", "flash"])
-@pytest.mark.parametrize("fused_norm", [False, True], ids=["unfused-norm", "fused-norm"])
-def test_a_layer_keeps_what_autograd_keeps(torch, flash, fused_norm):
+@pytest.mark.parametrize("norm_casts", [1, 2, 0], ids=["unfused-norm", "norm-of-two-casts", "fused-norm"])
+def test_a_layer_keeps_what_autograd_keeps(torch, flash, norm_casts):
     """To the byte, but for the statistics of norms, which the equations leave out."""
     batch, seq = 2, 64
     model = ModelSpec(
@@ -200,13 +201,14 @@ def test_a_layer_keeps_what_autograd_keeps(torch, flash, fused_norm):
         ffn_hidden_size=160,
         vocab_size=256,
     )
-    profile = UNFUSED.model_copy(update={"attention": "flash2" if flash else "unfused", "fused_norm": fused_norm})
-    layer = Layer(torch, model, flash=flash, fused_norm=fused_norm)
+    kernels = {"attention": "flash2" if flash else "unfused", "fused_norm": not norm_casts}
+    profile = UNFUSED.model_copy(update={**kernels, "norm_casts": max(1, norm_casts)})
+    layer = Layer(torch, model, flash=flash, norm_casts=norm_casts)
     x = torch.randn(batch, seq, model.hidden_size, dtype=torch.bfloat16, requires_grad=True)
     cos, sin = (torch.randn(seq, model.head_dim, dtype=torch.bfloat16) for _ in range(2))
     kept = autograd_keeps_bytes(torch, lambda: layer(x, cos, sin), [*layer.parameters, cos, sin])
 
-    statistics = batch * seq * 2 * (2 * 2 if fused_norm else 4)  # mean and deviation in bf16, or one number in fp32
+    statistics = batch * seq * 2 * (4 if norm_casts else 2 * 2)  # mean and deviation in bf16, or one number in fp32
     estimate = layer_bytes(model, profile, tokens=float(batch * seq), seq=float(seq))
     assert kept == estimate + statistics
 
@@ -336,7 +338,7 @@ def test_embedding_and_head():
 
 @pytest.mark.parametrize(
     ("cross_entropy", "tp", "per_logit"),
-    [("gathered", 1, 14), ("gathered", 4, 14.5), ("parallel", 1, 6), ("parallel", 4, 1.5), ("fused", 4, 0.5)],
+    [("gathered", 1, 14), ("gathered", 4, 14 + 2 / 4 + 2 + 2), ("parallel", 1, 6), ("parallel", 4, 1.5), ("fused", 4, 0.5)],
 )
 def test_logits(cross_entropy, tp, per_logit):
     logits = logits_loss_bytes(tokens=10.0, vocab_size=1000, tp=float(tp), cross_entropy=cross_entropy)

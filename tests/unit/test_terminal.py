@@ -9,16 +9,15 @@ import time
 import pytest
 from rich.console import Console
 
+from dlcalc.report.plan_words import plan_words, shared_and_own
 from dlcalc.report.summary import miss_sentence, nothing_fits
 from dlcalc.report.terminal import (
     SearchProgress,
     make_console,
-    plan_words,
     print_dry_run,
     print_hardware,
     print_models,
     print_search,
-    shared_and_own,
 )
 from dlcalc.utils import units
 

@@ -1,0 +1,435 @@
+"""The second stage of a search: the best meshes on real nodes, their plans estimated again, and ranked anew.
+
+Where ranks sit depends on the mesh alone, so meshes are placed, best first by their best plan; and since what is placed
+are rings, meshes whose rings are alike share a placement. Of a placed mesh every plan is estimated again on the links
+that its groups cross: the plan that is best on paper need not be the best of its mesh there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from dlcalc.costmodel.estimate import Estimate
+from dlcalc.costmodel.placement import Crossing, PlacedRates
+from dlcalc.costmodel.plans import KNOBS, Array, Plans, value_of
+from dlcalc.errors import DlcalcError, NoPlacementError, SpecError, TopologyError
+from dlcalc.report.summary import Breakdown, PlacedRow, PlacedSummary
+from dlcalc.results.placed import KINDS, PlacedTables
+from dlcalc.results.reader import Result
+from dlcalc.results.schema import COLUMNS
+from dlcalc.search.exhaustive import Found, Leaders, search_block
+from dlcalc.search.space import Scenario
+from dlcalc.specs.load import load_yaml, spec_error
+from dlcalc.specs.space import TopologySpec
+from dlcalc.topology.assign import place
+from dlcalc.topology.crossing import PlacedGroups
+from dlcalc.topology.domains import Machines, with_node_devices
+from dlcalc.topology.fabric import Fabric
+from dlcalc.topology.job import JobShape, Placement
+from dlcalc.topology.sources.read import exclusions, read_fabric
+from dlcalc.workflows_sweep import Index, Progress, estimate_rows, rows_of
+
+PLACED_PLANS = 1000
+"""Kept of a scenario, of those that are fastest as placed; and of those that are fastest without."""
+SHOWN_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Placing:
+    """What the best plans are placed on, and how many meshes of each scenario."""
+
+    fabric: Fabric
+    topology: str
+    meshes: int
+    time_limit_s: float
+
+
+@dataclass(frozen=True)
+class PlacedMesh:
+    """A mesh on its nodes."""
+
+    row: int
+    """Of the scenario's mesh axis."""
+    number: int
+    """Of the placement, which meshes with the same rings share."""
+    placement: Placement
+    machines: Machines
+
+    @property
+    def rings(self) -> tuple[tuple[str, ...], ...]:
+        """By the names of machines."""
+        return self.machines.of(self.placement.rings)
+
+    @cached_property
+    def groups(self) -> PlacedGroups:
+        return PlacedGroups.of(self.machines.fabric, self.placement)
+
+    def rates(self, scenario: Scenario, plans: Plans) -> PlacedRates:
+        """The links of plans of this mesh."""
+        return self.groups.rates(scenario.hardware, dp_replicate=plans.dp_replicate, vpp=plans.vpp)
+
+
+@dataclass(frozen=True)
+class PlacedScenario:
+    """A scenario's placed plans; or why there are none."""
+
+    plans: tuple[Mapping[str, Any], ...] = ()
+    """Rows of ``plans.parquet``, fastest as placed first."""
+    meshes: Mapping[int, PlacedMesh] = field(default_factory=dict)
+    """By row of the mesh axis."""
+    n_placements: int = 0
+    not_placed: Mapping[str, int] = field(default_factory=dict)
+    """Meshes that were tried and cannot be placed, by reason."""
+    n_faster_on_paper: int = 0
+    """Meshes that were not tried and have a plan that is faster without placement than the best one is with it."""
+    why_none: str = ""
+
+    def mesh_of(self, scenario: Scenario, plan: int) -> PlacedMesh:
+        return self.meshes[plan // plans_per_mesh(scenario)]
+
+    @property
+    def placements(self) -> dict[int, PlacedMesh]:
+        """One mesh of each placement, by its number."""
+        return {mesh.number: mesh for mesh in reversed(list(self.meshes.values()))}
+
+
+# ---- what is asked ------------------------------------------------------------------------------------------------
+
+
+def placing_of(
+    spec: TopologySpec | None, space_file: Path, *, topology: str | None, place: bool | None, meshes: int | None
+) -> Placing | None:
+    """What a space file and the options of a search ask for; None where nothing is to be placed."""
+    if place is False:
+        return None
+    if topology is None and spec is None:
+        if place or meshes is not None:
+            option = "--place" if place else "--place-meshes"
+            raise DlcalcError(f"{option}: give the fabric, with --topology FILE or topology: in {space_file}")
+        return None
+    if topology is not None:
+        limits = spec or TopologySpec(source=topology)
+        return Placing(_fabric_of(limits, topology), topology, meshes or limits.meshes, limits.time_limit_s)
+    assert spec is not None
+    source = _source_of(spec, space_file)
+    try:
+        return Placing(_fabric_of(spec, source), source, meshes or spec.meshes, spec.time_limit_s)
+    except (TopologyError, SpecError) as error:
+        raise _placed_in(space_file, error) from error
+
+
+def _fabric_of(spec: TopologySpec, source: str) -> Fabric:
+    return read_fabric(
+        source,
+        region=spec.region,
+        zone=spec.zone,
+        instance_type=spec.instance_type,
+        exclude=exclusions(spec.exclude),
+    )
+
+
+def _source_of(spec: TopologySpec, space_file: Path) -> str:
+    """The service, or the file beside the space file, that it names."""
+    file = space_file.parent / Path(spec.source).expanduser()
+    return str(file) if file.exists() or "/" in spec.source or "." in spec.source else spec.source
+
+
+def _placed_in(space_file: Path, error: DlcalcError) -> DlcalcError:
+    """``error`` at the line of the space file that it is about; a mistake in the fabric's own file stays there."""
+    if isinstance(error, SpecError) and any(problem.line for problem in error.problems):
+        return error
+    data, marks = load_yaml(space_file)
+    text, path = str(error), ["topology"]
+    for key, prefix in (("exclude", "--exclude "), ("source", "--topology ")):
+        if isinstance(data["topology"], dict) and (text.startswith(prefix) or key == "source"):
+            path = ["topology", key]
+            break
+    return spec_error(space_file, marks, tuple(path), text.removeprefix("--exclude ").removeprefix("--topology "))
+
+
+def tables_of(placing: Placing, scenarios: Sequence[Scenario], placed: Sequence[PlacedScenario]) -> PlacedTables:
+    """What is written of placed scenarios."""
+    placements = [
+        {
+            "scenario": scenario.name,
+            "placement": number,
+            "n_rings": mesh.placement.job.n_rings,
+            "ring_nodes": len(mesh.rings[0]),
+            "node_devices": _machine_devices(mesh),
+            **{
+                name: getattr(mesh.placement, name)
+                for name in ("objective", "cost_hops", "lower_bound_hops", "proved_optimal", "method")
+            },
+            "rings": mesh.rings,
+        }
+        for scenario, found in zip(scenarios, placed, strict=True)
+        for number, mesh in sorted(found.placements.items())
+    ]
+    return PlacedTables(
+        plans=[row for found in placed for row in found.plans],
+        placements=placements,
+        topology=placing.topology,
+        fabric_sha256=fabric_sha256(placing.fabric),
+        settings={"meshes": placing.meshes, "time_limit_s": placing.time_limit_s},
+    )
+
+
+def _machine_devices(mesh: PlacedMesh) -> int:
+    job = mesh.placement.job
+    return job.ring_nodes * job.node_devices // len(mesh.rings[0])
+
+
+def fabric_sha256(fabric: Fabric) -> str:
+    """Hash of what a placement depends on."""
+    held = {"nodes": [asdict(node) for node in fabric.nodes], "rates": fabric.tier_bytes_per_s_per_node}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+# ---- a scenario ---------------------------------------------------------------------------------------------------
+
+
+def place_scenario(
+    scenario: Scenario, result: Result, leaders: Leaders, placing: Placing, progress: Progress | None = None
+) -> PlacedScenario:
+    """Place the best meshes of a searched scenario, and rank their plans by what they really get."""
+    if scenario.devices <= scenario.hardware.node.n_devices:
+        return PlacedScenario(why_none="one node holds it")
+    try:
+        machines = with_node_devices(placing.fabric, scenario.hardware.node.n_devices)
+    except NoPlacementError as error:
+        return PlacedScenario(why_none=str(error))
+    n_nodes, n_free = scenario.devices // scenario.hardware.node.n_devices, len(machines.fabric.candidates())
+    if n_nodes > n_free:
+        return PlacedScenario(why_none=f"it needs {n_nodes:,} nodes and {n_free:,} are free")
+    best_s = best_of_meshes(scenario, result, leaders)
+    order = [int(row) for row in np.argsort(best_s, kind="stable") if np.isfinite(best_s[row])]
+    meshes, reasons = _placed_meshes(scenario, order, machines, placing, progress)
+    if not meshes:
+        return PlacedScenario(why_none="; ".join(list(reasons)[:SHOWN_REASONS]) or "no plan fits", not_placed=reasons)
+    found = Found()
+    for mesh in meshes:
+        rates = mesh.rates(scenario, scenario.plans(mesh.row, mesh.row + 1))
+        bound = found.bound(PLACED_PLANS, "step_time")
+        part = search_block(scenario, mesh.row, mesh.row + 1, keep=PLACED_PLANS, bound=bound, placed=rates)
+        found.add(part, keep=PLACED_PLANS, key="step_time")
+    rank = ranks_of(scenario, leaders)
+    at = {mesh.row: mesh for mesh in meshes}
+    on_paper = [index for index in rank if index // plans_per_mesh(scenario) in at]
+    chosen = np.union1d(found.leaders.index, np.array(on_paper, dtype=np.int64))
+    tried = len(meshes) + sum(reasons.values())
+    return PlacedScenario(
+        plans=_rows(scenario, chosen, at, rank),
+        meshes=at,
+        n_faster_on_paper=int(np.count_nonzero(best_s[order[tried:]] < found.fastest)),
+        n_placements=len({mesh.number for mesh in meshes}),
+        not_placed=reasons,
+    )
+
+
+def plans_per_mesh(scenario: Scenario) -> int:
+    """Plans that share a mesh, which are neighbours in the space."""
+    return scenario.n_plans // scenario.shape[0]
+
+
+def best_of_meshes(scenario: Scenario, result: Result, leaders: Leaders) -> Array:
+    """Step time of the best plan of every mesh, of those that the search kept and that fit; infinite without any."""
+    per_mesh, capacity = plans_per_mesh(scenario), scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom)
+    best = np.full(scenario.shape[0], np.inf)
+    np.minimum.at(best, leaders.index // per_mesh, leaders.step_time_s)
+    for batch in result.batches(scenario.name, columns=["plan_index", "step_time_s", "memory_bytes"]):
+        index, step_s, memory = (batch.column(position).to_numpy() for position in range(3))
+        fits = memory <= capacity
+        np.minimum.at(best, index[fits] // per_mesh, step_s[fits])
+    return best
+
+
+def _placed_meshes(
+    scenario: Scenario, order: Sequence[int], machines: Machines, placing: Placing, progress: Progress | None
+) -> tuple[list[PlacedMesh], dict[str, int]]:
+    """The first meshes of ``order`` that can be placed; and why others cannot."""
+    known: dict[tuple[int, ...], tuple[int, Placement] | str] = {}
+    meshes: list[PlacedMesh] = []
+    reasons: Counter[str] = Counter()
+    wanted = min(placing.meshes, len(order))
+    for row in order:
+        if len(meshes) == wanted:
+            break
+        if progress:
+            progress(len(meshes), wanted, "placing")
+        try:
+            job = _job_of(scenario, row)
+        except TopologyError as error:
+            reasons[str(error)] += 1
+            continue
+        alike = (job.n_rings, job.ring_nodes, job.tp_nodes)
+        if alike not in known:
+            n_found = sum(not isinstance(found, str) for found in known.values())
+            try:
+                known[alike] = n_found, place(machines.fabric, job, time_limit_s=placing.time_limit_s)
+            except NoPlacementError as error:
+                known[alike] = str(error)
+        found = known[alike]
+        if isinstance(found, str):
+            reasons[found] += 1
+        else:
+            meshes.append(PlacedMesh(row, found[0], replace(found[1], job=job), machines))
+    if progress:
+        progress(wanted, wanted, "placing")
+    return meshes, dict(reasons.most_common())
+
+
+def _job_of(scenario: Scenario, row: int) -> JobShape:
+    degrees = {knob: int(values[row]) for knob, values in scenario.axes[0].items()}
+    return JobShape(**degrees, node_devices=scenario.hardware.node.n_devices)
+
+
+# ---- rows ---------------------------------------------------------------------------------------------------------
+
+AS_PLACED = ("step_time_s", "step_time_low_s", "step_time_high_s", "mfu", "hfu", "tokens_per_s_per_device")
+"""Quantities that placing changes."""
+
+
+def ranks_of(scenario: Scenario, leaders: Leaders) -> dict[int, int]:
+    """Rank without placement of the fastest plans, by plan index; estimated as the placed ones are, row by row."""
+    index = leaders.best(PLACED_PLANS, "step_time").index
+    if not len(index):
+        return {}
+    order = np.lexsort((index, rows_of(scenario, index)["step_time_s"]))
+    return {int(plan): position + 1 for position, plan in enumerate(index[order])}
+
+
+def placed_rates_of(scenario: Scenario, index: Index, meshes: Mapping[int, PlacedMesh]) -> PlacedRates:
+    """The links of plans of several meshes, row by row."""
+    plans, rows = scenario.rows(index), index // plans_per_mesh(scenario)
+    columns = {kind: (np.empty(len(index)), np.empty(len(index))) for kind in KINDS}
+    for row in np.unique(rows):
+        here = np.flatnonzero(rows == row)
+        rates = meshes[int(row)].rates(scenario, plans.take(here))
+        for kind, (rate, latency) in columns.items():
+            crossing: Crossing = getattr(rates, kind)
+            rate[here], latency[here] = crossing.bytes_per_s_per_device, crossing.latency_s
+    return PlacedRates(**{kind: Crossing(*arrays) for kind, arrays in columns.items()})
+
+
+def _rows(
+    scenario: Scenario, index: Index, meshes: Mapping[int, PlacedMesh], rank: Mapping[int, int]
+) -> tuple[Mapping[str, Any], ...]:
+    """Rows of ``plans.parquet``, fastest as placed first; ties in the order of the space."""
+    rates = placed_rates_of(scenario, index, meshes)
+    paper, placed = rows_of(scenario, index), rows_of(scenario, index, rates)
+    order = np.lexsort((index, placed["step_time_s"]))
+    links = {
+        f"{kind}_{what}": getattr(getattr(rates, kind), what)
+        for kind in KINDS
+        for what in ("bytes_per_s_per_device", "latency_s")
+    }
+    numbers = {f"placed_{name}": placed[name] for name in AS_PLACED} | links
+    fixed = constants_of(scenario)
+    return tuple(
+        {
+            **fixed,
+            **{column.name: float(paper[column.name][at]) for column in COLUMNS if column.kind == "quantity"},
+            **{knob: value_of(knob, float(paper[knob][at])) for knob in KNOBS},
+            **{name: float(values[at]) for name, values in numbers.items()},
+            "plan_index": int(index[at]),
+            "rank": rank.get(int(index[at])),
+            "placed_rank": position + 1,
+            "placement": meshes[int(index[at]) // plans_per_mesh(scenario)].number,
+        }
+        for position, at in enumerate(order)
+    )
+
+
+def constants_of(scenario: Scenario) -> dict[str, str | int]:
+    """The columns that are the same in every row."""
+    return {
+        "scenario": scenario.name,
+        "model": scenario.model.name,
+        "hardware": scenario.hardware.name,
+        "devices": scenario.devices,
+        "precision": scenario.recipe.precision,
+        "framework": scenario.recipe.framework.name,
+        "seq_len": scenario.recipe.seq_len,
+        "global_batch": scenario.recipe.global_batch,
+    }
+
+
+# ---- the summary --------------------------------------------------------------------------------------------------
+
+
+def placed_summary(
+    scenario: Scenario, placing: Placing, found: PlacedScenario, breakdown: Callable[[Estimate], Breakdown], top: int
+) -> PlacedSummary:
+    """What the report says of placed plans."""
+    usable = placing.fabric.candidates()
+    rows = [_placed_row(scenario, found, row, breakdown) for row in found.plans[:top]]
+    first = next((row for row in found.plans if row["rank"] == 1), None)
+    return {
+        "topology": placing.topology,
+        "n_nodes": len(placing.fabric.nodes),
+        "n_free_nodes": len(usable),
+        "without_data": [node.name for node in placing.fabric.without_data()],
+        "why_none": found.why_none or None,
+        "n_meshes": len(found.meshes),
+        "n_placements": found.n_placements,
+        "not_placed": dict(found.not_placed),
+        "n_faster_on_paper": found.n_faster_on_paper,
+        "order_changed": [row["plan_index"] for row in found.plans[:top]]
+        != [row["plan_index"] for row in sorted(found.plans, key=_paper_order)[:top]],
+        "best": rows,
+        "first_on_paper": None if first is None else _placed_row(scenario, found, first, breakdown),
+        "breakdown": None if not rows else breakdown(_estimate(scenario, found, rows[0]["plan_index"])),
+        "rings": [list(ring) for ring in found.mesh_of(scenario, rows[0]["plan_index"]).rings] if rows else [],
+    }
+
+
+def _paper_order(row: Mapping[str, Any]) -> float:
+    return np.inf if row["rank"] is None else row["rank"]
+
+
+def _estimate(scenario: Scenario, found: PlacedScenario, plan: int) -> Estimate:
+    index = np.array([plan], dtype=np.int64)
+    return estimate_rows(scenario, index, placed_rates_of(scenario, index, found.meshes))
+
+
+def _placed_row(
+    scenario: Scenario,
+    found: PlacedScenario,
+    row: Mapping[str, Any],
+    breakdown: Callable[[Estimate], Breakdown],
+) -> PlacedRow:
+    mesh = found.mesh_of(scenario, row["plan_index"])
+    index = np.array([row["plan_index"]], dtype=np.int64)
+    before = breakdown(estimate_rows(scenario, index))["time_s"]
+    after = breakdown(_estimate(scenario, found, row["plan_index"]))["time_s"]
+    grown = {term: after.get(term, 0.0) - before.get(term, 0.0) for term in {**after, **before}}
+    nic = scenario.hardware.fabric.nic_bytes_per_s_per_device
+    shown: dict[str, Any] = {
+        **{name: row[name] for name in (*KNOBS, *PLACED_NUMBERS)},
+        "hops": mesh.placement.cost_hops,
+        "lower_bound_hops": mesh.placement.lower_bound_hops,
+        "proved_optimal": mesh.placement.proved_optimal,
+        "added_s": {term: seconds for term, seconds in grown.items() if seconds != 0.0},
+        "slower_links": {
+            kind: row[f"{kind}_bytes_per_s_per_device"] / nic
+            for kind in KINDS
+            if row[f"{kind}_bytes_per_s_per_device"] < nic and (scenario.model.is_moe or kind not in OF_EXPERTS)
+        },
+    }
+    return cast("PlacedRow", shown)
+
+
+OF_EXPERTS = ("etp", "ep", "expert_shard")
+PLACED_NUMBERS = (
+    *("plan_index", "rank", "placed_rank", "placement", "step_time_s", "mfu", "memory_bytes", "headroom_bytes"),
+    *(f"placed_{name}" for name in AS_PLACED),
+)
