@@ -338,7 +338,13 @@ def test_embedding_and_head():
 
 @pytest.mark.parametrize(
     ("cross_entropy", "tp", "per_logit"),
-    [("gathered", 1, 14), ("gathered", 4, 14 + 2 / 4 + 2 + 2), ("parallel", 1, 6), ("parallel", 4, 1.5), ("fused", 4, 0.5)],
+    [
+        ("gathered", 1, 14),
+        ("gathered", 4, 14 + 2 / 4 + 2 + 2),
+        ("parallel", 1, 6),
+        ("parallel", 4, 1.5),
+        ("fused", 4, 0.5),
+    ],
 )
 def test_logits(cross_entropy, tp, per_logit):
     logits = logits_loss_bytes(tokens=10.0, vocab_size=1000, tp=float(tp), cross_entropy=cross_entropy)
