@@ -96,6 +96,12 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     else:
         rotated = model.qk_rope_head_dim if model.is_mla else model.head_dim
         rope = traffic.rope_traffic_bytes(tokens * rotated * (heads + kv_heads), profile=profile)
+    if model.is_mla:
+        operands = heads * tokens * model.qk_head_dim
+        split = traffic.latent_split_traffic_bytes(
+            operands, operands + heads * tokens * model.value_head_dim, profile=profile
+        )
+        rope = (rope[0] + split, rope[1] + split)
     if model.qk_norm:
         qk = traffic.norm_traffic_bytes(tokens * model.head_dim * (heads + kv_heads), profile=profile)
         norm = (norm[0] + qk[0], norm[1] + qk[1])
