@@ -268,7 +268,6 @@ def matmul_s(
         n_sms=sheet.n_sms,
         input_bytes=INPUT_BYTES[precision],
         l2_bytes=sheet.l2_bytes,
-        sustained=False,
     )  # fmt: skip
     if "cast_bytes" in constants:
         seconds = seconds + constants["cast_bytes"] * m * k / sheet.hbm_bytes_per_s + constants["cast_us"] * 1e-6
@@ -343,7 +342,6 @@ def attention_s(constants: dict[str, float], rows: pd.DataFrame, sheet: Datashee
             batch=column["batch"][at], n_heads=column["heads"][at], n_kv_heads=column["kv_heads"][at],
             qk_head_dim=head_dim, v_head_dim=head_dim, window=column["window"][at], rates=rates,
             peak_flops_per_s=sheet.peak_flops_per_s("bf16"), hbm_bytes_per_s=sheet.hbm_bytes_per_s, n_sms=sheet.n_sms,
-            sustained=False,
         )  # fmt: skip
     appended = column["batch"] * column["seq"] * column["kv_heads"] * column["head_dim"]
     return seconds + constants["append_bytes"] * appended / sheet.hbm_bytes_per_s + constants["append_us"] * 1e-6

@@ -25,6 +25,7 @@ from scipy.optimize import least_squares
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import KNOBS, Plans
 from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.specs.calibration import TRAINING_FACTOR
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.load import config_dir
@@ -68,7 +69,7 @@ PRECISIONS = {
 }
 
 
-POWER_PRIORS = {"h100_96gb_500w": (700.0 / 500.0) ** 0.75}
+POWER_PRIORS = {"h100_96gb_500w": TRAINING_FACTOR * (700.0 / 500.0) ** 0.75}
 """Where power is limited below that of the device whose kernels were measured: arithmetic slows less than power.
 
 The exponent was chosen after a fit had shown 1.3 to 1.4 for this device, so its left-out error is not independent."""
@@ -78,9 +79,9 @@ def constants_to_fit() -> list[Constant]:
     """All of them, with their priors."""
     found = [
         Constant(
-            "device", name, f"training_factor.{precision}", POWER_PRIORS.get(name, 1.0),
-            0.7, 1.8, 0.25 if "500w" in name else 0.06 if precision == "attention" else 0.12,
-            "matmul (or attention) inside a training step over alone",
+            "device", name, f"training_factor.{precision}", POWER_PRIORS.get(name, TRAINING_FACTOR),
+            0.8, 2.0, 0.25 if "500w" in name else 0.06 if precision == "attention" else 0.12,
+            "matmul (or attention) inside a training step over that on a cool device",
         )
         for name, precisions in PRECISIONS.items()
         for precision in (*precisions, "attention")
@@ -198,8 +199,8 @@ def today(constant: Constant, registry: HardwareRegistry) -> float:
     """The value in configs."""
     if constant.kind == "device":
         calibration = registry.load(constant.owner).calibration
-        section, _, key = constant.path.partition(".")
-        return float(getattr(calibration, section).get(key, 1.0))
+        key = constant.path.partition(".")[2]
+        return calibration.slowing_in_training(key)
     if constant.kind == "attention":
         return registry.load(constant.owner).calibration.attention["bf16"].kernel_fractions[constant.path]
     return float(getattr(load_framework(profiles_of(constant.owner)[-1]), constant.path))

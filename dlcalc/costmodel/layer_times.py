@@ -345,8 +345,10 @@ def _attention_core(
         "hbm_bytes_per_s": machine.hbm_bytes_per_s,
         "n_sms": machine.n_sms,
     }
+    pace = slowest_device(plans)
     if profile.attention in STORES_SCORES:
         shape |= {
+            "arithmetic_factor": machine.sixteen_bit.training_factor * pace,
             "fused_softmax": profile.attention == "megatron_fused",
             "dropout": profile.drops_scores,
             "matmul": machine.sixteen_bit.rates,
@@ -362,11 +364,11 @@ def _attention_core(
         "causal": True,
         "rates": machine.attention,
         "kernel": profile.attention,
+        "arithmetic_factor": machine.attention_training_factor * pace,
     }
-    slower = machine.attention_training_factor * slowest_device(plans)
     return (
-        slower * np.asarray(kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)),
-        slower * np.asarray(kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)),
+        np.asarray(kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)),
+        np.asarray(kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)),
     )
 
 

@@ -121,6 +121,11 @@ class CollectiveRates(Spec):
         return self.in_network_start_us * 1e-6
 
 
+TRAINING_FACTOR = 1.12
+"""What training steps of measured devices mostly show (1.06 to 1.21), for a device or precision that none was measured
+on."""
+
+
 class Calibration(Spec):
     """All fitted constants of one device."""
 
@@ -129,11 +134,15 @@ class Calibration(Spec):
     attention: dict[str, AttentionRates]
     memory: MemoryRates
     training_factor: dict[str, PositiveFloat] = {}
-    """By precision: time of a matmul or of attention inside a training step over that alone, from measured runs: power
-    shared with all else, layouts of gradients. A precision that is not named: 1."""
+    """By precision, and for attention: time of arithmetic inside a training step over that on a cool device, from
+    measured runs: power, layouts of gradients. One that is not named: ``TRAINING_FACTOR``."""
     node_collectives: dict[str, CollectiveRates]
     """By operation: all_gather, reduce_scatter, all_reduce, all_to_all, send."""
     fabric_collectives: dict[str, CollectiveRates]
     provenance: str
     measured: bool
     """False: the family's fractions on this device's datasheet; intervals are wider."""
+
+    def slowing_in_training(self, kind: str) -> float:
+        """``training_factor`` of a precision, or of ``attention``."""
+        return self.training_factor.get(kind, TRAINING_FACTOR)

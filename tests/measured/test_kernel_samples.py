@@ -49,7 +49,6 @@ def device_arguments(hardware, precision):
         "peak_flops_per_s": hardware.device.peak_flops_per_s(peak),
         "hbm_bytes_per_s": hardware.device.hbm_bytes_per_s,
         "n_sms": hardware.device.n_sms.value,
-        "sustained": False,
     }
 
 
