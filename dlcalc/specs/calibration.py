@@ -91,6 +91,8 @@ class CollectiveRates(Spec):
     """Achieved over datasheet rate of the link, low-latency protocol; None: there is only one protocol."""
     bandwidth_latency_us: NonNegativeFloat = 0.0
     """Of one step, full-bandwidth protocol, where there are two."""
+    bandwidth_step_us: NonNegativeFloat = 0.0
+    """The least that one step takes, full-bandwidth protocol, however few bytes it passes on."""
     bandwidth_start_us: NonNegativeFloat = 0.0
     """What the full-bandwidth protocol adds before its first byte arrives, whatever the size of the group."""
     copy_fraction: PositiveFloat | None = None
@@ -111,6 +113,10 @@ class CollectiveRates(Spec):
     @property
     def bandwidth_latency_s(self) -> float:
         return self.bandwidth_latency_us * 1e-6
+
+    @property
+    def bandwidth_step_s(self) -> float:
+        return self.bandwidth_step_us * 1e-6
 
     @property
     def bandwidth_start_s(self) -> float:
