@@ -368,7 +368,7 @@ def rounded(value: float) -> str:
 
 
 def left_out(
-    groups: Sequence[Group], constants: Sequence[Constant], fitted: Array
+    groups: Sequence[Group], constants: Sequence[Constant], fitted: Array, *, only: Sequence[str] = ()
 ) -> tuple[dict[str, Array], list[tuple[str, str, float]]]:
     """Errors on each source when it was not fitted; where it alone covers a device or framework, on each model.
 
@@ -377,12 +377,12 @@ def left_out(
     found: dict[str, Array] = {}
     cases: list[tuple[str, str, float]] = []
     alone = sources_alone_on_a_device(groups)
-    for source in sorted({s for g in groups for s in g.sources}):
+    for source in sorted({s for g in groups for s in g.sources if not only or s in only}):
         models = sorted({g.models[0] for g in groups if g.sources[0] == source})
         folds = [(source, model) for model in models] if source in alone and len(models) > 1 else [(source, None)]
         values: list[float] = []
-        for of, only in folds:
-            outside = [g for g in groups if g.sources[0] == of and only in (None, g.models[0])]
+        for of, model in folds:
+            outside = [g for g in groups if g.sources[0] == of and model in (None, g.models[0])]
             inside = [g for g in groups if g not in outside]
             again = [i for i, c in enumerate(constants) if any(touched_by(g, c) for g in outside)]
             near = [g for g in inside if any(touched_by(g, constants[i]) for i in again)]
@@ -419,7 +419,9 @@ def sources_alone_on_a_device(groups: Sequence[Group]) -> set[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--leave-out", action="store_true")
+    parser.add_argument(
+        "--leave-out", nargs="*", metavar="SOURCE", help="score these sources (or all) left out of the fit"
+    )
     parser.add_argument(
         "--save", type=Path, metavar="CSV", help="where to keep the left-out errors, for fit_uncertainty.py"
     )
@@ -440,8 +442,8 @@ def main() -> None:
         print(f"{constant.name:45s} {before:9.4g} -> {after:9.4g}{at_bound}   {constant.meaning}")
     if arguments.write:
         write(constants, fitted)
-    if arguments.leave_out:
-        found, cases = left_out(groups, constants, fitted)
+    if arguments.leave_out is not None:
+        found, cases = left_out(groups, constants, fitted, only=arguments.leave_out)
         show("left out", found)
         if arguments.save:
             save(arguments.save, cases)
