@@ -198,7 +198,7 @@ def fabric_sha256(fabric: Fabric) -> str:
 
 
 def place_scenario(
-    scenario: Scenario, result: Result, leaders: Leaders, placing: Placing, progress: Progress | None = None
+    scenario: Scenario, result: Result, searched: Found, placing: Placing, progress: Progress | None = None
 ) -> PlacedScenario:
     """Place the best meshes of a searched scenario, and rank their plans by what they really get."""
     if scenario.devices <= scenario.hardware.node.n_devices:
@@ -207,10 +207,11 @@ def place_scenario(
         machines = with_node_devices(placing.fabric, scenario.hardware.node.n_devices)
     except NoPlacementError as error:
         return PlacedScenario(why_none=str(error))
-    n_nodes, n_free = scenario.devices // scenario.hardware.node.n_devices, len(machines.fabric.candidates())
+    n_nodes = -(-scenario.devices // scenario.hardware.node.n_devices)
+    n_free = len(machines.fabric.candidates())
     if n_nodes > n_free:
         return PlacedScenario(why_none=f"it needs {n_nodes:,} nodes and {n_free:,} are free")
-    best_s = best_of_meshes(scenario, result, leaders)
+    best_s = best_of_meshes(scenario, result, searched)
     order = [int(row) for row in np.argsort(best_s, kind="stable") if np.isfinite(best_s[row])]
     meshes, reasons = _placed_meshes(scenario, order, machines, placing, progress)
     if not meshes:
@@ -221,7 +222,7 @@ def place_scenario(
         bound = found.bound(PLACED_PLANS, "step_time")
         part = search_block(scenario, mesh.row, mesh.row + 1, keep=PLACED_PLANS, bound=bound, placed=rates)
         found.add(part, keep=PLACED_PLANS, key="step_time")
-    rank = ranks_of(scenario, leaders)
+    rank = ranks_of(scenario, searched.leaders)
     at = {mesh.row: mesh for mesh in meshes}
     on_paper = [index for index in rank if index // plans_per_mesh(scenario) in at]
     chosen = np.union1d(found.leaders.index, np.array(on_paper, dtype=np.int64))
@@ -240,15 +241,26 @@ def plans_per_mesh(scenario: Scenario) -> int:
     return scenario.n_plans // scenario.shape[0]
 
 
-def best_of_meshes(scenario: Scenario, result: Result, leaders: Leaders) -> Array:
-    """Step time of the best plan of every mesh, of those that the search kept and that fit; infinite without any."""
+def best_of_meshes(scenario: Scenario, result: Result, searched: Found) -> Array:
+    """Step time of the best plan of every mesh; infinite where none fits.
+
+    Where the result does not hold all plans that fit, the leaders still hold the best plan of each of their meshes,
+    and the other meshes are searched again: one of them may lose least by being placed.
+    """
     per_mesh, capacity = plans_per_mesh(scenario), scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom)
     best = np.full(scenario.shape[0], np.inf)
+    leaders = searched.leaders
     np.minimum.at(best, leaders.index // per_mesh, leaders.step_time_s)
+    kept, n_kept = best.copy(), 0
     for batch in result.batches(scenario.name, columns=["plan_index", "step_time_s", "memory_bytes"]):
         index, step_s, memory = (batch.column(position).to_numpy() for position in range(3))
         fits = memory <= capacity
-        np.minimum.at(best, index[fits] // per_mesh, step_s[fits])
+        n_kept += int(np.count_nonzero(fits))
+        np.minimum.at(kept, index[fits] // per_mesh, step_s[fits])
+    if max(n_kept, len(leaders.index)) >= searched.n_fit:
+        return kept
+    for row in np.flatnonzero(np.isinf(best)):
+        best[row] = search_block(scenario, int(row), int(row) + 1, keep=1).fastest
     return best
 
 

@@ -79,7 +79,7 @@ def placed_headline(placed: PlacedSummary) -> str:
 
 
 def _rank_words(row: PlacedRow) -> str:
-    return "not among the best 1,000" if row["rank"] is None else f"#{row['rank']}"
+    return "not among the best kept" if row["rank"] is None else f"#{row['rank']}"
 
 
 def _columns(rows: Sequence[PlacedRow], own: Sequence[str]) -> list[Column]:

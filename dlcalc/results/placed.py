@@ -50,7 +50,13 @@ def _field(name: str, kind: pa.DataType, unit: str, meaning: str, *, nullable: b
 
 
 PLACED_FIELDS = (
-    _field("rank", pa.int32(), "1", "position without placement; null beyond the thousand best", nullable=True),
+    _field(
+        "rank",
+        pa.int32(),
+        "1",
+        "position without placement; null beyond the thousand best, or those that `--keep N` keeps",
+        nullable=True,
+    ),
     _field("placed_rank", pa.int32(), "1", "position as placed, 1 is the fastest"),
     _field("placement", pa.int32(), "1", "which placement of the scenario"),
     _field("placed_step_time_s", pa.float64(), "s", "time of one optimizer step as placed"),
