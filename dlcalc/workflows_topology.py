@@ -38,6 +38,8 @@ from dlcalc.utils.jsontext import to_json
 from dlcalc.workflows_run import open_run
 
 USUAL_NODE_DEVICES = 8
+NO_LOSS = 1e-3
+"""Of a step: less is not worth another placement."""
 OBJECTIVES: Mapping[str, Objective] = {"hops": "hops", "worst-ring": "worst_ring", "seconds": "seconds"}
 LAUNCH_FILES = {
     "json": "placement.json",
@@ -92,6 +94,8 @@ def assign_nodes(
     )
     why = _why_no_seconds(run, placement, fabric) if run else ""
     before, placed = (_estimate(run, None, fabric), _estimate(run, placement, fabric)) if run else (None, None)
+    if run and before and placed and placed.step_time_s > before.step_time_s * (1.0 + NO_LOSS):
+        why = _other_objective(run, fabric, placement, float(placed.step_time_s), keep_together, time_limit / 4)
     return Assignment(
         fabric=fabric,
         placement=placement,
@@ -101,6 +105,25 @@ def assign_nodes(
         step_time_s=float(placed.step_time_s) if placed else None,
         unplaced_step_time_s=float(before.step_time_s) if before and placed else None,
         remarks=(why,) if why else (),
+    )
+
+
+def _other_objective(
+    run: Run, fabric: Fabric, placement: Placement, step_s: float, keep_together: KeepTogether, time_limit_s: float
+) -> str:
+    """Whether the plan is faster where another objective puts it: neither hops nor time on the links is a step."""
+    other: Objective = "hops" if placement.objective == "seconds" else "seconds"
+    if other == "seconds" and not all(fabric.rate_bytes_per_s_per_node(tier) for tier in range(fabric.n_tiers)):
+        return ""
+    job = placement.job
+    traffic = _traffic(run, job) if other == "seconds" else None
+    found = place(fabric, job, objective=other, keep_together=keep_together, traffic=traffic, time_limit_s=time_limit_s)
+    there = _estimate(run, found, fabric)
+    if there is None or there.step_time_s >= step_s * (1.0 - NO_LOSS):
+        return ""
+    there_s = float(there.step_time_s)
+    return (
+        f"--objective {other} places it where a step takes {there_s:.4g} s, {100 * (1.0 - there_s / step_s):.1f} % less"
     )
 
 

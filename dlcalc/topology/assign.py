@@ -8,6 +8,7 @@ not timed, so the same input gives the same output; the clock only ends a search
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,8 @@ from dlcalc.topology.stages import Rings, ordered
 KeepTogether = Literal["none", "domain", "switch"]
 MOST_NAMES = 8
 """Nodes that an error names; of the rest only the number."""
+MOST_REASONS = 3
+"""Why nodes may not be used, most frequent first."""
 
 
 def place(
@@ -309,6 +312,8 @@ def _why_not(
     else:
         free = [node for node in fabric.nodes if node.state == "free"]
         said = [f"{len(free):,} of {len(fabric.nodes):,} are free"]
+        reasons = Counter(node.why_unusable or "unusable" for node in fabric.nodes if node.state == "unusable")
+        said += [f"{count:,} may not be used ({reason})" for reason, count in reasons.most_common(MOST_REASONS)]
         without = [node.name for node in fabric.without_data()]
         small = [node.name for node in free if node.n_devices < job.node_devices]
         if small:
@@ -323,7 +328,11 @@ def _why_not(
         said.append(f"the largest connected group has {max(connected.values(), default=0):,}")
     if len(nodes) >= job.n_nodes:
         for rule in (rule for rule in forest.rules if rule.nodes > 1):
-            said.append(f"every {rule.nodes} consecutive nodes must share one {rule.scope}")
+            unnamed = rule.scope == "domain" and not any(node.domain for node in nodes)
+            said.append(
+                f"every {rule.nodes} consecutive nodes must share one {rule.scope}"
+                + (", and no NVLink domain larger than a node is named" if unnamed else "")
+            )
         said.append(f"{forest.n_rings(job.ring_nodes):,} of the {job.n_rings:,} rings fit")
     return f"{needs}; " + ", ".join(said)
 
