@@ -27,7 +27,7 @@ from dlcalc.report.topology_facts import (
 )
 from dlcalc.report.topology_page import DrawnRing, topology_page
 from dlcalc.search.run import Run
-from dlcalc.topology.assign import KeepTogether, best_on, place
+from dlcalc.topology.assign import KeepTogether, best_on, place, roots_of
 from dlcalc.topology.crossing import placed_rates
 from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.job import JobShape, Objective, Placement
@@ -104,8 +104,15 @@ def assign_nodes(
         plan=run.name if run else None,
         step_time_s=float(placed.step_time_s) if placed else None,
         unplaced_step_time_s=float(before.step_time_s) if before and placed else None,
-        remarks=(why,) if why else (),
+        remarks=tuple(remark for remark in (why, _apart(fabric, placement)) if remark),
     )
+
+
+def _apart(fabric: Fabric, placement: Placement) -> str:
+    roots = roots_of(fabric, placement)
+    if len(roots) < 2:
+        return ""
+    return f"pipeline stages sit below switches that nothing known joins: {_some(roots)}"
 
 
 def _other_objective(

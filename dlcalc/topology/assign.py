@@ -105,7 +105,47 @@ def _placed(
         if traffic is None:
             raise TopologyError("to place by seconds, say the traffic of a step")
         return _by_seconds(fabric, nodes, job, traffic, rules, budget, say)
-    return _by_hops(fabric, nodes, job, forest, budget, say, worst=objective == "worst_ring")
+    found = _by_hops(fabric, nodes, job, forest, budget, say, worst=objective == "worst_ring")
+    return _connected(fabric, nodes, found, rules, budget, say)
+
+
+def _connected(
+    fabric: Fabric,
+    nodes: Sequence[FabricNode],
+    found: Placement,
+    rules: Sequence[Together],
+    budget: Budget,
+    say: Callable[[str], None],
+) -> Placement:
+    """``found``, or the best below one root if stages sit below several and one has room for the whole job.
+
+    Rings of several roots may be short, but their stages have no known way to each other. The bound stays that of all.
+    """
+    job = found.job
+    if len(roots_of(fabric, found)) < 2:
+        return found
+    below: dict[str, list[FabricNode]] = {}
+    for node in nodes:
+        below.setdefault(fabric.chains[node.name][-1], []).append(node)
+    forests = [(held, forest_of(fabric, held, rules)) for held in below.values()]
+    roomy = [(held, forest) for held, forest in forests if forest.n_rings(job.ring_nodes) >= job.n_rings]
+    worst = found.objective == "worst_ring"
+    each_s = budget.limit_s / max(len(roomy), 1)
+    near = [_by_hops(fabric, held, job, forest, Budget(each_s), say, worst=worst) for held, forest in roomy]
+    if not near:
+        return found
+    best = min(near, key=lambda placement: placement.cost)
+    return replace(
+        best,
+        lower_bound_hops=found.lower_bound_hops,
+        lower_bound=found.lower_bound,
+        proved_optimal=best.cost <= found.lower_bound,
+    )
+
+
+def roots_of(fabric: Fabric, placement: Placement) -> tuple[str, ...]:
+    """Switches with none above them that the nodes of a placement are below."""
+    return tuple(dict.fromkeys(fabric.chains[name][-1] for name in placement.node_order))
 
 
 def _by_hops(

@@ -311,6 +311,30 @@ def test_a_fabric_without_nvlink_domains_says_so_to_a_tensor_parallel_group_larg
     assert "every 2 consecutive nodes must share one domain, and no NVLink domain larger than a node is named" in said
 
 
+ROOTS = """
+switches:
+- {switch: a, nodes: 'a[0-3]'}
+- {switch: b, nodes: 'b[0-3]'}
+- {switch: c, switches: [{switch: c1, nodes: 'c[0-3]'}, {switch: c2, nodes: 'd[0-3]'}]}
+"""
+
+
+@pytest.mark.parametrize("objective", ["hops", "worst-ring"])
+def test_all_stages_sit_below_one_root_where_it_has_room(tmp_path, objective):
+    """Rings of 4 cost 8 hops below any switch; only c can hold both, and nothing joins it to a or b."""
+    (tmp_path / "f.yaml").write_text(ROOTS)
+    found = assigned("-t", 8, "-p", 2, "-d", 4, "--topology", tmp_path / "f.yaml", "--objective", objective)
+    assert {name[0] for ring in found["rings"] for name in ring} == {"c", "d"}
+    assert found["proved_optimal"]
+    assert found["remarks"] == []
+
+
+def test_stages_below_roots_that_nothing_joins_are_told(tmp_path):
+    (tmp_path / "f.yaml").write_text(ROOTS)
+    found = assigned("-t", 8, "-p", 3, "-d", 4, "--topology", tmp_path / "f.yaml")
+    assert found["remarks"] == ["pipeline stages sit below switches that nothing known joins: a, b, c"]
+
+
 def test_two_formats_at_once_are_refused():
     done = run("topoassign", "-t", 8, "-p", 1, "-d", 2, "--topology", SMALL, "--json", "--format", "slurm")
     assert done.exit_code == 2
