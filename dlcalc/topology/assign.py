@@ -8,6 +8,7 @@ not timed, so the same input gives the same output; the clock only ends a search
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -158,28 +159,47 @@ def _by_hops(
     *,
     worst: bool,
 ) -> Placement:
-    least_edges = 0
+    least_edges, forests = 0, [forest]
     if not forest.exact:  # its edges are not the fabric's: the bound is that of a job that may tear domains apart
         torn = forest_of(fabric, nodes, [rule for rule in forest.rules if rule.scope != "domain"])
-        least_edges = solved(torn, job, Budget(budget.limit_s / 2), worst=worst, say=say).least_edges
-        budget = Budget(budget.limit_s / 2)
-    found = solved(forest, job, budget, worst=worst, say=say)
-    least_edges = found.least_edges if forest.exact else least_edges
-    placed = ordered(fabric, named_rings(fabric, forest, found.rings), unit_nodes(job))
-    each = [tour_hops(fabric, ring) for ring in placed]
-    cost = float(max(each) if worst else sum(each))
+        forests += _under_switches(fabric, nodes, forest, job)
+        budget = Budget(budget.limit_s / (1 + len(forests)))
+        least_edges = solved(torn, job, Budget(budget.limit_s), worst=worst, say=say).least_edges
+    answers = [(one, solved(one, job, Budget(budget.limit_s), worst=worst, say=say)) for one in forests]
+    least_edges = answers[0][1].least_edges if forest.exact else least_edges
+    tours = [
+        (ordered(fabric, named_rings(fabric, one, found.rings), unit_nodes(job)), found.method)
+        for one, found in answers
+    ]
+    placed, method = min(tours, key=lambda tour: _cost(fabric, tour[0], worst=worst))
+    cost = float(_cost(fabric, placed, worst=worst))
     least = _hops(job, least_edges, n_rings=1 if worst else job.n_rings)
     return Placement(
         job=job,
         rings=placed,
         objective="worst_ring" if worst else "hops",
-        cost_hops=float(sum(each)),
+        cost_hops=float(_cost(fabric, placed, worst=False)),
         lower_bound_hops=None if worst else least,
         cost=cost,
         lower_bound=least,
         proved_optimal=cost <= least,
-        method=found.method,
+        method=method,
     )
+
+
+def _under_switches(fabric: Fabric, nodes: Sequence[FabricNode], forest: Forest, job: JobShape) -> list[Forest]:
+    """The forest whose groups that stay in a domain stay under one closest switch too, if the job fits so.
+
+    Its edges are the fabric's, so where domains hang from several switches it knows which of their nodes are near.
+    """
+    sizes = [rule.nodes for rule in forest.rules if rule.scope == "domain"]
+    found = forest_of(fabric, nodes, [*forest.rules, Together(math.lcm(*sizes), "switch")])
+    return [found] if found.n_rings(job.ring_nodes) >= job.n_rings else []
+
+
+def _cost(fabric: Fabric, rings: Rings, *, worst: bool) -> int:
+    each = [tour_hops(fabric, ring) for ring in rings]
+    return max(each) if worst else sum(each)
 
 
 def _by_seconds(
