@@ -32,7 +32,7 @@ from dlcalc.topology.crossing import placed_rates
 from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.job import JobShape, Objective, Placement
 from dlcalc.topology.rings import GroupHops, group_hops, tour_hops
-from dlcalc.topology.seconds import Traffic
+from dlcalc.topology.seconds import Traffic, whole_nodes
 from dlcalc.topology.sources.read import exclusions, read_fabric, save_fabric
 from dlcalc.utils.jsontext import to_json
 from dlcalc.workflows_run import open_run
@@ -195,9 +195,16 @@ def evaluate_job(
     remarks = _check_members(members, job)
     order = [node.name for node in members]
     actual = _as_placed(fabric, order, job)
-    own = best_on(fabric, order, job, time_limit_s=time_limit, say=say)
+    shape = job
+    if _tears_domains(fabric, order, job):
+        shape = replace(job, tp=1, cp=1, dp=job.stage_devices)  # the same rings, free to do so too
+        remarks = (
+            *remarks,
+            "tensor-parallel groups span nodes that share no known NVLink domain; so may the best ones",
+        )
+    own = replace(best_on(fabric, order, shape, time_limit_s=time_limit, say=say), job=job)
     freed = _freed(fabric, set(order))
-    free = place(freed, job, time_limit_s=time_limit, say=say)
+    free = replace(place(freed, shape, time_limit_s=time_limit, say=say), job=job)
     hops = {
         name: group_hops(fabric, job, placement.node_order)
         for name, placement in (("actual", actual), ("own", own), ("free", free))
@@ -235,6 +242,15 @@ def _as_placed(fabric: Fabric, order: Sequence[str], job: JobShape) -> Placement
     rings = tuple(tuple(order[at : at + size]) for at in range(0, len(order), size))
     hops = float(sum(tour_hops(fabric, ring) for ring in rings))
     return Placement(job, rings, "hops", hops, None, hops, 0.0, proved_optimal=False, method="as it runs")
+
+
+def _tears_domains(fabric: Fabric, order: Sequence[str], job: JobShape) -> bool:
+    """Whether a tensor-parallel group of a running job spans nodes of several NVLink domains, or of none known."""
+    if job.tp_nodes == 1:
+        return False
+    size = whole_nodes(job.tp, job)
+    domains = [fabric.by_name[name].domain or f" {name}" for name in order]
+    return any(len(set(domains[at : at + size])) > 1 for at in range(0, len(domains), size))
 
 
 def _freed(fabric: Fabric, names: Collection[str]) -> Fabric:

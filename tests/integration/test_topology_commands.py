@@ -395,6 +395,16 @@ def test_a_plan_says_what_the_placement_costs():
     assert "best on the free cluster" in text
 
 
+def test_a_running_job_is_measured_though_its_tensor_parallel_groups_share_no_known_domain():
+    """It runs, so it is not told that it does not fit; llama-8b sits on 8 nodes of 8 devices."""
+    measured = json.loads(answer("topoeval", "llama", "-t", 16, "-p", 1, "-d", 4, "--topology", SMALL, "--json"))
+    within = json.loads(answer("topoeval", "llama", "-t", 8, "-p", 1, "-d", 8, "--topology", SMALL, "--json"))
+    assert measured["groups"]["tp"]["total_hops"] > 0
+    for name in ("cost_hops", "rings", "best_on_own", "best_on_free"):
+        assert measured[name] == within[name]
+    assert any("share no known NVLink domain" in remark for remark in measured["remarks"])
+
+
 def test_groups_of_every_kind_are_listed():
     found = evaluated("mixtral", "--plan", MIXTRAL, "--topology", LARGE)
     assert set(found["groups"]) == {"dp", "expert_dp", "pp"}  # ep = 8 stays in a node
