@@ -434,6 +434,7 @@ def placed_summary(
     usable = placing.fabric.candidates()
     rows = [_placed_row(scenario, found, row, breakdown) for row in found.plans[:top]]
     first = next((row for row in found.plans if row["rank"] == 1), None)
+    best = found.mesh_of(scenario, rows[0]["plan_index"]) if rows else None
     return {
         "topology": placing.topology,
         "n_nodes": len(placing.fabric.nodes),
@@ -449,7 +450,8 @@ def placed_summary(
         "best": rows,
         "first_on_paper": None if first is None else _placed_row(scenario, found, first, breakdown),
         "breakdown": None if not rows else breakdown(_estimate(scenario, found, rows[0]["plan_index"])),
-        "rings": [list(ring) for ring in found.mesh_of(scenario, rows[0]["plan_index"]).rings] if rows else [],
+        "rings": [list(ring) for ring in best.rings] if best else [],
+        "machines_per_node": len(best.rings[0]) // best.placement.job.ring_nodes if best else 1,
     }
 
 

@@ -162,9 +162,11 @@ def _nodes(placed: PlacedSummary) -> str:
         bound = "proved optimal"
     else:
         bound = f"no placement has fewer than {_hops(row['lower_bound_hops'])}"
+    n_machines, per_node = len(rings[0]), placed["machines_per_node"]
+    ring = _number(n_machines // per_node, "node") + (f" ({units.count(n_machines)} machines)" if per_node > 1 else "")
     takes = "takes" if len(rings) == 1 else "take"
     return (
-        f"Its {_number(len(rings), 'ring')} of {_number(len(rings[0]), 'node')} {takes} {units.count(row['hops'])} "
+        f"Its {_number(len(rings), 'ring')} of {ring} {takes} {units.count(row['hops'])} "
         f"hops ({bound}); the first: {first}."
     )
 

@@ -87,7 +87,7 @@ PLACEMENTS_SCHEMA = pa.schema(
         _field("ring_nodes", pa.int32(), "node", "nodes of a ring"),
         _field("node_devices", pa.int32(), "device", "devices of a node"),
         _field("objective", pa.string(), "1", "what was made small"),
-        _field("cost_hops", pa.float64(), "hop", "closed tours of all rings"),
+        _field("cost_hops", pa.float64(), "hop", "closed tours of all rings, between nodes of the hardware"),
         _field("lower_bound_hops", pa.float64(), "hop", "no placement has fewer; null where hops were not asked for",
                nullable=True),
         _field("proved_optimal", pa.bool_(), "1", "nothing better exists on the nodes that were free"),
