@@ -1,11 +1,12 @@
 """Fit the constants of the kernel equations to published kernel measurements and write them into ``configs/``.
 
     pip install aiconfigurator-core==0.12.0 scipy pandas     # or unzip the wheel and name its folder with --tables
-    python benchmarks/fit_kernels.py [--tables FOLDER] [--device h100 ...] [--dry-run]
+    python benchmarks/fit_kernels.py [--tables FOLDER] [--device h100 ...] [--collectives] [--dry-run]
 
 Reads the kernel tables of aiconfigurator-core (Apache-2.0), fits a third of the shapes, scores the other two thirds,
 and writes the ``calibration:`` section of ``configs/<device>.yaml``, the error tables of ``docs/kernels.md`` and the
-sample in ``tests/data/kernels`` that the tests hold the equations to.
+sample in ``tests/data/kernels`` that the tests hold the equations to. With ``--collectives`` it fits and writes those
+alone.
 
 The tables come from inference servers, whose calls do more than the kernel: they quantize activations before a matmul
 in low precision, and append keys and values to a cache before attention. These *harness* costs are fitted alongside
@@ -268,7 +269,6 @@ def matmul_s(
         n_sms=sheet.n_sms,
         input_bytes=INPUT_BYTES[precision],
         l2_bytes=sheet.l2_bytes,
-        sustained=False,
     )  # fmt: skip
     if "cast_bytes" in constants:
         seconds = seconds + constants["cast_bytes"] * m * k / sheet.hbm_bytes_per_s + constants["cast_us"] * 1e-6
@@ -343,7 +343,6 @@ def attention_s(constants: dict[str, float], rows: pd.DataFrame, sheet: Datashee
             batch=column["batch"][at], n_heads=column["heads"][at], n_kv_heads=column["kv_heads"][at],
             qk_head_dim=head_dim, v_head_dim=head_dim, window=column["window"][at], rates=rates,
             peak_flops_per_s=sheet.peak_flops_per_s("bf16"), hbm_bytes_per_s=sheet.hbm_bytes_per_s, n_sms=sheet.n_sms,
-            sustained=False,
         )  # fmt: skip
     appended = column["batch"] * column["seq"] * column["kv_heads"] * column["head_dim"]
     return seconds + constants["append_bytes"] * appended / sheet.hbm_bytes_per_s + constants["append_us"] * 1e-6
@@ -422,11 +421,15 @@ RING_CONSTANTS = (
     Constant("bandwidth_start_us", 15.0, 0.0, 60.0),
     Constant("bandwidth_latency_us", 4.0, 0.0, 20.0),
 )
+STEP = Constant("bandwidth_step_us", 10.0, 0.0, 40.0)
+"""On Blackwell in place of ``bandwidth_latency_us``: of the two, fitted together, one comes out next to nothing there
+(0 to 2 us a step beside a shortest step of 9 to 11), the other on Hopper and Ampere (0 to 0.7 us)."""
 COPY = Constant("copy_fraction", 1.5, 0.3, 20.0)
 IN_NETWORK_CONSTANTS = (
     Constant("in_network_fraction", 0.55, 0.3, 1.0),
     Constant("in_network_start_us", 60.0, 0.0, 150.0),
 )
+LATENCY = "bandwidth_latency_us"
 RINGS = ("all_gather", "reduce_scatter", "all_reduce")
 TABLE_NAMES = {operation: operation for operation in RINGS} | {"all_to_all": "alltoall"}
 EQUATIONS = {
@@ -458,7 +461,7 @@ def collective_table(tables: Path, source: Source, operation: str) -> pd.DataFra
 def collective_rates(constants: dict[str, float], operation: str) -> dict[str, float]:
     """The constants of one operation among those of all rings, which share all but the copy and the switch."""
     own = {"copy_fraction": constants[f"copy_fraction {operation}"]}
-    own |= {c.name: constants[c.name] for c in RING_CONSTANTS if c.name in constants}
+    own |= {c.name: constants[c.name] for c in (*RING_CONSTANTS, STEP) if c.name in constants}
     if operation == "all_reduce":
         own |= {c.name: constants[c.name] for c in IN_NETWORK_CONSTANTS if c.name in constants}
     return own
@@ -490,7 +493,9 @@ def fit_collectives(
     fitted = _one_of_each_pair(len(rows))  # 39 sizes an operation: a third of them at random would leave gaps
     measured_s = rows.latency_ms.to_numpy() * 1e-3
     large = (rows.size_bytes > 2.0**20).to_numpy()
-    rings = [c for c in RING_CONSTANTS if operations == RINGS or c.name != "bandwidth_latency_us"]
+    latency = STEP if _generation(device) == "b" else next(c for c in RING_CONSTANTS if c.name == LATENCY)
+    in_order = [latency if c.name == LATENCY else c for c in RING_CONSTANTS]
+    rings = [c for c in in_order if operations == RINGS or c is not latency]
     wanted = [*rings, *(replace(COPY, name=f"{COPY.name} {operation}") for operation in operations)]
     if "all_reduce" in operations and _generation(device) != "a100" and rows.n_ranks.max() > 4:
         wanted += IN_NETWORK_CONSTANTS
@@ -561,20 +566,9 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
         samples.append(_sampled(rows, SAMPLE_ROWS["memory"]))
         report(device, score)
 
-    collectives: dict[str, dict[str, float]] = {}
-    for operations in (RINGS, ("all_to_all",)):
-        found, rows = fit_collectives(tables, device, source, sheet, operations)
-        for score in found:
-            collectives[score.what] = score.constants
-            report(device, score)
-        scores += found
-        samples.append(_sampled(rows, SAMPLE_ROWS["collective"] * len(operations) // 4))
-    gather = collectives["all_gather"]
-    collectives["send"] = {
-        "bus_fraction": gather["bus_fraction"],
-        "latency_us": gather["latency_us"],
-        "launch_us": gather["launch_us"],
-    }
+    of_collectives = fit_device_collectives(tables, device)
+    scores += of_collectives.scores
+    samples.append(of_collectives.sample)
 
     calibration: dict[str, object] = {
         "measured": True,
@@ -586,10 +580,31 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
         "matmul": matmul,
         "attention": {"bf16": attention},
         "memory": memory,
-        "node_collectives": collectives,
+        **of_collectives.calibration,
         "fabric_collectives": FABRIC,
     }
     return DeviceFit(device, scores, pd.concat(samples), calibration)
+
+
+def fit_device_collectives(tables: Path, device: str) -> DeviceFit:
+    """The collectives of one device; of its calibration ``node_collectives`` alone."""
+    scores: list[Score] = []
+    samples = []
+    collectives: dict[str, dict[str, float]] = {}
+    for operations in (RINGS, ("all_to_all",)):
+        found, rows = fit_collectives(tables, device, SOURCES[device], Datasheet.read(device), operations)
+        for score in found:
+            collectives[score.what] = score.constants
+            report(device, score)
+        scores += found
+        samples.append(_sampled(rows, SAMPLE_ROWS["collective"] * len(operations) // 4))
+    gather = collectives["all_gather"]
+    collectives["send"] = {
+        "bus_fraction": gather["bus_fraction"],
+        "latency_us": gather["latency_us"],
+        "launch_us": gather["launch_us"],
+    }
+    return DeviceFit(device, scores, pd.concat(samples), {"node_collectives": collectives})
 
 
 def _generation(device: str) -> str:
@@ -624,7 +639,11 @@ def _flow(value: object) -> str:
 
 def calibration_yaml(calibration: dict[str, object]) -> str:
     """The section as a person would write it: one line per kernel."""
-    lines = ["calibration:"]
+    return "calibration:\n" + entries_yaml(calibration)
+
+
+def entries_yaml(calibration: dict[str, object]) -> str:
+    lines = []
     for key, value in calibration.items():
         if key == "provenance":
             lines.append(f"  provenance: >-\n    {value}")
@@ -644,6 +663,16 @@ def write_calibration(device: str, calibration: dict[str, object]) -> None:
     if len(section.findall(text)) != 1:
         raise SystemExit(f"{path}: expected one calibration section")
     path.write_text(section.sub(lambda _: calibration_yaml(calibration), text))
+
+
+def write_collectives(device: str, calibration: dict[str, object]) -> None:
+    """Replace ``node_collectives`` within the ``calibration:`` section."""
+    path = ROOT / "configs" / f"{device}.yaml"
+    text = path.read_text()
+    entry = re.compile(r"^  node_collectives:\n(?:    .*\n)+", re.MULTILINE)
+    if len(entry.findall(text)) != 1:
+        raise SystemExit(f"{path}: expected one entry node_collectives")
+    path.write_text(entry.sub(lambda _: entries_yaml(calibration), text))
 
 
 def write_sample(fit_of_device: DeviceFit) -> None:
@@ -673,22 +702,25 @@ def write_harness(fits: list[DeviceFit]) -> None:
 
 
 def write_docs(fits: list[DeviceFit]) -> None:
-    """Replace the tables between the markers of docs/kernels.md."""
+    """Replace rows of the tables between the markers of docs/kernels.md."""
     path = ROOT / "docs" / "kernels.md"
     text = path.read_text()
     for one in fits:
+        block = re.compile(rf"(<!-- fit {one.device} -->)(.*?)(<!-- end -->)", re.DOTALL)
+        shown = block.search(text)
+        rows = dict(re.findall(r"^(\| (?!kernel\b).+? \|)( \d.*)$", shown[2], re.MULTILINE)) if shown else {}
+        rows |= {
+            f"| {s.what} |": f" {s.n_fitted} | {s.fitted[0]:.1f} | {s.fitted[1]:.1f} "
+            f"| {s.n_left_out} | **{s.left_out[0]:.1f}** | {s.left_out[1]:.1f} |"
+            for s in one.scores
+        }
         lines = [
             "",
             "| kernel | shapes fitted | median % | p90 % | shapes left out | median % | p90 % |",
             "|---|---|---|---|---|---|---|",
+            *(what + figures for what, figures in rows.items()),
         ]
-        lines += [
-            f"| {s.what} | {s.n_fitted} | {s.fitted[0]:.1f} | {s.fitted[1]:.1f} "
-            f"| {s.n_left_out} | **{s.left_out[0]:.1f}** | {s.left_out[1]:.1f} |"
-            for s in one.scores
-        ]
-        block = re.compile(rf"(<!-- fit {one.device} -->).*?(<!-- end -->)", re.DOTALL)
-        text = block.sub(lambda found, lines=lines: found[1] + "\n".join(lines) + "\n" + found[2], text)
+        text = block.sub(lambda found, lines=lines: found[1] + "\n".join(lines) + "\n" + found[3], text)
     path.write_text(text)
 
 
@@ -708,17 +740,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=Path, help="folder systems/data of the package")
     parser.add_argument("--device", nargs="*", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument("--collectives", action="store_true", help="fit and write those alone")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     options = parser.parse_args()
     tables = tables_folder(options.tables)
     fits = []
     for device in options.device:
-        fits.append(fit_device(tables, device))
-        if not options.dry_run:
+        fits.append((fit_device_collectives if options.collectives else fit_device)(tables, device))
+        if options.dry_run:
+            continue
+        if options.collectives:
+            write_collectives(device, fits[-1].calibration)
+        else:
             write_calibration(device, fits[-1].calibration)
             write_sample(fits[-1])
     if not options.dry_run:
-        write_harness(fits)
+        if not options.collectives:
+            write_harness(fits)
         write_docs(fits)
 
 

@@ -25,6 +25,7 @@ from scipy.optimize import least_squares
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import KNOBS, Plans
 from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.specs.calibration import TRAINING_FACTOR
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.load import config_dir
@@ -56,7 +57,9 @@ class Constant:
 
 OLD = ("megatron_deepspeed", "megatron_legacy")
 """Trainers of eager PyTorch on the hosts of 2020 to 2022, whose launches took longest."""
-FRAMEWORKS = ("aleph_scaling", "megatron", "megatron_bridge", "fsdp_composer", "torchtitan", *OLD)
+FRAMEWORKS = ("aleph_scaling", "megatron_core", "fsdp_composer", "torchtitan", *OLD)
+PROFILES = {"megatron_core": ("megatron", "megatron_bridge")}
+"""Profiles that share their constants: one library underneath, whoever starts it."""
 PRECISIONS = {
     "a100_80gb": ("bf16",),
     "h100": ("bf16", "fp8"),
@@ -66,7 +69,7 @@ PRECISIONS = {
 }
 
 
-POWER_PRIORS = {"h100_96gb_500w": (700.0 / 500.0) ** 0.75}
+POWER_PRIORS = {"h100_96gb_500w": TRAINING_FACTOR * (700.0 / 500.0) ** 0.75}
 """Where power is limited below that of the device whose kernels were measured: arithmetic slows less than power.
 
 The exponent was chosen after a fit had shown 1.3 to 1.4 for this device, so its left-out error is not independent."""
@@ -76,9 +79,9 @@ def constants_to_fit() -> list[Constant]:
     """All of them, with their priors."""
     found = [
         Constant(
-            "device", name, f"training_factor.{precision}", POWER_PRIORS.get(name, 1.0),
-            0.7, 1.8, 0.25 if "500w" in name else 0.06 if precision == "attention" else 0.12,
-            "matmul (or attention) inside a training step over alone",
+            "device", name, f"training_factor.{precision}", POWER_PRIORS.get(name, TRAINING_FACTOR),
+            0.8, 2.0, 0.25 if "500w" in name else 0.06 if precision == "attention" else 0.12,
+            "matmul (or attention) inside a training step over that on a cool device",
         )
         for name, precisions in PRECISIONS.items()
         for precision in (*precisions, "attention")
@@ -106,7 +109,7 @@ def constants_to_fit() -> list[Constant]:
             ),
             Constant("framework", name, "step_overhead_us", 10000.0, 500.0, 100000.0, 1.0, "host time per step"),
         ]
-    for name in ("fsdp_composer", "torchtitan", "megatron_bridge"):
+    for name in ("fsdp_composer", "torchtitan", "megatron_core"):
         found.append(
             Constant(
                 "framework",
@@ -188,19 +191,19 @@ def load() -> list[Group]:
     return groups
 
 
-def owner_of(hardware: HardwareSpec) -> str:
-    return hardware.name
+def profiles_of(owner: str) -> tuple[str, ...]:
+    return PROFILES.get(owner, (owner,))
 
 
 def today(constant: Constant, registry: HardwareRegistry) -> float:
     """The value in configs."""
     if constant.kind == "device":
         calibration = registry.load(constant.owner).calibration
-        section, _, key = constant.path.partition(".")
-        return float(getattr(calibration, section).get(key, 1.0))
+        key = constant.path.partition(".")[2]
+        return calibration.slowing_in_training(key)
     if constant.kind == "attention":
         return registry.load(constant.owner).calibration.attention["bf16"].kernel_fractions[constant.path]
-    return float(getattr(load_framework(constant.owner), constant.path))
+    return float(getattr(load_framework(profiles_of(constant.owner)[-1]), constant.path))
 
 
 def changed(setting: RunSetting, values: dict[tuple[str, str, str], float]) -> tuple[HardwareSpec, Recipe]:
@@ -230,7 +233,7 @@ def changed(setting: RunSetting, values: dict[tuple[str, str, str], float]) -> t
     settings = {
         path: value
         for (kind, owner, path), value in values.items()
-        if kind == "framework" and owner == recipe.framework.name
+        if kind == "framework" and recipe.framework.name in profiles_of(owner)
     }
     if settings:
         recipe = recipe.model_copy(update={"framework": recipe.framework.model_copy(update=settings)})
@@ -259,7 +262,7 @@ def touched_by(group: Group, constant: Constant) -> bool:
         return (
             group.setting.hardware.name == constant.owner and group.setting.recipe.framework.attention == constant.path
         )
-    return group.setting.recipe.framework.name == constant.owner
+    return group.setting.recipe.framework.name in profiles_of(constant.owner)
 
 
 def fit(
@@ -322,38 +325,41 @@ def write(constants: Sequence[Constant], values: Array) -> None:
     """Put the constants into their YAML files, changing nothing else."""
     folder = config_dir()
     for constant, value in zip(constants, values, strict=True):
-        file = folder / ("frameworks" if constant.kind == "framework" else "") / f"{constant.owner}.yaml"
-        text = file.read_text()
-        if constant.kind == "framework":
-            line = f"{constant.path}: {rounded(value)}"
-            text, n = re.subn(rf"^{constant.path}:.*$", line, text, flags=re.M)
-            if not n:
-                text = text.rstrip("\n") + f"\n{line}\n"
-        elif constant.kind == "attention":
-            text = re.sub(rf"(kernel_fractions: {{.*?{constant.path}: )[\d.]+", rf"\g<1>{rounded(value)}", text)
+        for owner in profiles_of(constant.owner):
+            where = folder / "frameworks" if constant.kind == "framework" else folder
+            write_one(where / f"{owner}.yaml", constant, value)
+
+
+def write_one(file: Path, constant: Constant, value: float) -> None:
+    text = file.read_text()
+    if constant.kind == "framework":
+        line = f"{constant.path}: {rounded(value)}"
+        text, n = re.subn(rf"^{constant.path}:.*$", line, text, flags=re.M)
+        if not n:
+            text = text.rstrip("\n") + f"\n{line}\n"
+    elif constant.kind == "attention":
+        text = re.sub(rf"(kernel_fractions: {{.*?{constant.path}: )[\d.]+", rf"\g<1>{rounded(value)}", text)
+    else:
+        key = constant.path.partition(".")[2]
+        if re.search(r"^  training_factor:", text, flags=re.M):
+            old = dict(re.findall(r"(\w+): ([\d.]+)", re.search(r"^  training_factor: \{(.*)\}", text, flags=re.M)[1]))
         else:
-            key = constant.path.partition(".")[2]
-            if re.search(r"^  training_factor:", text, flags=re.M):
-                old = dict(
-                    re.findall(r"(\w+): ([\d.]+)", re.search(r"^  training_factor: \{(.*)\}", text, flags=re.M)[1])
-                )
-            else:
-                old = {}
-                text = re.sub(
-                    r"^calibration: \{like: (\w+)\}$",
-                    r"calibration:\n  like: \1\n  training_factor: {}",
-                    text,
-                    flags=re.M,
-                )
-                text = re.sub(
-                    r"^  node_collectives:", "  training_factor: {}\n  node_collectives:", text, count=1, flags=re.M
-                )
-                if "training_factor" not in text:
-                    text = re.sub(r"^(calibration:.*)$", r"\1\n  training_factor: {}", text, count=1, flags=re.M)
-            old[key] = f"{value:.3f}"
-            body = ", ".join(f"{k}: {v}" for k, v in sorted(old.items()))
-            text = re.sub(r"^  training_factor: \{.*\}", f"  training_factor: {{{body}}}", text, flags=re.M)
-        file.write_text(text)
+            old = {}
+            text = re.sub(
+                r"^calibration: \{like: (\w+)\}$",
+                r"calibration:\n  like: \1\n  training_factor: {}",
+                text,
+                flags=re.M,
+            )
+            text = re.sub(
+                r"^  node_collectives:", "  training_factor: {}\n  node_collectives:", text, count=1, flags=re.M
+            )
+            if "training_factor" not in text:
+                text = re.sub(r"^(calibration:.*)$", r"\1\n  training_factor: {}", text, count=1, flags=re.M)
+        old[key] = f"{value:.3f}"
+        body = ", ".join(f"{k}: {v}" for k, v in sorted(old.items()))
+        text = re.sub(r"^  training_factor: \{.*\}", f"  training_factor: {{{body}}}", text, flags=re.M)
+    file.write_text(text)
 
 
 def rounded(value: float) -> str:

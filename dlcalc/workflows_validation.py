@@ -21,11 +21,11 @@ from dlcalc.report.validation_summary import (
     ValidationSummary,
 )
 from dlcalc.specs.load import config_dir
-from dlcalc.specs.uncertainty import load_uncertainty
+from dlcalc.specs.uncertainty import Uncertainty, load_uncertainty
 from dlcalc.validation import compare
 from dlcalc.validation.compare import Comparison, Scores, Sweep
 from dlcalc.validation.metrics import ErrorStats, MemoryVerdicts
-from dlcalc.validation.models import read_models
+from dlcalc.validation.models import Models, read_models
 from dlcalc.validation.rows import extras_without_effect, ignored_extras, read_runs
 from dlcalc.validation.runs import RunReader
 
@@ -46,12 +46,9 @@ def run_validation(
         validation_page.require_plotly()
     files = list(files) or shipped_runs()
     known = read_models(models or config_dir() / "measured" / "models.yaml")
-    runs = [run for file in files for run in read_runs(file)]
-    if not runs:
-        raise DlcalcError(f"{', '.join(map(str, files))}: no measured run in it")
-    registry = HardwareRegistry(folders=hardware_search_path(hardware_dirs))
     uncertainty = load_uncertainty()
-    compared = compare.compare_runs(runs, RunReader(known, registry), uncertainty)
+    compared = _compared(files, known, hardware_dirs, uncertainty)
+    runs = [one.run for one in compared]
     if out is not None:
         compare.write_predictions(out, compared)
     summary: ValidationSummary = {
@@ -76,6 +73,22 @@ def run_validation(
     if html is not None:
         validation_page.write_page(html, summary, [_point(one) for one in compared])
     return summary
+
+
+def run_points() -> list[Point]:
+    """Every shipped run with its estimate and its knobs, as plots show them."""
+    known = read_models(config_dir() / "measured" / "models.yaml")
+    return [_point(one) for one in _compared(shipped_runs(), known, (), load_uncertainty())]
+
+
+def _compared(
+    files: Sequence[Path], known: Models, hardware_dirs: Sequence[Path], uncertainty: Uncertainty
+) -> list[Comparison]:
+    runs = [run for file in files for run in read_runs(file)]
+    if not runs:
+        raise DlcalcError(f"{', '.join(map(str, files))}: no measured run in it")
+    registry = HardwareRegistry(folders=hardware_search_path(hardware_dirs))
+    return compare.compare_runs(runs, RunReader(known, registry), uncertainty)
 
 
 def shipped_runs() -> list[Path]:

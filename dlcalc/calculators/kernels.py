@@ -24,17 +24,24 @@ L2_BYTES = 50e6
 """A typical last-level cache, where the hardware file names none."""
 
 
-def sustained_time_s(arithmetic_s: Numeric, *, loss: float, busy_s: Numeric | None) -> Numeric:
-    """Time of arithmetic once power limits the clock: longer by ``loss``, by half of it after 2.5 ms of work.
+def sustained_time_s(alone_s: Numeric, *, loss: float) -> Numeric:
+    """Time of arithmetic run alone, once power limits the clock: longer by half of ``loss`` after 2.5 ms.
 
-    ``busy_s`` is how long the device has been computing, the kernel itself included; None: a training step, all of it.
-
-    Assumes: one settling time for all devices. Ignores: temperature, and that cooler passes lie between matmuls.
+    Assumes: one settling time for all devices; the device was idle before. Ignores: temperature.
     Source: [derived] a saturation, busy / (busy + 2.5 ms), that fits kernels of 2 us to 100 ms on seven devices.
     """
-    if busy_s is None:
-        return arithmetic_s * (1.0 + loss)
-    return arithmetic_s * (1.0 + loss * (busy_s / (busy_s + SETTLING_S)))
+    return alone_s * (1.0 + loss * (alone_s / (alone_s + SETTLING_S)))
+
+
+def arithmetic_time_s(cool_s: Numeric, *, loss: float, factor: Numeric | None) -> Numeric:
+    """Time of arithmetic that would take ``cool_s`` on a cool device: run alone, or ``factor`` times that in a step.
+
+    Kernels of up to 100 ms say little of hours: the losses fitted to them differ by a factor of 30 between devices
+    whose training steps slow down alike, so inside a step training runs decide alone.
+
+    Source: [derived] the kernel fits in docs/kernels.md against the training factors of configs.
+    """
+    return sustained_time_s(cool_s, loss=loss) if factor is None else cool_s * factor
 
 
 def matmul_time_s(
@@ -50,8 +57,7 @@ def matmul_time_s(
     input_bytes: Numeric = 2.0,
     output_bytes: Numeric = 2.0,
     l2_bytes: float = L2_BYTES,
-    sustained: bool = True,
-    arithmetic_factor: Numeric = 1.0,
+    arithmetic_factor: Numeric | None = None,
 ) -> Numeric:
     """Time of ``groups`` independent (m, k) x (k, n) matmuls in one launch.
 
@@ -59,8 +65,8 @@ def matmul_time_s(
     partly softened. A tile costs its flops plus a prologue worth ``k_half`` of K. The library picks the fastest tile.
     Operands beyond L2 come from memory, a share of whose time arithmetic does not hide; memory is the other bound.
 
-    ``sustained``: at the clock of a device that has been busy for long; False: of a device that runs this kernel alone.
-    ``arithmetic_factor`` is how much slower than that arithmetic is where the kernel runs; memory is as fast as ever.
+    ``arithmetic_factor``: how much longer than on a cool device arithmetic takes inside a training step, while memory
+    is as fast as ever; None: a device that runs this kernel alone.
 
     Assumes: all groups share waves; operands are read from memory once, L2 serves every other read.
     Ignores: split-K other than through ``wave_softness``: up to 30 % for outputs below a tenth of a wave.
@@ -78,9 +84,9 @@ def matmul_time_s(
     traffic_bytes = groups * (input_bytes * ((m + n) * k) + output_bytes * (m * n))
     memory_s = traffic_bytes * (1.0 / (hbm_bytes_per_s * rates.hbm_fraction))
     exposed_s = (rates.exposed_fraction * memory_s) * (traffic_bytes / (traffic_bytes + l2_bytes))
-    alone_s = tiles_s + exposed_s
-    arithmetic_s = sustained_time_s(alone_s, loss=rates.sustained_loss, busy_s=None if sustained else alone_s)
-    return np.maximum(arithmetic_s * arithmetic_factor, memory_s) + rates.launch_s
+    cool_s = tiles_s + exposed_s
+    arithmetic_s = arithmetic_time_s(cool_s, loss=rates.sustained_loss, factor=arithmetic_factor)
+    return np.maximum(arithmetic_s, memory_s) + rates.launch_s
 
 
 def _tile_fraction(rows: int, columns: int, rates: MatmulRates) -> float:
@@ -136,7 +142,7 @@ def attention_forward_time_s(
     hbm_bytes_per_s: float,
     n_sms: float,
     kernel: str = "",
-    sustained: bool = True,
+    arithmetic_factor: Numeric | None = None,
 ) -> Numeric:
     """Time of fused attention, forward: scores, softmax and weighted values, tile by tile.
 
@@ -157,7 +163,7 @@ def attention_forward_time_s(
         flops_per_s=peak_flops_per_s * rates.rate_fraction * rates.kernel_fractions.get(kernel, 1.0),
         n_sms=n_sms,
         rates=rates,
-        sustained=sustained,
+        arithmetic_factor=arithmetic_factor,
     )
     moved_bytes = 2.0 * (qk_head_dim + v_head_dim) * batch * (n_heads * seq_q + n_kv_heads * seq_k)
     return np.maximum(seconds, moved_bytes / hbm_bytes_per_s) + rates.launch_s
@@ -179,7 +185,7 @@ def attention_backward_time_s(
     hbm_bytes_per_s: float,
     n_sms: float,
     kernel: str = "",
-    sustained: bool = True,
+    arithmetic_factor: Numeric | None = None,
 ) -> Numeric:
     """Time of fused attention, backward: scores once more, then gradients of values, probabilities, queries and keys.
 
@@ -201,7 +207,7 @@ def attention_backward_time_s(
         flops_per_s=peak_flops_per_s * rates.backward_fraction * rates.kernel_fractions.get(kernel, 1.0),
         n_sms=n_sms,
         rates=rates,
-        sustained=sustained,
+        arithmetic_factor=arithmetic_factor,
     )
     moved_bytes = 4.0 * (qk_head_dim + v_head_dim) * batch * (n_heads * seq_q + n_kv_heads * seq_k)
     return np.maximum(seconds, moved_bytes / hbm_bytes_per_s) + 2.0 * rates.launch_s
@@ -233,12 +239,12 @@ def _flash_time_s(
     flops_per_s: float,
     n_sms: float,
     rates: AttentionRates,
-    sustained: bool,
+    arithmetic_factor: Numeric | None,
 ) -> Numeric:
     """Arithmetic of all heads of all sequences over all SMs, and the last tiles, on which few SMs work."""
     pairs_per_sm = lanes * (pairs + edges * edge_keys * seq_q) * (1.0 / n_sms) + (rates.tail_tiles * QUERY_TILE) * reach
-    alone_s = pairs_per_sm * (2.0 * width * n_sms / flops_per_s)
-    return sustained_time_s(alone_s, loss=rates.sustained_loss, busy_s=None if sustained else alone_s)
+    cool_s = pairs_per_sm * (2.0 * width * n_sms / flops_per_s)
+    return arithmetic_time_s(cool_s, loss=rates.sustained_loss, factor=arithmetic_factor)
 
 
 SCORE_PASS_BYTES = {
@@ -282,6 +288,7 @@ def unfused_attention_forward_time_s(
     peak_flops_per_s: float,
     hbm_bytes_per_s: float,
     n_sms: float,
+    arithmetic_factor: Numeric | None = None,
 ) -> Numeric:
     """Time of attention as two batched matmuls and passes over the scores between them.
 
@@ -293,6 +300,7 @@ def unfused_attention_forward_time_s(
         matmul_time_s,
         groups=lanes,
         rates=matmul,
+        arithmetic_factor=arithmetic_factor,
         peak_flops_per_s=peak_flops_per_s,
         hbm_bytes_per_s=hbm_bytes_per_s,
         n_sms=n_sms,
@@ -317,6 +325,7 @@ def unfused_attention_backward_time_s(
     peak_flops_per_s: float,
     hbm_bytes_per_s: float,
     n_sms: float,
+    arithmetic_factor: Numeric | None = None,
 ) -> Numeric:
     """Time of the backward pass of attention that kept its scores: four batched matmuls and passes over the scores.
 
@@ -327,6 +336,7 @@ def unfused_attention_backward_time_s(
         matmul_time_s,
         groups=lanes,
         rates=matmul,
+        arithmetic_factor=arithmetic_factor,
         peak_flops_per_s=peak_flops_per_s,
         hbm_bytes_per_s=hbm_bytes_per_s,
         n_sms=n_sms,

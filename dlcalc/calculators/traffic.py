@@ -34,6 +34,9 @@ RESIDUAL = {True: Traffic(6, 6), False: Traffic(10, 10)}
 gradients."""
 ROPE = {True: Traffic(4, 4), False: Traffic(18, 18)}
 """One pass, or rotate-half (4), two products (4 each) and a sum (6)."""
+LATENT_SPLIT = {True: (0.0, 4.0), False: (4.0, 4.0)}
+"""Latent attention, per element of Q and of K and V: what comes out of the up-projections is cut apart, rotated in part
+and joined to operands of attention, a read and a write; one fused kernel leaves Q where it is."""
 GATED = {True: Traffic(6, 10), False: Traffic(10, 16)}
 """SwiGLU per element of the intermediate: read gate and up, write one; backward reads three, writes two."""
 UNGATED = {True: Traffic(4, 6), False: Traffic(8, 10)}
@@ -91,6 +94,15 @@ def rope_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tuple[A
     """
     per = ROPE[profile.fused_rope]
     return elements * per.forward, elements * per.backward
+
+
+def latent_split_traffic_bytes(query_elements: Array, key_value_elements: Array, *, profile: FrameworkProfile) -> Array:
+    """Bytes of making Q, K and V out of the up-projections of latent attention; the backward pass moves as many.
+
+    Source: [deepseek2024v2] section 2.1 for the parts; [derived] operand by operand, see ``LATENT_SPLIT``.
+    """
+    query, key_value = LATENT_SPLIT[profile.fused_rope]
+    return query_elements * query + key_value_elements * key_value
 
 
 def activation_traffic_bytes(elements: Array, *, gated: bool, profile: FrameworkProfile) -> tuple[Array, Array]:

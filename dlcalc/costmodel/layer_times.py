@@ -96,6 +96,12 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     else:
         rotated = model.qk_rope_head_dim if model.is_mla else model.head_dim
         rope = traffic.rope_traffic_bytes(tokens * rotated * (heads + kv_heads), profile=profile)
+    if model.is_mla:
+        operands = heads * tokens * model.qk_head_dim
+        split = traffic.latent_split_traffic_bytes(
+            operands, operands + heads * tokens * model.value_head_dim, profile=profile
+        )
+        rope = (rope[0] + split, rope[1] + split)
     if model.qk_norm:
         qk = traffic.norm_traffic_bytes(tokens * model.head_dim * (heads + kv_heads), profile=profile)
         norm = (norm[0] + qk[0], norm[1] + qk[1])
@@ -339,8 +345,10 @@ def _attention_core(
         "hbm_bytes_per_s": machine.hbm_bytes_per_s,
         "n_sms": machine.n_sms,
     }
+    pace = slowest_device(plans)
     if profile.attention in STORES_SCORES:
         shape |= {
+            "arithmetic_factor": machine.sixteen_bit.training_factor * pace,
             "fused_softmax": profile.attention == "megatron_fused",
             "dropout": profile.drops_scores,
             "matmul": machine.sixteen_bit.rates,
@@ -356,11 +364,11 @@ def _attention_core(
         "causal": True,
         "rates": machine.attention,
         "kernel": profile.attention,
+        "arithmetic_factor": machine.attention_training_factor * pace,
     }
-    slower = machine.attention_training_factor * slowest_device(plans)
     return (
-        slower * np.asarray(kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)),
-        slower * np.asarray(kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)),
+        np.asarray(kernels.attention_forward_time_s(seq / plans.cp, seq, **shape)),
+        np.asarray(kernels.attention_backward_time_s(seq / plans.cp, seq, **shape)),
     )
 
 

@@ -24,7 +24,7 @@ class MatmulMachine:
     input_bytes: float
     l2_bytes: float
     training_factor: float
-    """Time inside a training step over that of the kernel alone."""
+    """Time of arithmetic inside a training step over that on a cool device."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Machine:
 
     @property
     def attention_training_factor(self) -> float:
-        """Time of attention inside a training step over that of the kernel alone."""
-        return self.hardware.calibration.training_factor.get("attention", 1.0)
+        """Time of attention's arithmetic inside a training step over that on a cool device."""
+        return self.hardware.calibration.slowing_in_training("attention")
 
     @property
     def attention_peak_flops_per_s(self) -> float:
@@ -86,9 +86,7 @@ class Machine:
             n_sms=self.n_sms,
             input_bytes=ELEMENT_BYTES[precision],
             l2_bytes=self.hardware.device.l2_mib.value * 2.0**20 if self.hardware.device.l2_mib else L2_BYTES,
-            training_factor=self.hardware.calibration.training_factor.get(
-                "bf16" if precision == "fp16" else precision, 1.0
-            ),
+            training_factor=self.hardware.calibration.slowing_in_training("bf16" if precision == "fp16" else precision),
         )
 
 

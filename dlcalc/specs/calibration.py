@@ -91,6 +91,8 @@ class CollectiveRates(Spec):
     """Achieved over datasheet rate of the link, low-latency protocol; None: there is only one protocol."""
     bandwidth_latency_us: NonNegativeFloat = 0.0
     """Of one step, full-bandwidth protocol, where there are two."""
+    bandwidth_step_us: NonNegativeFloat = 0.0
+    """The least that one step takes, full-bandwidth protocol, however few bytes it passes on."""
     bandwidth_start_us: NonNegativeFloat = 0.0
     """What the full-bandwidth protocol adds before its first byte arrives, whatever the size of the group."""
     copy_fraction: PositiveFloat | None = None
@@ -113,12 +115,21 @@ class CollectiveRates(Spec):
         return self.bandwidth_latency_us * 1e-6
 
     @property
+    def bandwidth_step_s(self) -> float:
+        return self.bandwidth_step_us * 1e-6
+
+    @property
     def bandwidth_start_s(self) -> float:
         return self.bandwidth_start_us * 1e-6
 
     @property
     def in_network_start_s(self) -> float:
         return self.in_network_start_us * 1e-6
+
+
+TRAINING_FACTOR = 1.12
+"""What training steps of measured devices mostly show (1.06 to 1.21), for a device or precision that none was measured
+on."""
 
 
 class Calibration(Spec):
@@ -129,11 +140,15 @@ class Calibration(Spec):
     attention: dict[str, AttentionRates]
     memory: MemoryRates
     training_factor: dict[str, PositiveFloat] = {}
-    """By precision: time of a matmul or of attention inside a training step over that alone, from measured runs: power
-    shared with all else, layouts of gradients. A precision that is not named: 1."""
+    """By precision, and for attention: time of arithmetic inside a training step over that on a cool device, from
+    measured runs: power, layouts of gradients. One that is not named: ``TRAINING_FACTOR``."""
     node_collectives: dict[str, CollectiveRates]
     """By operation: all_gather, reduce_scatter, all_reduce, all_to_all, send."""
     fabric_collectives: dict[str, CollectiveRates]
     provenance: str
     measured: bool
     """False: the family's fractions on this device's datasheet; intervals are wider."""
+
+    def slowing_in_training(self, kind: str) -> float:
+        """``training_factor`` of a precision, or of ``attention``."""
+        return self.training_factor.get(kind, TRAINING_FACTOR)

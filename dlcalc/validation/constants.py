@@ -74,7 +74,7 @@ def constants_of(hardware: HardwareSpec, runs: Sequence[UsableRun]) -> list[Cons
     precisions = sorted({key for one in runs for key in precisions_of(one.setting.recipe)})
     found = [
         _constant(
-            "device", hardware.name, f"training_factor.{key}", calibration.training_factor.get(key, 1.0), spread,
+            "device", hardware.name, f"training_factor.{key}", calibration.slowing_in_training(key), spread,
             *TRAINING_FACTOR_RANGE, "time of matmuls and attention inside a step over alone",
         )
         for key in precisions
@@ -211,9 +211,9 @@ def changed_hardware(hardware: HardwareSpec, factors: Mapping[Constant, float]) 
     for constant, factor in factors.items():
         if constant.kind == "device":
             key = constant.key.partition(".")[2]
-            training[key] = training.get(key, 1.0) * factor
+            training[key] = calibration.slowing_in_training(key) * factor
             if key == "bf16":  # attention runs in 16 bits; a few runs cannot tell the two apart
-                training["attention"] = training.get("attention", 1.0) * factor
+                training["attention"] = calibration.slowing_in_training("attention") * factor
         elif constant.kind == "fabric":
             fabric = {
                 name: rates.model_copy(update={"bus_fraction": min(1.0, rates.bus_fraction * factor)})

@@ -47,7 +47,6 @@ def test_attention_rates_match_shah2024(backward, head_dim, causal, kernel, publ
         hbm_bytes_per_s=hardware.device.hbm_bytes_per_s,
         n_sms=hardware.device.n_sms.value,
         kernel=kernel,
-        sustained=False,
     )
     flops = 4 * batch * SEQ**2 * 2048 * (0.5 if causal else 1.0) * (2.5 if backward else 1.0)
     assert flops / seconds / 1e12 == pytest.approx(published_tflops, rel=tolerance)

@@ -101,6 +101,15 @@ def test_the_quicker_protocol_wins():
     assert all_gather_time_s(even, group(8.0), **rates) == pytest.approx(12e-6 + 4 * sent * even / LINK)
 
 
+def test_a_long_transfer_hides_the_shortest_time_of_its_steps():
+    """Seven steps of 4 us and 21 us of transfer take 35 us: 28, 21 and 35 make a right angle."""
+    stepping = CollectiveRates(bus_fraction=1.0, latency_us=1.0, low_latency_fraction=0.01, bandwidth_step_us=4.0)
+    size = 21e-6 * LINK * 8 / 7
+    assert all_gather_time_s(size, group(8.0), node=stepping, fabric=FABRIC) == pytest.approx(35e-6)
+    long = all_gather_time_s(1e4 * size, group(8.0), node=stepping, fabric=FABRIC)
+    assert long == pytest.approx(1e4 * 21e-6, rel=1e-6)
+
+
 def test_every_rank_copies_its_own_shard():
     copying = IDEAL.model_copy(update={"copy_fraction": 2.0})
     extra = 100e6 / (2 * LINK)
@@ -130,7 +139,8 @@ def test_a_send_is_a_latency_and_the_bytes():
 
 FITTED = CollectiveRates(
     bus_fraction=0.78, latency_us=0.7, launch_us=6.0, low_latency_fraction=0.3, bandwidth_latency_us=1.0,
-    bandwidth_start_us=14.0, copy_fraction=1.9, in_network_fraction=0.5, in_network_start_us=45.0,
+    bandwidth_step_us=5.0, bandwidth_start_us=14.0, copy_fraction=1.9, in_network_fraction=0.5,
+    in_network_start_us=45.0,
 )  # fmt: skip
 
 

@@ -26,6 +26,12 @@ def test_a_fused_gate_reads_two_and_writes_one():
     assert moved == (1000 * (4 + 2), 1000 * (6 + 4))
 
 
+def test_latent_heads_are_cut_apart_and_joined():
+    """A read and a write each; a fused kernel leaves the query where it is."""
+    assert traffic.latent_split_traffic_bytes(192.0, 320.0, profile=UNFUSED) == (192 + 320) * (2 + 2)
+    assert traffic.latent_split_traffic_bytes(192.0, 320.0, profile=FUSED) == 320 * (2 + 2)
+
+
 def test_adam_moves_every_state_in_and_out():
     """fp32 gradient twice (8), master weight and both moments in and out (2 x 12), the 16-bit weight written (2)."""
     profile = FUSED.model_copy(update={"grad_bytes": 4, "master_weight_bytes": 4, "optimizer_state_bytes": 8})
