@@ -107,6 +107,8 @@ def main(*, form: str, as_json: bool, out: Path | None, rank_cores: int, verbose
     Nodes of one pipeline stage form a ring, along which data-parallel groups reduce. Rings are chosen and ordered so
     that they cross as few links as possible, and the answer says how far from optimal it can be.
     """
+    if as_json and form not in ("text", "json"):
+        raise click.UsageError(f"give --json or --format {form}, not both; --out DIR writes every format")
     try:
         assign("json" if as_json else form, out, rank_cores=rank_cores, verbose=verbose, **choices)
     except DlcalcError as error:

@@ -118,7 +118,7 @@ def _place(
     began = time.perf_counter()
     result = Result(study.directory, study.manifest)
     placed = [
-        place_scenario(scenario, result, found[position].leaders, placing, progress)
+        place_scenario(scenario, result, found[position], placing, progress)
         for position, scenario in enumerate(scenarios)
     ]
     study.place(tables_of(placing, scenarios, placed))

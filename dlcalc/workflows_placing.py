@@ -1,8 +1,10 @@
 """The second stage of a search: the best meshes on real nodes, their plans estimated again, and ranked anew.
 
 Where ranks sit depends on the mesh alone, so meshes are placed, best first by their best plan; and since what is placed
-are rings, meshes whose rings are alike share a placement. Of a placed mesh every plan is estimated again on the links
-that its groups cross: the plan that is best on paper need not be the best of its mesh there.
+are rings, meshes whose rings are alike share a placement by hops. Where rates are known, one that loses by it is placed
+by the time of its best plan's traffic as well, and keeps what its estimate says is faster. Of a placed mesh every plan
+is estimated again on the links that its groups cross: the plan that is best on paper need not be the best of its mesh
+there.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 
 from dlcalc.costmodel.estimate import Estimate
+from dlcalc.costmodel.node_traffic import node_traffic
 from dlcalc.costmodel.placement import Crossing, PlacedRates
 from dlcalc.costmodel.plans import KNOBS, Array, Plans, value_of
 from dlcalc.errors import DlcalcError, NoPlacementError, SpecError, TopologyError
@@ -35,12 +38,15 @@ from dlcalc.topology.crossing import PlacedGroups
 from dlcalc.topology.domains import Machines, with_node_devices
 from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.job import JobShape, Placement
+from dlcalc.topology.seconds import Traffic
 from dlcalc.topology.sources.read import exclusions, read_fabric
 from dlcalc.workflows_sweep import Index, Progress, estimate_rows, rows_of
 
 PLACED_PLANS = 1000
 """Kept of a scenario, of those that are fastest as placed; and of those that are fastest without."""
 SHOWN_REASONS = 3
+NO_LOSS = 1e-3
+"""Of a step: less is no reason to place a mesh another way."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ def fabric_sha256(fabric: Fabric) -> str:
 
 
 def place_scenario(
-    scenario: Scenario, result: Result, leaders: Leaders, placing: Placing, progress: Progress | None = None
+    scenario: Scenario, result: Result, searched: Found, placing: Placing, progress: Progress | None = None
 ) -> PlacedScenario:
     """Place the best meshes of a searched scenario, and rank their plans by what they really get."""
     if scenario.devices <= scenario.hardware.node.n_devices:
@@ -207,12 +213,13 @@ def place_scenario(
         machines = with_node_devices(placing.fabric, scenario.hardware.node.n_devices)
     except NoPlacementError as error:
         return PlacedScenario(why_none=str(error))
-    n_nodes, n_free = scenario.devices // scenario.hardware.node.n_devices, len(machines.fabric.candidates())
+    n_nodes = -(-scenario.devices // scenario.hardware.node.n_devices)
+    n_free = len(machines.fabric.candidates())
     if n_nodes > n_free:
         return PlacedScenario(why_none=f"it needs {n_nodes:,} nodes and {n_free:,} are free")
-    best_s = best_of_meshes(scenario, result, leaders)
+    best_s = best_of_meshes(scenario, result, searched)
     order = [int(row) for row in np.argsort(best_s, kind="stable") if np.isfinite(best_s[row])]
-    meshes, reasons = _placed_meshes(scenario, order, machines, placing, progress)
+    meshes, reasons = _placed_meshes(scenario, order, best_s, machines, placing, progress)
     if not meshes:
         return PlacedScenario(why_none="; ".join(list(reasons)[:SHOWN_REASONS]) or "no plan fits", not_placed=reasons)
     found = Found()
@@ -221,7 +228,7 @@ def place_scenario(
         bound = found.bound(PLACED_PLANS, "step_time")
         part = search_block(scenario, mesh.row, mesh.row + 1, keep=PLACED_PLANS, bound=bound, placed=rates)
         found.add(part, keep=PLACED_PLANS, key="step_time")
-    rank = ranks_of(scenario, leaders)
+    rank = ranks_of(scenario, searched.leaders)
     at = {mesh.row: mesh for mesh in meshes}
     on_paper = [index for index in rank if index // plans_per_mesh(scenario) in at]
     chosen = np.union1d(found.leaders.index, np.array(on_paper, dtype=np.int64))
@@ -240,26 +247,48 @@ def plans_per_mesh(scenario: Scenario) -> int:
     return scenario.n_plans // scenario.shape[0]
 
 
-def best_of_meshes(scenario: Scenario, result: Result, leaders: Leaders) -> Array:
-    """Step time of the best plan of every mesh, of those that the search kept and that fit; infinite without any."""
+def best_of_meshes(scenario: Scenario, result: Result, searched: Found) -> Array:
+    """Step time of the best plan of every mesh; infinite where none fits.
+
+    Where the result does not hold all plans that fit, the leaders still hold the best plan of each of their meshes,
+    and the other meshes are searched again: one of them may lose least by being placed.
+    """
     per_mesh, capacity = plans_per_mesh(scenario), scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom)
     best = np.full(scenario.shape[0], np.inf)
+    leaders = searched.leaders
     np.minimum.at(best, leaders.index // per_mesh, leaders.step_time_s)
+    kept, n_kept = best.copy(), 0
     for batch in result.batches(scenario.name, columns=["plan_index", "step_time_s", "memory_bytes"]):
         index, step_s, memory = (batch.column(position).to_numpy() for position in range(3))
         fits = memory <= capacity
-        np.minimum.at(best, index[fits] // per_mesh, step_s[fits])
+        n_kept += int(np.count_nonzero(fits))
+        np.minimum.at(kept, index[fits] // per_mesh, step_s[fits])
+    if max(n_kept, len(leaders.index)) >= searched.n_fit:
+        return kept
+    for row in np.flatnonzero(np.isinf(best)):
+        best[row] = search_block(scenario, int(row), int(row) + 1, keep=1).fastest
     return best
 
 
 def _placed_meshes(
-    scenario: Scenario, order: Sequence[int], machines: Machines, placing: Placing, progress: Progress | None
+    scenario: Scenario,
+    order: Sequence[int],
+    best_s: Array,
+    machines: Machines,
+    placing: Placing,
+    progress: Progress | None,
 ) -> tuple[list[PlacedMesh], dict[str, int]]:
-    """The first meshes of ``order`` that can be placed; and why others cannot."""
-    known: dict[tuple[int, ...], tuple[int, Placement] | str] = {}
+    """The first meshes of ``order`` that can be placed; and why others cannot.
+
+    By hops, which rings alone decide; a mesh whose best plan, taking ``best_s`` on paper, could still be the fastest of
+    all is placed by time too, and sits where that plan is faster.
+    """
+    known: dict[tuple[int, ...], Placement | str] = {}
+    numbers: dict[tuple[tuple[str, ...], ...], int] = {}
     meshes: list[PlacedMesh] = []
     reasons: Counter[str] = Counter()
-    wanted = min(placing.meshes, len(order))
+    wanted, fastest_s = min(placing.meshes, len(order)), np.inf
+    by_time = _all_rates_known(machines.fabric)
     for row in order:
         if len(meshes) == wanted:
             break
@@ -272,19 +301,51 @@ def _placed_meshes(
             continue
         alike = (job.n_rings, job.ring_nodes, job.tp_nodes)
         if alike not in known:
-            n_found = sum(not isinstance(found, str) for found in known.values())
             try:
-                known[alike] = n_found, place(machines.fabric, job, time_limit_s=placing.time_limit_s)
+                known[alike] = place(machines.fabric, job, time_limit_s=placing.time_limit_s)
             except NoPlacementError as error:
                 known[alike] = str(error)
         found = known[alike]
         if isinstance(found, str):
             reasons[found] += 1
-        else:
-            meshes.append(PlacedMesh(row, found[0], replace(found[1], job=job), machines))
+            continue
+        mesh = PlacedMesh(row, 0, replace(found, job=job), machines)
+        if by_time and best_s[row] < fastest_s:
+            mesh, placed_s = _faster(scenario, mesh, float(best_s[row]), placing.time_limit_s)
+            fastest_s = min(fastest_s, placed_s)
+        number = numbers.setdefault(mesh.placement.rings, len(numbers))
+        meshes.append(replace(mesh, number=number))
     if progress:
         progress(wanted, wanted, "placing")
     return meshes, dict(reasons.most_common())
+
+
+def _all_rates_known(fabric: Fabric) -> bool:
+    return all(fabric.rate_bytes_per_s_per_node(tier) for tier in range(fabric.n_tiers))
+
+
+def _faster(scenario: Scenario, mesh: PlacedMesh, paper_s: float, time_limit_s: float) -> tuple[PlacedMesh, float]:
+    """The mesh where its best plan is faster, of where it is and of where its traffic takes least time; and that time.
+
+    The time that links take is no step time (what is hidden behind compute counts in full, and a ring that shares an
+    uplink is not told from one that has it alone), so the estimate decides.
+    """
+    plan = search_block(scenario, mesh.row, mesh.row + 1, keep=1).leaders.index
+    here_s = _placed_s(scenario, mesh, plan)
+    if here_s <= paper_s * (1.0 + NO_LOSS):
+        return mesh, here_s
+    sent = node_traffic(estimate_rows(scenario, plan[0]))
+    traffic = Traffic(dp_bytes=sent.dp_bytes, cp_bytes=sent.cp_bytes, ep_bytes=sent.ep_bytes, pp_bytes=sent.pp_bytes)
+    job = mesh.placement.job
+    found = place(mesh.machines.fabric, job, objective="seconds", traffic=traffic, time_limit_s=time_limit_s)
+    other = replace(mesh, placement=found)
+    there_s = _placed_s(scenario, other, plan)
+    return (other, there_s) if there_s < here_s * (1.0 - NO_LOSS) else (mesh, here_s)
+
+
+def _placed_s(scenario: Scenario, mesh: PlacedMesh, plan: Index) -> float:
+    """Step time of a plan of a placed mesh."""
+    return float(estimate_rows(scenario, plan, mesh.rates(scenario, scenario.rows(plan))).step_time_s[0])
 
 
 def _job_of(scenario: Scenario, row: int) -> JobShape:
@@ -373,6 +434,7 @@ def placed_summary(
     usable = placing.fabric.candidates()
     rows = [_placed_row(scenario, found, row, breakdown) for row in found.plans[:top]]
     first = next((row for row in found.plans if row["rank"] == 1), None)
+    best = found.mesh_of(scenario, rows[0]["plan_index"]) if rows else None
     return {
         "topology": placing.topology,
         "n_nodes": len(placing.fabric.nodes),
@@ -388,7 +450,8 @@ def placed_summary(
         "best": rows,
         "first_on_paper": None if first is None else _placed_row(scenario, found, first, breakdown),
         "breakdown": None if not rows else breakdown(_estimate(scenario, found, rows[0]["plan_index"])),
-        "rings": [list(ring) for ring in found.mesh_of(scenario, rows[0]["plan_index"]).rings] if rows else [],
+        "rings": [list(ring) for ring in best.rings] if best else [],
+        "machines_per_node": len(best.rings[0]) // best.placement.job.ring_nodes if best else 1,
     }
 
 

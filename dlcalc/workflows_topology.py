@@ -27,17 +27,19 @@ from dlcalc.report.topology_facts import (
 )
 from dlcalc.report.topology_page import DrawnRing, topology_page
 from dlcalc.search.run import Run
-from dlcalc.topology.assign import KeepTogether, best_on, place
+from dlcalc.topology.assign import KeepTogether, best_on, place, roots_of
 from dlcalc.topology.crossing import placed_rates
 from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.job import JobShape, Objective, Placement
 from dlcalc.topology.rings import GroupHops, group_hops, tour_hops
-from dlcalc.topology.seconds import Traffic
+from dlcalc.topology.seconds import Traffic, whole_nodes
 from dlcalc.topology.sources.read import exclusions, read_fabric, save_fabric
 from dlcalc.utils.jsontext import to_json
 from dlcalc.workflows_run import open_run
 
 USUAL_NODE_DEVICES = 8
+NO_LOSS = 1e-3
+"""Of a step: less is not worth another placement."""
 OBJECTIVES: Mapping[str, Objective] = {"hops": "hops", "worst-ring": "worst_ring", "seconds": "seconds"}
 LAUNCH_FILES = {
     "json": "placement.json",
@@ -92,6 +94,8 @@ def assign_nodes(
     )
     why = _why_no_seconds(run, placement, fabric) if run else ""
     before, placed = (_estimate(run, None, fabric), _estimate(run, placement, fabric)) if run else (None, None)
+    if run and before and placed and placed.step_time_s > before.step_time_s * (1.0 + NO_LOSS):
+        why = _other_objective(run, fabric, placement, float(placed.step_time_s), keep_together, time_limit / 4)
     return Assignment(
         fabric=fabric,
         placement=placement,
@@ -100,7 +104,33 @@ def assign_nodes(
         plan=run.name if run else None,
         step_time_s=float(placed.step_time_s) if placed else None,
         unplaced_step_time_s=float(before.step_time_s) if before and placed else None,
-        remarks=(why,) if why else (),
+        remarks=tuple(remark for remark in (why, _apart(fabric, placement)) if remark),
+    )
+
+
+def _apart(fabric: Fabric, placement: Placement) -> str:
+    roots = roots_of(fabric, placement)
+    if len(roots) < 2:
+        return ""
+    return f"pipeline stages sit below switches that nothing known joins: {_some(roots)}"
+
+
+def _other_objective(
+    run: Run, fabric: Fabric, placement: Placement, step_s: float, keep_together: KeepTogether, time_limit_s: float
+) -> str:
+    """Whether the plan is faster where another objective puts it: neither hops nor time on the links is a step."""
+    other: Objective = "hops" if placement.objective == "seconds" else "seconds"
+    if other == "seconds" and not all(fabric.rate_bytes_per_s_per_node(tier) for tier in range(fabric.n_tiers)):
+        return ""
+    job = placement.job
+    traffic = _traffic(run, job) if other == "seconds" else None
+    found = place(fabric, job, objective=other, keep_together=keep_together, traffic=traffic, time_limit_s=time_limit_s)
+    there = _estimate(run, found, fabric)
+    if there is None or there.step_time_s >= step_s * (1.0 - NO_LOSS):
+        return ""
+    there_s = float(there.step_time_s)
+    return (
+        f"--objective {other} places it where a step takes {there_s:.4g} s, {100 * (1.0 - there_s / step_s):.1f} % less"
     )
 
 
@@ -165,9 +195,16 @@ def evaluate_job(
     remarks = _check_members(members, job)
     order = [node.name for node in members]
     actual = _as_placed(fabric, order, job)
-    own = best_on(fabric, order, job, time_limit_s=time_limit, say=say)
+    shape = job
+    if _tears_domains(fabric, order, job):
+        shape = replace(job, tp=1, cp=1, dp=job.stage_devices)  # the same rings, free to do so too
+        remarks = (
+            *remarks,
+            "tensor-parallel groups span nodes that share no known NVLink domain; so may the best ones",
+        )
+    own = replace(best_on(fabric, order, shape, time_limit_s=time_limit, say=say), job=job)
     freed = _freed(fabric, set(order))
-    free = place(freed, job, time_limit_s=time_limit, say=say)
+    free = replace(place(freed, shape, time_limit_s=time_limit, say=say), job=job)
     hops = {
         name: group_hops(fabric, job, placement.node_order)
         for name, placement in (("actual", actual), ("own", own), ("free", free))
@@ -205,6 +242,15 @@ def _as_placed(fabric: Fabric, order: Sequence[str], job: JobShape) -> Placement
     rings = tuple(tuple(order[at : at + size]) for at in range(0, len(order), size))
     hops = float(sum(tour_hops(fabric, ring) for ring in rings))
     return Placement(job, rings, "hops", hops, None, hops, 0.0, proved_optimal=False, method="as it runs")
+
+
+def _tears_domains(fabric: Fabric, order: Sequence[str], job: JobShape) -> bool:
+    """Whether a tensor-parallel group of a running job spans nodes of several NVLink domains, or of none known."""
+    if job.tp_nodes == 1:
+        return False
+    size = whole_nodes(job.tp, job)
+    domains = [fabric.by_name[name].domain or f" {name}" for name in order]
+    return any(len(set(domains[at : at + size])) > 1 for at in range(0, len(domains), size))
 
 
 def _freed(fabric: Fabric, names: Collection[str]) -> Fabric:

@@ -79,7 +79,7 @@ def placed_headline(placed: PlacedSummary) -> str:
 
 
 def _rank_words(row: PlacedRow) -> str:
-    return "not among the best 1,000" if row["rank"] is None else f"#{row['rank']}"
+    return "not among the best kept" if row["rank"] is None else f"#{row['rank']}"
 
 
 def _columns(rows: Sequence[PlacedRow], own: Sequence[str]) -> list[Column]:
@@ -102,10 +102,10 @@ def _or_dash(rank: int | None) -> str:
 
 
 def _bound(row: PlacedRow) -> str:
-    """What no placement is below; ``=`` where the placement reaches it."""
-    if row["proved_optimal"]:
-        return "="
-    return "-" if row["lower_bound_hops"] is None else _hops(row["lower_bound_hops"])
+    """What no placement is below; ``=`` where the placement reaches it, ``-`` where it is placed by time."""
+    if row["lower_bound_hops"] is None:
+        return "-"
+    return "=" if row["proved_optimal"] else _hops(row["lower_bound_hops"])
 
 
 def _hops(bound: float) -> str:
@@ -156,15 +156,17 @@ def _nodes(placed: PlacedSummary) -> str:
     rings = placed["rings"]
     first = ", ".join(rings[0][:_NODES_SHOWN]) + (", ..." if len(rings[0]) > _NODES_SHOWN else "")
     row = placed["best"][0]
-    if row["proved_optimal"]:
+    if row["lower_bound_hops"] is None:
+        bound = "placed by time on the links; by hops alone this plan would be slower"
+    elif row["proved_optimal"]:
         bound = "proved optimal"
-    elif row["lower_bound_hops"] is None:
-        bound = "no bound known"
     else:
         bound = f"no placement has fewer than {_hops(row['lower_bound_hops'])}"
+    n_machines, per_node = len(rings[0]), placed["machines_per_node"]
+    ring = _number(n_machines // per_node, "node") + (f" ({units.count(n_machines)} machines)" if per_node > 1 else "")
     takes = "takes" if len(rings) == 1 else "take"
     return (
-        f"Its {_number(len(rings), 'ring')} of {_number(len(rings[0]), 'node')} {takes} {units.count(row['hops'])} "
+        f"Its {_number(len(rings), 'ring')} of {ring} {takes} {units.count(row['hops'])} "
         f"hops ({bound}); the first: {first}."
     )
 

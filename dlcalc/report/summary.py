@@ -122,7 +122,7 @@ class PlacedSummary(TypedDict):
     """Meshes that cannot be placed, by reason."""
     n_faster_on_paper: int
     """Meshes that were not tried and have a plan that is faster without placement than the best one is with it. Placing
-    makes no plan faster, so with none the best plan is the best of all meshes that plans were kept of."""
+    makes no plan faster, so with none the best plan is the best of all meshes."""
     order_changed: bool
     """Whether ``best`` would be others, or in another order, by the ranks that the placed plans have without it."""
     best: list[PlacedRow]
@@ -132,6 +132,9 @@ class PlacedSummary(TypedDict):
     """Of the best plan as placed."""
     rings: list[list[str]]
     """The nodes of the best plan: per ring, in ring order."""
+    machines_per_node: int
+    """Of these that are one node of the hardware: more than one where a part of an NVLink domain is. Hops are between
+    nodes of the hardware."""
 
 
 class ScenarioSummary(TypedDict):

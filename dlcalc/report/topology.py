@@ -220,7 +220,11 @@ def _step_grid(found: Evaluation) -> Grid:
     step = found.step
     assert step is not None
     rows = tuple(
-        (name, units.duration(time_s, 4), f"{100 * (time_s / step.actual_s - 1):+.2f} %" if time_s else "")
+        (
+            name,
+            units.duration(time_s, 4),
+            f"{round(100 * (time_s / step.actual_s - 1), 2) + 0.0:+.2f} %" if time_s else "",
+        )
         for name, time_s in (
             ("as placed", step.actual_s),
             ("best on its own nodes", step.best_on_own_s),

@@ -50,7 +50,13 @@ def _field(name: str, kind: pa.DataType, unit: str, meaning: str, *, nullable: b
 
 
 PLACED_FIELDS = (
-    _field("rank", pa.int32(), "1", "position without placement; null beyond the thousand best", nullable=True),
+    _field(
+        "rank",
+        pa.int32(),
+        "1",
+        "position without placement; null beyond the thousand best, or those that `--keep N` keeps",
+        nullable=True,
+    ),
     _field("placed_rank", pa.int32(), "1", "position as placed, 1 is the fastest"),
     _field("placement", pa.int32(), "1", "which placement of the scenario"),
     _field("placed_step_time_s", pa.float64(), "s", "time of one optimizer step as placed"),
@@ -81,7 +87,7 @@ PLACEMENTS_SCHEMA = pa.schema(
         _field("ring_nodes", pa.int32(), "node", "nodes of a ring"),
         _field("node_devices", pa.int32(), "device", "devices of a node"),
         _field("objective", pa.string(), "1", "what was made small"),
-        _field("cost_hops", pa.float64(), "hop", "closed tours of all rings"),
+        _field("cost_hops", pa.float64(), "hop", "closed tours of all rings, between nodes of the hardware"),
         _field("lower_bound_hops", pa.float64(), "hop", "no placement has fewer; null where hops were not asked for",
                nullable=True),
         _field("proved_optimal", pa.bool_(), "1", "nothing better exists on the nodes that were free"),

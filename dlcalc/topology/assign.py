@@ -8,6 +8,8 @@ not timed, so the same input gives the same output; the clock only ends a search
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,6 +42,8 @@ from dlcalc.topology.stages import Rings, ordered
 KeepTogether = Literal["none", "domain", "switch"]
 MOST_NAMES = 8
 """Nodes that an error names; of the rest only the number."""
+MOST_REASONS = 3
+"""Why nodes may not be used, most frequent first."""
 
 
 def place(
@@ -102,7 +106,47 @@ def _placed(
         if traffic is None:
             raise TopologyError("to place by seconds, say the traffic of a step")
         return _by_seconds(fabric, nodes, job, traffic, rules, budget, say)
-    return _by_hops(fabric, nodes, job, forest, budget, say, worst=objective == "worst_ring")
+    found = _by_hops(fabric, nodes, job, forest, budget, say, worst=objective == "worst_ring")
+    return _connected(fabric, nodes, found, rules, budget, say)
+
+
+def _connected(
+    fabric: Fabric,
+    nodes: Sequence[FabricNode],
+    found: Placement,
+    rules: Sequence[Together],
+    budget: Budget,
+    say: Callable[[str], None],
+) -> Placement:
+    """``found``, or the best below one root if stages sit below several and one has room for the whole job.
+
+    Rings of several roots may be short, but their stages have no known way to each other. The bound stays that of all.
+    """
+    job = found.job
+    if len(roots_of(fabric, found)) < 2:
+        return found
+    below: dict[str, list[FabricNode]] = {}
+    for node in nodes:
+        below.setdefault(fabric.chains[node.name][-1], []).append(node)
+    forests = [(held, forest_of(fabric, held, rules)) for held in below.values()]
+    roomy = [(held, forest) for held, forest in forests if forest.n_rings(job.ring_nodes) >= job.n_rings]
+    worst = found.objective == "worst_ring"
+    each_s = budget.limit_s / max(len(roomy), 1)
+    near = [_by_hops(fabric, held, job, forest, Budget(each_s), say, worst=worst) for held, forest in roomy]
+    if not near:
+        return found
+    best = min(near, key=lambda placement: placement.cost)
+    return replace(
+        best,
+        lower_bound_hops=found.lower_bound_hops,
+        lower_bound=found.lower_bound,
+        proved_optimal=best.cost <= found.lower_bound,
+    )
+
+
+def roots_of(fabric: Fabric, placement: Placement) -> tuple[str, ...]:
+    """Switches with none above them that the nodes of a placement are below."""
+    return tuple(dict.fromkeys(fabric.chains[name][-1] for name in placement.node_order))
 
 
 def _by_hops(
@@ -115,28 +159,47 @@ def _by_hops(
     *,
     worst: bool,
 ) -> Placement:
-    least_edges = 0
+    least_edges, forests = 0, [forest]
     if not forest.exact:  # its edges are not the fabric's: the bound is that of a job that may tear domains apart
         torn = forest_of(fabric, nodes, [rule for rule in forest.rules if rule.scope != "domain"])
-        least_edges = solved(torn, job, Budget(budget.limit_s / 2), worst=worst, say=say).least_edges
-        budget = Budget(budget.limit_s / 2)
-    found = solved(forest, job, budget, worst=worst, say=say)
-    least_edges = found.least_edges if forest.exact else least_edges
-    placed = ordered(fabric, named_rings(fabric, forest, found.rings), unit_nodes(job))
-    each = [tour_hops(fabric, ring) for ring in placed]
-    cost = float(max(each) if worst else sum(each))
+        forests += _under_switches(fabric, nodes, forest, job)
+        budget = Budget(budget.limit_s / (1 + len(forests)))
+        least_edges = solved(torn, job, Budget(budget.limit_s), worst=worst, say=say).least_edges
+    answers = [(one, solved(one, job, Budget(budget.limit_s), worst=worst, say=say)) for one in forests]
+    least_edges = answers[0][1].least_edges if forest.exact else least_edges
+    tours = [
+        (ordered(fabric, named_rings(fabric, one, found.rings), unit_nodes(job)), found.method)
+        for one, found in answers
+    ]
+    placed, method = min(tours, key=lambda tour: _cost(fabric, tour[0], worst=worst))
+    cost = float(_cost(fabric, placed, worst=worst))
     least = _hops(job, least_edges, n_rings=1 if worst else job.n_rings)
     return Placement(
         job=job,
         rings=placed,
         objective="worst_ring" if worst else "hops",
-        cost_hops=float(sum(each)),
+        cost_hops=float(_cost(fabric, placed, worst=False)),
         lower_bound_hops=None if worst else least,
         cost=cost,
         lower_bound=least,
         proved_optimal=cost <= least,
-        method=found.method,
+        method=method,
     )
+
+
+def _under_switches(fabric: Fabric, nodes: Sequence[FabricNode], forest: Forest, job: JobShape) -> list[Forest]:
+    """The forest whose groups that stay in a domain stay under one closest switch too, if the job fits so.
+
+    Its edges are the fabric's, so where domains hang from several switches it knows which of their nodes are near.
+    """
+    sizes = [rule.nodes for rule in forest.rules if rule.scope == "domain"]
+    found = forest_of(fabric, nodes, [*forest.rules, Together(math.lcm(*sizes), "switch")])
+    return [found] if found.n_rings(job.ring_nodes) >= job.n_rings else []
+
+
+def _cost(fabric: Fabric, rings: Rings, *, worst: bool) -> int:
+    each = [tour_hops(fabric, ring) for ring in rings]
+    return max(each) if worst else sum(each)
 
 
 def _by_seconds(
@@ -309,6 +372,8 @@ def _why_not(
     else:
         free = [node for node in fabric.nodes if node.state == "free"]
         said = [f"{len(free):,} of {len(fabric.nodes):,} are free"]
+        reasons = Counter(node.why_unusable or "unusable" for node in fabric.nodes if node.state == "unusable")
+        said += [f"{count:,} may not be used ({reason})" for reason, count in reasons.most_common(MOST_REASONS)]
         without = [node.name for node in fabric.without_data()]
         small = [node.name for node in free if node.n_devices < job.node_devices]
         if small:
@@ -323,7 +388,11 @@ def _why_not(
         said.append(f"the largest connected group has {max(connected.values(), default=0):,}")
     if len(nodes) >= job.n_nodes:
         for rule in (rule for rule in forest.rules if rule.nodes > 1):
-            said.append(f"every {rule.nodes} consecutive nodes must share one {rule.scope}")
+            unnamed = rule.scope == "domain" and not any(node.domain for node in nodes)
+            said.append(
+                f"every {rule.nodes} consecutive nodes must share one {rule.scope}"
+                + (", and no NVLink domain larger than a node is named" if unnamed else "")
+            )
         said.append(f"{forest.n_rings(job.ring_nodes):,} of the {job.n_rings:,} rings fit")
     return f"{needs}; " + ", ".join(said)
 

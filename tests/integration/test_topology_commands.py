@@ -163,6 +163,21 @@ def test_time_on_the_links_is_that_of_the_plan():
     )
 
 
+def test_a_plan_that_would_be_faster_by_another_objective_is_told(tmp_path):
+    """Four racks of 4 free nodes for four stages, and a fifth in a pod of its own, which equal hops do not rule out."""
+    pods = [f"{{switch: pod{pod}, switches: [{{switch: r{pod}, nodes: 'r{pod}n[0-3]'}}]}}" for pod in range(3)]
+    near = ", ".join(f"{{switch: s{rack}, nodes: 's{rack}n[0-3]'}}" for rack in range(4))
+    tree = f"[{{switch: core, switches: [{', '.join(pods)}, {{switch: near, switches: [{near}]}}]}}]"
+    (tmp_path / "f.yaml").write_text(f"tier_gbit_per_s_per_node: [3200, 3200, 200]\nswitches: {tree}\n")
+    by_hops = assigned("--plan", MIXTRAL, "--topology", tmp_path / "f.yaml")
+    by_time = assigned("--plan", MIXTRAL, "--topology", tmp_path / "f.yaml", "--objective", "seconds")
+    assert by_hops["cost_hops"] == by_time["cost_hops"] == 32
+    assert by_time["step_time_s"] < 0.99 * by_hops["step_time_s"]
+    (said,) = by_hops["remarks"]
+    assert said.startswith(f"--objective seconds places it where a step takes {by_time['step_time_s']:.4g} s")
+    assert by_time["remarks"] == []
+
+
 def test_seconds_need_rates(tmp_path):
     (tmp_path / "f.yaml").write_text(re.sub(r"tier_gbit.*\n", "", LARGE.read_text()))
     said = refused("topoassign", "--plan", MIXTRAL, "--topology", tmp_path / "f.yaml", "--objective", "seconds")
@@ -278,6 +293,55 @@ def test_too_few_free_nodes_are_told_with_their_number():
     assert "104 of 256 are free" in said
 
 
+def test_nodes_that_are_no_candidates_are_counted_by_reason_where_a_job_does_not_fit(tmp_path):
+    """A fabric saved with another zone's filter: its nodes are there, and none of them is free."""
+    (tmp_path / "f.yaml").write_text(
+        "switches:\n- {switch: a, nodes: [{name: n1, zone: za}, {name: n2, zone: za}, {name: n3, zone: zb}]}\n"
+    )
+    answer(
+        "topoviz", "--topology", tmp_path / "f.yaml", "-a", "za", "--save", tmp_path / "za.yaml", "-o", tmp_path / "g"
+    )
+    job = ("-t", 8, "-p", 1, "-d", 3, "--topology", tmp_path / "za.yaml")
+    said = refused("topoassign", *job, "-a", "zb", code=3)
+    assert "0 of 3 are free, 2 may not be used (zone za, not zb), 1 may not be used (zone zb, not za)" in said
+
+
+def test_a_fabric_without_nvlink_domains_says_so_to_a_tensor_parallel_group_larger_than_a_node():
+    said = refused("topoassign", "-t", 16, "-p", 1, "-d", 1, "--topology", SMALL, code=3)
+    assert "every 2 consecutive nodes must share one domain, and no NVLink domain larger than a node is named" in said
+
+
+ROOTS = """
+switches:
+- {switch: a, nodes: 'a[0-3]'}
+- {switch: b, nodes: 'b[0-3]'}
+- {switch: c, switches: [{switch: c1, nodes: 'c[0-3]'}, {switch: c2, nodes: 'd[0-3]'}]}
+"""
+
+
+@pytest.mark.parametrize("objective", ["hops", "worst-ring"])
+def test_all_stages_sit_below_one_root_where_it_has_room(tmp_path, objective):
+    """Rings of 4 cost 8 hops below any switch; only c can hold both, and nothing joins it to a or b."""
+    (tmp_path / "f.yaml").write_text(ROOTS)
+    found = assigned("-t", 8, "-p", 2, "-d", 4, "--topology", tmp_path / "f.yaml", "--objective", objective)
+    assert {name[0] for ring in found["rings"] for name in ring} == {"c", "d"}
+    assert found["proved_optimal"]
+    assert found["remarks"] == []
+
+
+def test_stages_below_roots_that_nothing_joins_are_told(tmp_path):
+    (tmp_path / "f.yaml").write_text(ROOTS)
+    found = assigned("-t", 8, "-p", 3, "-d", 4, "--topology", tmp_path / "f.yaml")
+    assert found["remarks"] == ["pipeline stages sit below switches that nothing known joins: a, b, c"]
+
+
+def test_two_formats_at_once_are_refused():
+    done = run("topoassign", "-t", 8, "-p", 1, "-d", 2, "--topology", SMALL, "--json", "--format", "slurm")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "give --json or --format slurm, not both" in done.stderr
+
+
 def test_nodes_without_topology_data_are_named_and_never_used(tmp_path):
     (tmp_path / "f.yaml").write_text("switches: [{switch: leaf, nodes: 'n[0-3]'}]\nnodes: [lost-1, lost-2]\n")
     found = assigned("-t", 8, "-p", 1, "-d", 4, "--topology", tmp_path / "f.yaml")
@@ -329,6 +393,16 @@ def test_a_plan_says_what_the_placement_costs():
     assert step["best_on_free_s"] < step["best_on_own_s"] < step["actual_s"]
     text = answer("topoeval", "llama-8b", "--plan", FSDP, "--topology", SMALL)
     assert "best on the free cluster" in text
+
+
+def test_a_running_job_is_measured_though_its_tensor_parallel_groups_share_no_known_domain():
+    """It runs, so it is not told that it does not fit; llama-8b sits on 8 nodes of 8 devices."""
+    measured = json.loads(answer("topoeval", "llama", "-t", 16, "-p", 1, "-d", 4, "--topology", SMALL, "--json"))
+    within = json.loads(answer("topoeval", "llama", "-t", 8, "-p", 1, "-d", 8, "--topology", SMALL, "--json"))
+    assert measured["groups"]["tp"]["total_hops"] > 0
+    for name in ("cost_hops", "rings", "best_on_own", "best_on_free"):
+        assert measured[name] == within[name]
+    assert any("share no known NVLink domain" in remark for remark in measured["remarks"])
 
 
 def test_groups_of_every_kind_are_listed():

@@ -200,6 +200,7 @@ def test_every_page_is_read_and_turned_round(instances):
     assert {node.name: node.switches for node in fabric.nodes} == two_tops
     assert fabric.remarks == (
         "EC2 says no network nodes of 1 instances (m5.large): stopped, or a type not covered",
+        "EC2 knows no jobs: every running instance is taken as free",
         "zone us-east-1a has 2 top switches; how far apart is not told",
     )
     node = next(node for node in fabric.nodes if node.switches)
@@ -455,4 +456,7 @@ def test_mistakes_in_a_saved_answer(tmp_path, data, told):
 
 def test_an_answer_that_is_not_whole_is_said(tmp_path):
     fabric = read_fabric(saved(tmp_path, {"Instances": [ONE], "NextToken": "x"}))
-    assert fabric.remarks == ("the answer ends in NextToken: there is more that the file does not hold",)
+    assert fabric.remarks == (
+        "the answer ends in NextToken: there is more that the file does not hold",
+        "EC2 knows no jobs: every running instance is taken as free",
+    )

@@ -273,3 +273,23 @@ def test_a_progress_listener_is_told():
     said: list[str] = []
     place(fragmented(1024), job_of(4, 124), time_limit_s=1.0, say=said.append)
     assert any("at least" in text for text in said)
+
+
+def test_domains_that_hang_from_two_rails_lend_a_ring_the_nodes_of_one():
+    """Four racks of 18 machines, even ones on one switch and odd ones on the other: a ring of 16 fits under either.
+
+    A pair that shares an NVLink domain may share the switch as well, so each ring costs 2 x 16 hops, as if there were
+    no domains.
+    """
+    nodes = [
+        FabricNode(f"r{rack}m{machine:02}", (f"rail{machine % 2}", "spine"), domain=f"rack{rack}", n_devices=4)
+        for rack in range(4)
+        for machine in range(18)
+    ]
+    found = place(Fabric(tuple(nodes)), JobShape(tp=8, pp=2, dp=8, node_devices=4))
+    assert found.cost_hops == 64
+    assert found.proved_optimal
+    by_name = {node.name: node for node in nodes}
+    for ring in found.rings:
+        assert len({by_name[name].switches[0] for name in ring}) == 1
+        assert all(by_name[a].domain == by_name[b].domain for a, b in zip(ring[::2], ring[1::2], strict=True))

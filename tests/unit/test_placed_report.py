@@ -36,6 +36,7 @@ def placed(**changes):
         "n_meshes": 12, "n_placements": 3, "not_placed": {},
         "n_faster_on_paper": 0, "order_changed": False, "best": [row(1, 1), row(2, 2)],
         "first_on_paper": row(1, 1), "breakdown": None, "rings": [["a", "b", "c", "d", "e", "f", "g", "h"]] * 4,
+        "machines_per_node": 1,
     }  # fmt: skip
     return found | changes
 
@@ -58,6 +59,11 @@ def test_an_order_that_stays():
         "Its 4 rings of 8 nodes take 158 hops (no placement has fewer than 152); the first: a, b, c, d, e, f, ..."
         in said
     )
+
+
+def test_hops_are_between_parts_of_nvlink_domains_that_are_nodes():
+    """A ring of 8 machines takes 16 hops at least, one of 2 racks does not."""
+    assert "Its 4 rings of 2 nodes (8 machines) take 158 hops" in text(placed(machines_per_node=4))
 
 
 def test_another_best_plan():

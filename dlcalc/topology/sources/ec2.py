@@ -80,6 +80,9 @@ def is_reservation_topology(data: object) -> bool:
     return isinstance(data, dict) and "CapacityReservations" in data
 
 
+NO_JOBS = "EC2 knows no jobs: every running instance is taken as free"
+
+
 def fabric_of_instances(document: Document, *, region: str = "", node_devices: int | None = None) -> Fabric:
     """The fabric in an answer of DescribeInstanceTopology, with that of DescribeInstances (Reservations) beside it."""
     data = document.mapping(document.data, ())
@@ -108,7 +111,7 @@ def fabric_of_instances(document: Document, *, region: str = "", node_devices: i
         )
     _check_once(document, [node.name for node in nodes], "Instances", "InstanceId")
     _check_one_account(document, [details[node.name].account for node in nodes if node.name in details])
-    remarks = [*_unpaged(data), *_not_covered(nodes)]
+    remarks = [*_unpaged(data), *_not_covered(nodes), NO_JOBS]
     return joined_by_zone(Fabric(tuple(nodes), source=str(document.source), remarks=tuple(remarks)))
 
 
