@@ -30,7 +30,7 @@ def slowest_device_factor(n_devices: Numeric, *, spread: float = DEVICE_SPREAD) 
     Ignores: faulty devices (a health check removes them), and that memory and links differ less.
     Source: [sinha2022] sections 4 and 5; [derived] E max = int (1 - F^n) over z > 0, less int F^n over z < 0.
     """
-    n = np.asarray(n_devices, dtype=np.float64)[..., None]
-    largest_below = _BELOW**n
+    counts, where = np.unique(np.asarray(n_devices, dtype=np.float64), return_inverse=True)  # one, in most batches
+    largest_below = _BELOW ** counts[:, None]
     expected = np.sum(np.where(_Z > 0.0, 1.0 - largest_below, -largest_below), axis=-1) * _STEP
-    return np.asarray(1.0 + spread * expected)
+    return np.asarray(1.0 + spread * expected[where].reshape(np.shape(n_devices)))
