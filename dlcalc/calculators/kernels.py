@@ -20,6 +20,9 @@ Numeric = float | NDArray[np.float64]
 SETTLING_S = 2.5e-3
 """Busy time after which half of what power costs is lost."""
 
+ROUNDING = 1e-9
+"""More than a count of waves is off by its arithmetic, less than any fraction of a wave."""
+
 L2_BYTES = 50e6
 """A typical last-level cache, where the hardware file names none."""
 
@@ -77,7 +80,7 @@ def matmul_time_s(
     for rows, columns in rates.tiles:
         flops = 2.0 * rows * columns / _tile_fraction(rows, columns, rates)
         waves = np.ceil(m * (1.0 / rows)) * np.ceil(n * (1.0 / columns)) * (groups * (1.0 / n_sms))
-        whole = np.ceil(waves)
+        whole = np.ceil(waves - ROUNDING)  # 357 waves, computed as 357.00000000000006, are not 358
         waves = whole + rates.wave_softness * (np.maximum(waves, 1.0) - whole)
         busy_sms_s = np.minimum(busy_sms_s, waves * (flops / sm_flops_per_s))
     tiles_s = busy_sms_s * (k + rates.k_half)

@@ -143,6 +143,12 @@ def test_a_group_is_never_slower_than_its_members_in_turn(m, n, k, groups):
     assert together <= groups * matmul_time_s(m, n, k, **same) * (1 + 1e-12)
 
 
+def test_whole_waves_stay_whole():
+    """7 x 34 x 150 tiles on 100 SMs are 357 waves, though 35,700 x 0.01 comes out above it."""
+    one = matmul_time_s(8577.0, 19073.0, 204.0, rates=IDEAL, **DEVICE)
+    assert matmul_time_s(8577.0, 19073.0, 204.0, groups=7.0, rates=IDEAL, **DEVICE) == pytest.approx(7 * one, rel=1e-9)
+
+
 def test_arrays_broadcast_to_the_same_answers():
     m, n = np.array([[512.0], [4096.0]]), np.array([1000.0, 8192.0, 333.3])
     grid = matmul_time_s(m, n, 1024.0, rates=REAL, **DEVICE)
