@@ -102,7 +102,7 @@ def constants_to_fit() -> list[Constant]:
     for name in FRAMEWORKS:
         launch = 35.0 if name in OLD else 20.0
         found += [
-            Constant("framework", name, "host_launch_us", launch, 2.0, 80.0, 0.3, "host time per launch"),
+            Constant("framework", name, "host_launch_us", launch, 2.0, 80.0, 0.15, "host time per launch"),
             Constant("framework", name, "memory_pass_factor", 1.3, 1.0, 2.0, 0.3, "memory traffic over that counted"),
             Constant(
                 "framework", name, "micro_batch_overhead_us", 300.0, 10.0, 1000.0, 1.0, "host time per micro-batch"
