@@ -131,7 +131,7 @@ def test_the_files_say_what_the_summary_says():
     runs = planted_runs("runs.csv")
     found = answer(runs, "--hardware", "h100", "--framework", "megatron", "--out", "ours.yaml")
     assert found["framework_files"] == {"megatron": "ours.megatron.yaml"}
-    assert found["after"]["worst"] < 0.02
+    assert found["after"]["worst"] < 0.025  # of 20 % and more; the priors keep the rest
     assert found["before"]["median"] > 0.1
     machine, base = load_hardware("ours.yaml"), load_hardware("h100")
     assert (machine.name, machine.device, machine.node, machine.price) == ("ours", base.device, base.node, base.price)
