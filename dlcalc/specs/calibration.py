@@ -128,7 +128,7 @@ class CollectiveRates(Spec):
 
 
 TRAINING_FACTOR = 1.12
-"""What training steps of measured devices mostly show (1.06 to 1.21), for a device or precision that none was measured
+"""What training steps of measured devices mostly show (1.05 to 1.20), for a device or precision that none was measured
 on."""
 
 

@@ -1,0 +1,61 @@
+"""What a trainer's way of sending and laying out tensors costs: ratios that follow from counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlcalc.costmodel.estimate import estimate
+from dlcalc.costmodel.plans import Plans
+from dlcalc.hardware_registry import load_hardware
+from dlcalc.specs.framework_registry import load_framework
+from dlcalc.specs.model_registry import load_model
+from dlcalc.specs.recipe import Recipe
+
+MODEL, HARDWARE = load_model("gpt3-175b"), load_hardware("a100_80gb")
+
+
+def terms(profile, framework="megatron_legacy", **plan):
+    recipe = Recipe(seq_len=2048, global_batch=256, precision="bf16", framework=load_framework(framework, profile))
+    found = estimate(MODEL, HARDWARE, recipe, Plans.point(schedule="1f1b", **plan))
+    return {name.removesuffix("_s"): float(np.asarray(value)) for name, value in found.step.terms().items()}
+
+
+PIPELINE = {"tp": 8, "pp": 8, "dp": 2, "recompute": "full", "zero_stage": 0}
+
+
+def test_transfers_in_turn_take_twice_those_that_cross():
+    crossing = terms({"sends_and_receives_in_turn": False}, **PIPELINE)
+    in_turn = terms({"sends_and_receives_in_turn": True}, **PIPELINE)
+    assert in_turn["pp_comm"] == pytest.approx(2 * crossing["pp_comm"])
+    assert in_turn["matmul"] == crossing["matmul"]
+
+
+def test_scattered_sends_cross_the_fabric_once_and_are_gathered_inside_the_node():
+    """An eighth of the bytes over the NIC; the gather runs at the node's rate, some ten times the NIC's."""
+    whole = terms({"scatters_stage_sends": False}, **PIPELINE)["pp_comm"]
+    scattered = terms({"scatters_stage_sends": True}, **PIPELINE)["pp_comm"]
+    assert whole / 8 < scattered < whole / 2
+
+
+def test_sequence_parallel_ranks_have_scattered_already():
+    plan = {**PIPELINE, "sequence_parallel": True}
+    assert terms({"scatters_stage_sends": True}, **plan) == terms({"scatters_stage_sends": False}, **plan)
+
+
+@pytest.mark.parametrize(("micro_batch", "copies"), [(1, False), (2, True)])
+def test_one_sequence_lies_contiguously_whatever_is_outermost(micro_batch, copies):
+    plan = {"tp": 8, "pp": 8, "dp": 2, "micro_batch": micro_batch, "sequence_parallel": True}
+    batch, sequence = (
+        terms({"batch_outermost": outermost}, framework="megatron", **plan)["tp_comm"] for outermost in (True, False)
+    )
+    assert (batch > sequence) == copies
+    assert batch >= sequence
+
+
+def test_without_overlap_the_input_gradient_is_exchanged_in_the_open():
+    plan = {"tp": 8, "pp": 8, "dp": 2, "sequence_parallel": True}
+    hidden, exposed = (
+        terms({"overlaps_input_grad": on}, framework="megatron", **plan)["tp_comm"] for on in (True, False)
+    )
+    assert exposed > hidden
