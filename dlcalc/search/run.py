@@ -42,9 +42,8 @@ from dlcalc.specs.run import (
     PlanSection,
     RunSpec,
 )
-from dlcalc.specs.space import Cluster, RecipeSpec
+from dlcalc.specs.space import DEFAULT_FRAMEWORK, Cluster, RecipeSpec
 
-DEFAULT_FRAMEWORK = "megatron"
 MIB = 2.0**20
 Knob = float | str
 

@@ -9,6 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from dlcalc.specs.base import Spec
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import Precision
+from dlcalc.specs.target import Target
 
 MfuConvention = Literal["full_attention", "causal_attention", "six_n"]
 """full_attention: matmuls incl. LM head + 12 L s h-like attention, not halved (PaLM, Megatron); causal_attention: the
@@ -31,6 +32,8 @@ class Recipe(Spec):
     """Tokens of the whole run, for days and cost."""
     cuda_graphs: bool = False
     """Launches are replayed from a graph: no host launch floor."""
+    target: Target | None = None
+    """The trainer that a launch is to be written for; plans it cannot run are refused."""
 
     @property
     def tokens_per_step(self) -> float:

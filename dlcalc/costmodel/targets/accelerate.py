@@ -1,0 +1,24 @@
+"""What FSDP2 under Accelerate runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dlcalc.costmodel.constraints import Mask
+from dlcalc.costmodel.plans import Plans
+from dlcalc.costmodel.targets.rules import TargetRules, refused_by_rules
+from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recipe import Recipe
+
+RULES = TargetRules(
+    target="fsdp-accelerate",
+    schedules=("1f1b",),
+    recompute_modes=("none", "full"),
+    zero_stages=(2, 3),
+    precisions=("bf16", "fp16"),
+)
+
+
+def refused(model: ModelSpec, recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
+    """What it does not run."""
+    return refused_by_rules(RULES, model, recipe, plans)

@@ -1,0 +1,23 @@
+"""A job in the words of its scheduler: one function for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from dlcalc.launch.job import Emitted, Job
+from dlcalc.launch.schedulers import kubernetes, slurm, torchrun
+
+Scheduler = Literal["slurm", "trainjob", "jobset", "pytorchjob", "torchrun"]
+SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
+
+
+def scheduled(job: Job, emitted: Emitted, scheduler: Scheduler) -> Mapping[str, str]:
+    """Files that start the job, by name, beside those of the trainer."""
+    match scheduler:
+        case "slurm":
+            return slurm.files(job, emitted)
+        case "torchrun":
+            return torchrun.files(job, emitted)
+        case "trainjob" | "jobset" | "pytorchjob":
+            return kubernetes.files(job, emitted, kind=scheduler)
