@@ -2,14 +2,70 @@
 
 from __future__ import annotations
 
-from dlcalc.costmodel.plans import KNOBS
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from dlcalc.costmodel.estimate import OUT_OF_MEMORY
+from dlcalc.costmodel.plans import KNOBS, Plans, code_of
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
-from dlcalc.errors import DlcalcError
+from dlcalc.errors import DlcalcError, ResultError, TargetError
+from dlcalc.launch.bundle import bundle
 from dlcalc.launch.chunks import chunk_layers
+from dlcalc.launch.hosts import hosts_of_placement
 from dlcalc.launch.job import Job, PlanValues, Prediction
-from dlcalc.search.run import Run
+from dlcalc.launch.schedulers.write import Scheduler, start_command
+from dlcalc.launch.trainers.write import emitted
+from dlcalc.report.launch import LaunchFacts
+from dlcalc.report.plan_words import plan_words
+from dlcalc.results.reader import open_result
+from dlcalc.search.alternatives import Alternative, changed, fastest_plans, nearest_plan, scenario_of_run
+from dlcalc.search.run import ResultRow, Run, RunSource
+from dlcalc.search.space import Scenario
+from dlcalc.specs.space import KnobRanges
 from dlcalc.specs.target import Target
 from dlcalc.specs.uncertainty import load_uncertainty
+from dlcalc.utils import units
+from dlcalc.workflows_run import open_run
+
+MOST_PLANS = 50_000_000
+"""Of a study's own space that is searched for the nearest plan; of a larger one, what users vary."""
+
+
+def plan_launch(
+    path: Path,
+    *,
+    target: Target,
+    scheduler: Scheduler,
+    rank: int | None = None,
+    scenario: str | None = None,
+    nearest: bool = False,
+    name: str | None = None,
+    nodes_from: Path | None = None,
+    host_devices: int | None = None,
+    container: str | None = None,
+    folder: Path,
+    hardware_dirs: Sequence[Path] = (),
+) -> LaunchFacts:
+    """The files that start a plan: of a run file, or the row of rank ``rank`` of a result."""
+    source = open_run(path, rank=rank, scenario=scenario, hardware_dirs=hardware_dirs)
+    run = source.resolve({})
+    run = replace(run, recipe=run.recipe.model_copy(update={"target": target}))
+    notes = list(run.notes)
+    if refusals := _refusals(run):
+        plans = fastest_plans(_scenario(run, source, path))
+        chosen = nearest_plan(plans, _values(run).as_dict())
+        if not nearest or chosen is None:
+            raise TargetError(_refused_text(run, target, refusals, chosen, plans))
+        notes.append(f"not the plan that was asked for, which {target} cannot run ({'; '.join(refusals)})")
+        run = replace(run, plan=Plans.point(**{knob: code_of(knob, value) for knob, value in chosen.knobs.items()}))
+    job = job_of(run, target, name=name or _default_name(path, run), host_devices=host_devices, container=container)
+    if nodes_from is not None:
+        hosts = hosts_of_placement(_json(nodes_from), nodes_from, job.plan, job.host_devices)
+        job = replace(job, hosts=hosts)
+    part = emitted(job)
+    return _facts(job, bundle(job, part, scheduler), scheduler, folder, (*notes, *part.notes))
 
 
 def job_of(
@@ -22,7 +78,7 @@ def job_of(
     container: str | None = None,
 ) -> Job:
     """A run as it is to be launched by ``target``, with what the cost model says of it."""
-    plan = PlanValues.of({knob: float(getattr(run.plan, knob)) for knob in KNOBS})
+    plan = _values(run)
     found = run.estimate()
     step_time_s = float(found.step_time_s)
     low, high = step_time_interval_factors(run.model, run.hardware, run.recipe, run.plan, load_uncertainty())
@@ -50,3 +106,101 @@ def job_of(
         hosts=hosts,
         container=container,
     )
+
+
+def write_bundle(files: Mapping[str, str], folder: Path, *, overwrite: bool = False) -> tuple[Path, ...]:
+    """Write the files into ``folder``, which is made; one that holds anything else is left alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sorted(entry.name for entry in folder.iterdir())
+        if there and not overwrite:
+            raise ResultError(f"{folder}: holds {there[0]} already; give --overwrite, or another place with -o")
+        written = []
+        for name, text in files.items():
+            path = folder / name
+            path.write_text(text, encoding="utf-8")
+            path.chmod(0o755 if text.startswith("#!") else 0o644)
+            written.append(path)
+        return tuple(written)
+    except OSError as error:
+        raise DlcalcError(f"{folder}: cannot be written ({(error.strerror or str(error)).lower()})") from error
+
+
+# ---- plans that cannot run ----------------------------------------------------------------------------------------
+
+
+def _values(run: Run) -> PlanValues:
+    return PlanValues.of({knob: float(getattr(run.plan, knob)) for knob in KNOBS})
+
+
+def _refusals(run: Run) -> list[str]:
+    found = run.estimate()
+    reasons = [reason for reason, mask in found.refused.items() if bool(mask.any())]
+    if float(found.memory_bytes) > found.capacity_bytes:
+        reasons.append(OUT_OF_MEMORY)
+    return reasons
+
+
+def _scenario(run: Run, source: RunSource, path: Path) -> Scenario:
+    """The space that the plan came from; of a run file, what users vary."""
+    if not isinstance(source, ResultRow):
+        return scenario_of_run(run)
+    asked = open_result(path).origin(source.scenario).space
+    own = scenario_of_run(run, KnobRanges.model_validate(asked["ranges"]), asked.get("constraints") or ())
+    return own if own.n_plans <= MOST_PLANS else scenario_of_run(run, None, own.constraints)
+
+
+def _refused_text(
+    run: Run, target: Target, refusals: Sequence[str], nearest: Alternative | None, plans: Sequence[Alternative]
+) -> str:
+    values = _values(run).as_dict()
+    lines = [f"{target} cannot run {plan_words(values)}: {'; '.join(refusals)}"]
+    if nearest is None:
+        lines.append(f"no plan of {run.name} fits that {target} can run")
+    else:
+        step = units.duration(float(run.estimate().step_time_s), 4)
+        lines.append(
+            f"the nearest plan it can run takes {units.duration(nearest.step_time_s, 4)} a step instead of {step}: "
+            + ", ".join(f"{knob} {values[knob]} -> {nearest.knobs[knob]}" for knob in changed(values, nearest.knobs))
+            + "; --nearest writes that one"
+        )
+        if nearest is not plans[0]:
+            fastest = units.duration(plans[0].step_time_s, 4)
+            lines.append(f"the fastest it can run takes {fastest}: {plan_words(plans[0].knobs)}")
+    return "\n".join(lines)
+
+
+def _facts(
+    job: Job, files: Mapping[str, str], scheduler: Scheduler, folder: Path, notes: tuple[str, ...]
+) -> LaunchFacts:
+    return LaunchFacts(
+        name=job.name,
+        target=job.target,
+        scheduler=scheduler,
+        model=job.model.name,
+        hardware=job.hardware.name,
+        devices=job.devices,
+        hosts=job.n_hosts,
+        plan=job.plan.as_dict(),
+        **asdict(job.prediction),
+        folder=str(folder),
+        files=files,
+        start=start_command(scheduler, folder),
+        notes=notes,
+    )
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def _default_name(path: Path, run: Run) -> str:
+    return f"{run.model.name}-{run.devices}x{run.hardware.name}" if path.is_dir() else path.stem
+
+
+def _json(file: Path) -> object:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DlcalcError(f"{file}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+    except (ValueError, RecursionError) as error:
+        raise DlcalcError(f"{file}: not JSON: what topoassign --json prints is wanted") from error

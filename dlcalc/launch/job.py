@@ -112,9 +112,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Variable:
-    """A word that the environment decides when the job starts: ``${name:-default}suffix``; without default it must be
-    set.
-    """
+    """A word that the environment decides when the job starts; without ``default`` it must be set."""
 
     name: str
     meaning: str

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, get_args
 
 from dlcalc.launch.job import Emitted, Job
@@ -21,3 +23,18 @@ def scheduled(job: Job, emitted: Emitted, scheduler: Scheduler) -> Mapping[str, 
             return torchrun.files(job, emitted)
         case "trainjob" | "jobset" | "pytorchjob":
             return kubernetes.files(job, emitted, kind=scheduler)
+
+
+START: Mapping[Scheduler, str] = {
+    "slurm": "sbatch job.sbatch",
+    "torchrun": "bash start.sh",
+    "trainjob": "kubectl apply -f .",
+    "jobset": "kubectl apply -f .",
+    "pytorchjob": "kubectl apply -f .",
+}
+"""What starts a job, in the folder of its bundle."""
+
+
+def start_command(scheduler: Scheduler, folder: Path) -> str:
+    """What a shell runs to start the job in ``folder``."""
+    return f"cd {shlex.quote(str(folder))} && {START[scheduler]}"
