@@ -20,11 +20,13 @@ from dlcalc.launch.trainers.write import emitted
 from dlcalc.report.launch import LaunchFacts
 from dlcalc.report.plan_words import plan_words
 from dlcalc.results.reader import open_result
-from dlcalc.search.alternatives import Alternative, changed, fastest_plans, nearest_plan, scenario_of_run
+from dlcalc.search.alternatives import Alternative, alternatives, changed, scenario_around
 from dlcalc.search.run import ResultRow, Run, RunSource
 from dlcalc.search.space import Scenario
+from dlcalc.specs.framework_registry import framework_names, load_framework
+from dlcalc.specs.recipe import Recipe
 from dlcalc.specs.space import KnobRanges
-from dlcalc.specs.target import Target
+from dlcalc.specs.target import PROFILE_OF_TARGET, PROFILES_OF_TARGET, Target
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
 from dlcalc.workflows_run import open_run
@@ -51,13 +53,13 @@ def plan_launch(
     """The files that start a plan: of a run file, or the row of rank ``rank`` of a result."""
     source = open_run(path, rank=rank, scenario=scenario, hardware_dirs=hardware_dirs)
     run = source.resolve({})
-    run = replace(run, recipe=run.recipe.model_copy(update={"target": target}))
     notes = list(run.notes)
+    run = replace(run, recipe=_for_target(run.recipe, target, notes))
     if refusals := _refusals(run):
-        plans = fastest_plans(_scenario(run, source, path))
-        chosen = nearest_plan(plans, _values(run).as_dict())
-        if not nearest or chosen is None:
-            raise TargetError(_refused_text(run, target, refusals, chosen, plans))
+        plans = alternatives(_scenario(run, source, path), _values(run).as_dict())
+        if not nearest or not plans:
+            raise TargetError(_refused_text(run, target, refusals, plans))
+        chosen = plans[0]
         notes.append(f"not the plan that was asked for, which {target} cannot run ({'; '.join(refusals)})")
         run = replace(run, plan=Plans.point(**{knob: code_of(knob, value) for knob, value in chosen.knobs.items()}))
     job = job_of(run, target, name=name or _default_name(path, run), host_devices=host_devices, container=container)
@@ -133,6 +135,16 @@ def _values(run: Run) -> PlanValues:
     return PlanValues.of({knob: float(getattr(run.plan, knob)) for knob in KNOBS})
 
 
+def _for_target(recipe: Recipe, target: Target, notes: list[str]) -> Recipe:
+    """The recipe in the hands of ``target``, whose costs replace those of another built-in trainer."""
+    own = recipe.framework.name
+    if own in framework_names() and own not in PROFILES_OF_TARGET[target]:
+        profile = PROFILE_OF_TARGET[target]
+        notes.append(f"estimated with the costs of {profile}, not of {own}, since {target} is to run it")
+        recipe = recipe.model_copy(update={"framework": load_framework(profile)})
+    return recipe.model_copy(update={"target": target})
+
+
 def _refusals(run: Run) -> list[str]:
     found = run.estimate()
     reasons = [reason for reason, mask in found.refused.items() if bool(mask.any())]
@@ -144,29 +156,28 @@ def _refusals(run: Run) -> list[str]:
 def _scenario(run: Run, source: RunSource, path: Path) -> Scenario:
     """The space that the plan came from; of a run file, what users vary."""
     if not isinstance(source, ResultRow):
-        return scenario_of_run(run)
+        return scenario_around(run)
     asked = open_result(path).origin(source.scenario).space
-    own = scenario_of_run(run, KnobRanges.model_validate(asked["ranges"]), asked.get("constraints") or ())
-    return own if own.n_plans <= MOST_PLANS else scenario_of_run(run, None, own.constraints)
+    own = scenario_around(run, KnobRanges.model_validate(asked["ranges"]), asked.get("constraints") or ())
+    return own if own.n_plans <= MOST_PLANS else scenario_around(run, None, own.constraints)
 
 
-def _refused_text(
-    run: Run, target: Target, refusals: Sequence[str], nearest: Alternative | None, plans: Sequence[Alternative]
-) -> str:
+def _refused_text(run: Run, target: Target, refusals: Sequence[str], plans: Sequence[Alternative]) -> str:
     values = _values(run).as_dict()
     lines = [f"{target} cannot run {plan_words(values)}: {'; '.join(refusals)}"]
-    if nearest is None:
-        lines.append(f"no plan of {run.name} fits that {target} can run")
-    else:
-        step = units.duration(float(run.estimate().step_time_s), 4)
+    if not plans:
+        return f"{lines[0]}; and no other plan that it can run fits"
+    nearest, fastest = plans[0], min(plans, key=lambda plan: plan.step_time_s)
+    step = units.duration(float(run.estimate().step_time_s), 4)
+    changes = ", ".join(f"{knob} {values[knob]} -> {nearest.knobs[knob]}" for knob in changed(values, nearest.knobs))
+    lines.append(
+        f"the nearest plan it can run takes {units.duration(nearest.step_time_s, 4)} a step instead of {step}: "
+        f"{changes}; --nearest writes that one"
+    )
+    if fastest is not nearest:
         lines.append(
-            f"the nearest plan it can run takes {units.duration(nearest.step_time_s, 4)} a step instead of {step}: "
-            + ", ".join(f"{knob} {values[knob]} -> {nearest.knobs[knob]}" for knob in changed(values, nearest.knobs))
-            + "; --nearest writes that one"
+            f"the fastest it can run takes {units.duration(fastest.step_time_s, 4)}: {plan_words(fastest.knobs)}"
         )
-        if nearest is not plans[0]:
-            fastest = units.duration(plans[0].step_time_s, 4)
-            lines.append(f"the fastest it can run takes {fastest}: {plan_words(plans[0].knobs)}")
     return "\n".join(lines)
 
 

@@ -8,12 +8,14 @@ from typing import Literal, get_args
 Target = Literal["megatron-lm", "megatron-bridge", "torchtitan", "deepspeed", "fsdp-accelerate", "nanotron"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
-PROFILE_OF_TARGET: Mapping[Target, str] = {
-    "megatron-lm": "megatron",
-    "megatron-bridge": "megatron_bridge",
-    "torchtitan": "torchtitan",
-    "deepspeed": "deepspeed",
-    "fsdp-accelerate": "fsdp_composer",
-    "nanotron": "megatron_legacy",
+PROFILES_OF_TARGET: Mapping[Target, tuple[str, ...]] = {
+    "megatron-lm": ("megatron", "megatron_bridge", "megatron_legacy", "aleph_scaling"),
+    "megatron-bridge": ("megatron_bridge", "megatron"),
+    "torchtitan": ("torchtitan",),
+    "deepspeed": ("deepspeed", "megatron_deepspeed"),
+    "fsdp-accelerate": ("fsdp_accelerate", "fsdp_composer"),
+    "nanotron": ("nanotron",),
 }
-"""The framework profile whose costs come nearest, taken where a recipe names a target and no framework."""
+"""Framework profiles that say what a target costs; the first is taken where a recipe names a target alone."""
+
+PROFILE_OF_TARGET: Mapping[Target, str] = {target: names[0] for target, names in PROFILES_OF_TARGET.items()}

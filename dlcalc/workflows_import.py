@@ -1,0 +1,116 @@
+"""From a trainer's own configuration to a run, or to the study of which it is one plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlcalc.costmodel.plans import ALL_LAYERS
+from dlcalc.errors import DlcalcError
+from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
+from dlcalc.launch.imported import Imported
+from dlcalc.launch.readers.read import read_trainer_file
+from dlcalc.search.run import RunFile
+from dlcalc.specs.marked_yaml import Marks
+from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.model_registry import load_model
+from dlcalc.specs.target import PROFILE_OF_TARGET, Target
+
+IGNORED_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class TrainerFile:
+    """A trainer's configuration, with what it does not say itself."""
+
+    file: Path
+    said: Imported
+    model: ModelSpec
+    hardware: str
+    devices: int
+    recipe: dict[str, Any]
+    """As a space file has it."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        ignored = self.said.ignored
+        if not ignored:
+            return self.said.notes
+        more = f" and {len(ignored) - IGNORED_SHOWN} more" if len(ignored) > IGNORED_SHOWN else ""
+        return (*self.said.notes, f"no estimate reads {', '.join(ignored[:IGNORED_SHOWN])}{more}")
+
+
+def open_trainer_file(
+    source: Target,
+    file: Path,
+    *,
+    hardware: str | None,
+    devices: int | None,
+    model: str | None = None,
+    seq_len: int | None = None,
+    global_batch: int | None = None,
+) -> TrainerFile:
+    """Read ``file``; what it leaves out must be given, what it says must not be contradicted."""
+    said = read_trainer_file(source, file)
+    if hardware is None:
+        raise DlcalcError(f"--from {source}: a trainer's configuration names no machine; give --hardware")
+    n_devices = _given_once("--devices", devices, said.devices, file)
+    own = load_model(model) if model is not None else said.model
+    if own is None:
+        raise DlcalcError(f"{file}: says nothing of the model; give --model NAME, a model YAML or a config.json")
+    recipe = {
+        "seq_len": _given_once("--seq-len", seq_len, said.seq_len, file),
+        "global_batch": _given_once("--global-batch", global_batch, said.global_batch, file),
+        "precision": said.precision,
+        "framework": PROFILE_OF_TARGET[source],
+        "target": source,
+        "cuda_graphs": said.cuda_graphs,
+        **({"profile": dict(said.profile)} if said.profile else {}),
+        **({"custom_split": list(said.custom_split)} if said.custom_split else {}),
+    }
+    return TrainerFile(file, said, own, hardware, n_devices, recipe)
+
+
+def _given_once(option: str, given: int | None, said: int | None, file: Path) -> int:
+    if given is not None and said is not None and given != said:
+        raise DlcalcError(f"{option} {given}: {file} says {said}; leave the option out, or change the file")
+    value = given if given is not None else said
+    if value is None:
+        raise DlcalcError(f"{file}: does not say it; give {option}")
+    return value
+
+
+def run_of(trainer_file: TrainerFile, hardware_dirs: Sequence[Path] = ()) -> RunFile:
+    """The run as ``3dtrn`` takes it apart."""
+    knobs: dict[str, Any] = dict(trainer_file.said.knobs)
+    if knobs.get("recompute_layers") == ALL_LAYERS:
+        knobs["recompute_layers"] = "all"
+    data = {
+        "model": trainer_file.model.name,
+        "hardware": trainer_file.hardware,
+        "cluster": {"devices": trainer_file.devices},
+        "recipe": trainer_file.recipe,
+        "plan": knobs,
+    }
+    return RunFile(
+        file=trainer_file.file,
+        data=data,
+        marks=Marks(1),
+        registry=HardwareRegistry(folders=hardware_search_path(hardware_dirs)),
+        model=trainer_file.model,
+        notes=trainer_file.notes,
+    )
+
+
+def study_of(trainer_file: TrainerFile) -> dict[str, Any]:
+    """The study of every plan of that model, batch and cluster which the trainer can run, as a space file says it."""
+    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in trainer_file.file.stem)
+    return {
+        "study": name.lstrip("._-")[:100] or "imported",
+        "model": "model.yaml",
+        "hardware": trainer_file.hardware,
+        "cluster": {"devices": trainer_file.devices},
+        "recipe": trainer_file.recipe,
+    }
