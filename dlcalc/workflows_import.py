@@ -12,11 +12,12 @@ from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.launch.imported import Imported
 from dlcalc.launch.readers.read import read_trainer_file
-from dlcalc.search.run import RunFile
+from dlcalc.search.run import RunFile, RunSource
 from dlcalc.specs.marked_yaml import Marks
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
+from dlcalc.workflows_run import open_run
 
 IGNORED_SHOWN = 12
 
@@ -71,6 +72,26 @@ def open_trainer_file(
         **({"custom_split": list(said.custom_split)} if said.custom_split else {}),
     }
     return TrainerFile(file, said, own, hardware, n_devices, recipe)
+
+
+def open_any_run(
+    path: Path,
+    *,
+    source: Target | None,
+    rank: int | None,
+    scenario: str | None,
+    hardware_dirs: Sequence[Path],
+    **told: Any,  # noqa: ANN401 - what a trainer's configuration leaves out
+) -> RunSource:
+    """A run file, a row of a result, or with ``source`` a trainer's own configuration."""
+    if source is None:
+        if given := next((name for name, value in told.items() if value is not None), None):
+            raise DlcalcError(f"--{given.replace('_', '-')}: goes with --from, a trainer's own configuration")
+        return open_run(path, rank=rank, scenario=scenario, hardware_dirs=hardware_dirs)
+    for option, value in (("--rank", rank), ("--scenario", scenario)):
+        if value is not None:
+            raise DlcalcError(f"{option} picks a row of a result; {path} is read as a configuration of {source}")
+    return run_of(open_trainer_file(source, path, **told), hardware_dirs)
 
 
 def _given_once(option: str, given: int | None, said: int | None, file: Path) -> int:

@@ -8,6 +8,9 @@ from typing import Literal, get_args
 Target = Literal["megatron-lm", "megatron-bridge", "torchtitan", "deepspeed", "fsdp-accelerate", "nanotron"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 
+READABLE: tuple[Target, ...] = ("megatron-lm", "megatron-bridge", "torchtitan", "deepspeed")
+"""Targets whose own configurations can be read."""
+
 PROFILES_OF_TARGET: Mapping[Target, tuple[str, ...]] = {
     "megatron-lm": ("megatron", "megatron_bridge", "megatron_legacy", "aleph_scaling"),
     "megatron-bridge": ("megatron_bridge", "megatron"),

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from dlcalc.errors import DlcalcError
 from dlcalc.launch.imported import Imported
-from dlcalc.launch.readers import deepspeed, megatron_bridge, megatron_lm, torchtitan
-from dlcalc.specs.target import Target
+from dlcalc.specs.target import READABLE, Target
 
-READABLE: tuple[Target, ...] = ("megatron-lm", "megatron-bridge", "torchtitan", "deepspeed")
 LARGEST_BYTES = 4 * 2**20
 """Of a configuration; a larger file is something else."""
 
@@ -19,12 +17,20 @@ def read_trainer_file(source: Target, file: Path) -> Imported:
     text = _text_of(file)
     match source:
         case "megatron-lm":
+            from dlcalc.launch.readers import megatron_lm
+
             return megatron_lm.read(text, file)
         case "megatron-bridge":
+            from dlcalc.launch.readers import megatron_bridge
+
             return megatron_bridge.read(text, file)
         case "torchtitan":
+            from dlcalc.launch.readers import torchtitan
+
             return torchtitan.read(text, file)
         case "deepspeed":
+            from dlcalc.launch.readers import deepspeed
+
             return deepspeed.read(text, file)
         case _:
             raise DlcalcError(f"--from {source}: only {', '.join(READABLE)} can be read")
