@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dlcalc.costmodel.plans import ALL_LAYERS
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.launch.imported import Imported
 from dlcalc.launch.readers.read import read_trainer_file
+from dlcalc.report.summary import Summary
 from dlcalc.search.run import RunFile, RunSource
 from dlcalc.specs.marked_yaml import Marks
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
+from dlcalc.workflows import run_search
 from dlcalc.workflows_run import open_run
 
 IGNORED_SHOWN = 12
@@ -85,13 +90,18 @@ def open_any_run(
 ) -> RunSource:
     """A run file, a row of a result, or with ``source`` a trainer's own configuration."""
     if source is None:
-        if given := next((name for name, value in told.items() if value is not None), None):
-            raise DlcalcError(f"--{given.replace('_', '-')}: goes with --from, a trainer's own configuration")
+        refuse_alone(told)
         return open_run(path, rank=rank, scenario=scenario, hardware_dirs=hardware_dirs)
     for option, value in (("--rank", rank), ("--scenario", scenario)):
         if value is not None:
             raise DlcalcError(f"{option} picks a row of a result; {path} is read as a configuration of {source}")
     return run_of(open_trainer_file(source, path, **told), hardware_dirs)
+
+
+def refuse_alone(told: Mapping[str, Any]) -> None:
+    """What a trainer's configuration leaves out is asked for only where there is one."""
+    if given := next((name for name, value in told.items() if value is not None), None):
+        raise DlcalcError(f"--{given.replace('_', '-')}: goes with --from, a trainer's own configuration")
 
 
 def _given_once(option: str, given: int | None, said: int | None, file: Path) -> int:
@@ -123,6 +133,24 @@ def run_of(trainer_file: TrainerFile, hardware_dirs: Sequence[Path] = ()) -> Run
         model=trainer_file.model,
         notes=trainer_file.notes,
     )
+
+
+def search_trainer_file(
+    source: Target,
+    file: Path,
+    *,
+    hardware_dirs: Sequence[Path],
+    told: Mapping[str, Any],
+    **choices: Any,  # noqa: ANN401 - of the search
+) -> Summary:
+    """Search every plan of a trainer's own model, batch and cluster that it can run."""
+    found = open_trainer_file(source, file, **told)
+    with tempfile.TemporaryDirectory() as folder:
+        space, model = Path(folder) / "space.yaml", Path(folder) / "model.yaml"
+        space.write_text(yaml.safe_dump(study_of(found), sort_keys=False), encoding="utf-8")
+        dimensions = found.model.model_dump(mode="json", exclude_defaults=True)
+        model.write_text(yaml.safe_dump(dimensions, sort_keys=False), encoding="utf-8")
+        return run_search(space, hardware_dirs=hardware_dirs, **choices)
 
 
 def study_of(trainer_file: TrainerFile) -> dict[str, Any]:
