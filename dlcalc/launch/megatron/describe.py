@@ -130,9 +130,20 @@ def _mesh(job: Job) -> dict[str, Value]:
         "tensor_model_parallel_size": plan.tp,
         "pipeline_model_parallel_size": plan.pp,
         "context_parallel_size": plan.cp,
+        **_context_exchange(job),
         **(experts if job.model.is_moe else {}),
         "sequence_parallel": plan.sequence_parallel,
     }
+
+
+def _context_exchange(job: Job) -> dict[str, Value]:
+    """How ranks of one sequence meet each other's keys: round a ring, except where the kernel cannot do that.
+
+    Source: https://github.com/NVIDIA/TransformerEngine, attention with context parallelism.
+    """
+    if job.plan.cp == 1 or not (job.model.sliding_window or job.model.attention_sinks):
+        return {}
+    return {"cp_comm_type": ("a2a",) if job.model.attention_sinks else ("all_gather",)}
 
 
 def _pipeline(job: Job) -> dict[str, Value]:

@@ -132,6 +132,7 @@ MESH = (
     _whole("tensor_model_parallel_size", 1),
     _whole("pipeline_model_parallel_size", 1),
     _whole("context_parallel_size", 1),
+    _option("cp_comm_type", "words", ("p2p",)),
     _whole("expert_model_parallel_size", 1),
     _whole("expert_tensor_parallel_size"),
     _on("sequence_parallel"),

@@ -121,9 +121,7 @@ def layout_of(chunk_layers: Sequence[int], *, mtp_layers: int = 0) -> str:
     """The chunks in the order a token passes them; the embedding is on the first, the loss on the last."""
     last = len(chunk_layers) - 1
     return "|".join(
-        ("E" if chunk == 0 else "")
-        + _times("t", layers)
-        + (_times("m", mtp_layers) + "L" if chunk == last else "")
+        ("E" if chunk == 0 else "") + _times("t", layers) + (_times("m", mtp_layers) + "L" if chunk == last else "")
         for chunk, layers in enumerate(chunk_layers)
     )
 
