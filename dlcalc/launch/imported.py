@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.model import ModelSpec
@@ -24,6 +24,8 @@ class Imported:
     global_batch: int | None
     """In sequences."""
     precision: Precision
+    scaling: Literal["tensor", "block"] = "tensor"
+    """What one scale of an 8-bit matmul covers."""
     devices: int | None = None
     """Where the configuration says it."""
     custom_split: tuple[int, ...] | None = None
