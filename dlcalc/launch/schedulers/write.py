@@ -14,15 +14,15 @@ Scheduler = Literal["slurm", "trainjob", "jobset", "pytorchjob", "torchrun"]
 SCHEDULERS: tuple[Scheduler, ...] = get_args(Scheduler)
 
 
-def scheduled(job: Job, emitted: Emitted, scheduler: Scheduler) -> Mapping[str, str]:
-    """Files that start the job, by name, beside those of the trainer."""
+def scheduled(job: Job, emitted: Emitted, scheduler: Scheduler, bundle: Mapping[str, str]) -> Mapping[str, str]:
+    """Files that start the job, by name; ``bundle`` is what hosts need besides: ``train.sh`` and what it names."""
     match scheduler:
         case "slurm":
-            return slurm.files(job, emitted)
+            return slurm.files(job, emitted, bundle)
         case "torchrun":
-            return torchrun.files(job, emitted)
+            return torchrun.files(job, emitted, bundle)
         case "trainjob" | "jobset" | "pytorchjob":
-            return kubernetes.files(job, emitted, kind=scheduler)
+            return kubernetes.files(job, emitted, bundle, kind=scheduler)
 
 
 START: Mapping[Scheduler, str] = {
