@@ -28,9 +28,9 @@ def scheduled(job: Job, emitted: Emitted, scheduler: Scheduler, bundle: Mapping[
 START: Mapping[Scheduler, str] = {
     "slurm": "sbatch job.sbatch",
     "torchrun": "bash start.sh",
-    "trainjob": "kubectl apply -f .",
-    "jobset": "kubectl apply -f .",
-    "pytorchjob": "kubectl apply -f .",
+    "trainjob": "kubectl create -f job.yaml",
+    "jobset": "kubectl create -f job.yaml",
+    "pytorchjob": "kubectl create -f job.yaml",
 }
 """What starts a job, in the folder of its bundle."""
 
