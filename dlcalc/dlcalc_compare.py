@@ -117,9 +117,9 @@ def compare(
 ) -> None:
     """Read what is asked, compare, and print."""
     from dlcalc.specs.quantities import positive_number, token_count
-    from dlcalc.workflows_choices import nothing_within
     from dlcalc.workflows_compare import named_axes, run_compare, write_csv, write_parquet
-    from dlcalc.workflows_inputs import Asked, site_factor
+    from dlcalc.workflows_compare_choices import nothing_within
+    from dlcalc.workflows_compare_inputs import Asked, site_factor
 
     asked = Asked(
         by=named_axes(by),
@@ -165,7 +165,7 @@ def failures_of(given: dict[str, str | None]) -> Failures | None:
     if len(missing) == len(given):
         return None
     if missing:
-        raise DlcalcError(f"{' and '.join(options.values())} belong together; {' and '.join(missing)} is missing")
+        raise DlcalcError(f"{' and '.join(options.values())} belong together; missing: {', '.join(missing)}")
     hours, write_s, restart_s = (positive_number(text or "", options[name]) for name, text in given.items())
     return Failures(hours * 3600.0, write_s, restart_s)
 

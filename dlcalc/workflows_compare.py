@@ -6,19 +6,13 @@ one that takes least energy. It is estimated again from the specs that its resul
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
-from dlcalc import __version__
-from dlcalc.calculators import goodput
-from dlcalc.costmodel.plans import KNOBS, value_of
-from dlcalc.costmodel.uncertainty import step_time_interval_factors
-from dlcalc.errors import DlcalcError, InfeasibleSpaceError, ResultError
-from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.errors import DlcalcError, InfeasibleSpaceError
 from dlcalc.report.compare_facts import (
     OBJECTIVES,
     Axis,
@@ -26,67 +20,51 @@ from dlcalc.report.compare_facts import (
     Change,
     CompareFacts,
     Curve,
-    Failures,
-    Goodput,
     Group,
     MachineInputs,
     NothingFits,
     Objective,
-    Range,
     Section,
     Winner,
 )
 from dlcalc.report.compare_rows import arrow_table, csv_text
-from dlcalc.report.summary import miss_sentence
-from dlcalc.results.reader import Result, open_result
-from dlcalc.search.run import Run
 from dlcalc.specs.uncertainty import load_uncertainty
-from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
-from dlcalc.workflows_choices import choices, verdict
-from dlcalc.workflows_difference import Contender, difference
-from dlcalc.workflows_inputs import Asked, machine_inputs
-from dlcalc.workflows_run import row_of
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The best plan of a scenario as it was read."""
-
-    result: Result
-    scenario: str
-    run: Run
-    n_plans: int
-    n_fit: int
-    placed_on: str | None
-    notes: tuple[str, ...]
+from dlcalc.workflows_compare_candidates import best_of, contender_of, machine_labels, open_results
+from dlcalc.workflows_compare_choices import choices
+from dlcalc.workflows_compare_difference import Contender, difference
+from dlcalc.workflows_compare_inputs import Asked, machine_inputs
 
 
 def run_compare(results: Sequence[Path], asked: Asked) -> CompareFacts:
     """Everything there is to say of the best plans of ``results``."""
-    opened = _open(results)
-    found, empty, notes = _best_of(opened)
+    opened = open_results(results)
+    found, empty, notes = best_of(opened)
+    missing = [one.facts for one in empty]
     if not found:
-        nearest = [f"{one.scenario}: {one.nearest}" if one.nearest else one.scenario for one in empty]
+        nearest = [f"{one.scenario}: {one.nearest}" if one.nearest else one.scenario for one in missing]
         raise InfeasibleSpaceError("\n".join(["no plan of any scenario fits", *nearest[:4]]))
-    labels = _labels([one.run for one in found], [str(one.result.manifest.study) for one in found])
-    inputs = machine_inputs(labels, [one.run for one in found], asked)
+    labels = machine_labels([one.run for one in found], [str(one.result.manifest.study) for one in found])
+    machines = {label: one.run.hardware for label, one in zip(labels, found, strict=True)}
+    idle = {one.hardware.name: one.hardware for one in empty}  # their prices may be given all the same
+    inputs = machine_inputs({**idle, **machines}, asked)
     coverage = load_uncertainty().coverage
-    contenders = [_contender(one, label, inputs[label], asked) for one, label in zip(found, labels, strict=True)]
+    contenders = [contender_of(one, label, inputs[label], asked) for one, label in zip(found, labels, strict=True)]
     objective = _objective(contenders, asked)
     _check_limits(contenders, asked)
     models = list(dict.fromkeys(one.facts.model for one in contenders))
-    empty_models = [one.model for one in empty]
     sections = [
         _section(
             model,
             [one for one in contenders if one.facts.model == model],
-            [one for one in empty if one.model == model],
+            [one for one in missing if one.model == model],
             objective,
             asked,
         )
         for model in models
     ]
-    notes += [f"{model}: no plan of any scenario fits" for model in dict.fromkeys(empty_models) if model not in models]
+    without = dict.fromkeys(one.model for one in missing if one.model not in models)
+    notes += [f"{model}: no plan of any scenario fits" for model in without]
+    notes += _unknown(contenders, machines, inputs)
     return CompareFacts(
         results=tuple(str(path) for path in results),
         by=asked.by,
@@ -96,200 +74,30 @@ def run_compare(results: Sequence[Path], asked: Asked) -> CompareFacts:
         budget_usd=asked.budget_usd,
         deadline_days=asked.deadline_days,
         failures=asked.failures,
-        inputs=tuple(inputs[label] for label in dict.fromkeys(labels)),
+        inputs=tuple(inputs[label] for label in machines),
         sections=tuple(sections),
         notes=tuple(notes),
     )
 
 
-# ---- reading ------------------------------------------------------------------------------------------------------
-
-
-def _open(paths: Sequence[Path]) -> list[Result]:
-    seen: dict[Path, Path] = {}
-    for path in paths:
-        if path.resolve() in seen:
-            raise DlcalcError(f"{path}: given twice")
-        seen[path.resolve()] = path
-    return [open_result(path) for path in paths]
-
-
-def _best_of(results: Sequence[Result]) -> tuple[list[_Found], list[NothingFits], list[str]]:
-    """The best plan of each scenario, the scenarios without one, and what is to be known of the results."""
-    found: list[_Found] = []
-    empty: list[NothingFits] = []
-    notes: list[str] = []
-    for result in results:
-        notes += _notes_of(result)
-        nearest = _nearest_misses(result)
-        for name in result.scenarios:
-            shards = result.shards(name)
-            if not shards:
-                notes.append(f"{result.directory}: nothing of {name} is finished yet; it is left out")
-            elif any(shard.n_fit for shard in shards):
-                found.append(_read(result, name))
-            else:
-                empty.append(_nothing_fits(result, name, nearest.get(name)))
-    if not found and not empty:
-        raise ResultError("; ".join(notes) or "no scenario")
-    for one in found:
-        notes += [note for note in one.notes if note not in notes]
-    return found, empty, notes
-
-
-def _notes_of(result: Result) -> list[str]:
-    notes = []
-    if not result.is_complete:
-        notes.append(f"{result.directory}: the search was not finished; these are the best plans found so far")
-    if result.manifest.dlcalc_version != __version__:
-        notes.append(
-            f"{result.directory}: searched with dlcalc {result.manifest.dlcalc_version}, "
-            f"estimated again with {__version__}"
-        )
-    if result.settings().get("sort") == "memory" and result.settings().get("keep") == "top":
-        notes.append(
-            f"{result.directory}: kept are the plans that need least memory; the fastest may not be among them: "
-            f"search again without --sort memory"
-        )
-    return notes
-
-
-def _read(result: Result, name: str) -> _Found:
-    """The fastest row of a scenario, as placed where it was."""
-    row = row_of(result, result.directory, 1, name, HardwareRegistry(), by="step_time_s")
-    run = row.resolve({})
-    shards = result.shards(name)
-    return _Found(
-        result=result,
-        scenario=name,
-        run=run,
-        n_plans=sum(shard.n_plans for shard in shards),
-        n_fit=sum(shard.n_fit for shard in shards),
-        placed_on=result.placed.topology if row.placed is not None and result.placed else None,
-        notes=(f"{name}: nothing of it was placed; estimated without placement",)
-        if result.placed and row.placed is None
-        else (),
-    )
-
-
-def _nearest_misses(result: Result) -> dict[str, str | None]:
-    """Of each scenario of a finished study."""
-    if not result.is_complete:
-        return {}
-    found = {}
-    for scenario in result.summary().get("scenarios", ()):
-        said = miss_sentence(scenario)
-        found[scenario["name"]] = said and said.replace(f"nearest in {scenario['name']}: ", "")
-    return found
-
-
-def _nothing_fits(result: Result, name: str, nearest: str | None) -> NothingFits:
-    origin = result.origin(name)
-    return NothingFits(
-        result=str(result.directory),
-        scenario=name,
-        model=origin.model.name,
-        machine=origin.hardware.name,
-        devices=origin.devices,
-        precision=origin.recipe.precision,
-        n_plans=sum(shard.n_plans for shard in result.shards(name)),
-        nearest=nearest,
-    )
-
-
-def _labels(runs: Sequence[Run], studies: Sequence[str]) -> list[str]:
-    """Names of machines; with the study's, where two studies mean different machines by one name."""
-    meant: dict[str, list[object]] = {}
-    for run in runs:
-        specs = meant.setdefault(run.hardware.name, [])
-        if run.hardware not in specs:
-            specs.append(run.hardware)
-    return [
-        run.hardware.name if len(meant[run.hardware.name]) == 1 else f"{run.hardware.name} ({study})"
-        for run, study in zip(runs, studies, strict=True)
+def _unknown(
+    contenders: Sequence[Contender], machines: Mapping[str, object], inputs: Mapping[str, MachineInputs]
+) -> list[str]:
+    """Why columns are empty."""
+    found = [inputs[label] for label in machines]
+    notes = [
+        f"the price of {one.machine} is not known, nor what it costs: --price {one.machine}=USD_PER_DEVICE_HOUR"
+        for one in found
+        if one.usd_per_device_hour is None
     ]
-
-
-# ---- one candidate ------------------------------------------------------------------------------------------------
-
-
-def _contender(found: _Found, label: str, inputs: MachineInputs, asked: Asked) -> Contender:
-    run, recipe = found.run, found.run.recipe
-    estimate = run.estimate()
-    step_s = float(estimate.step_time_s)
-    low, high = step_time_interval_factors(run.model, run.hardware, recipe, run.plan, load_uncertainty())
-    step = Range(step_s, step_s * float(low), step_s * float(high))
-    tokens_per_s = _inverse(step, recipe.tokens_per_step)
-    lost = _goodput(run.devices, asked.failures)
-    share = lost.goodput_fraction if lost else 1.0
-    tokens = asked.tokens or recipe.token_budget
-    days = _inverse(tokens_per_s, tokens / SECONDS_PER_DAY / share if share else np.inf) if tokens else None
-    watts = inputs.watts_per_device * asked.pue if inputs.watts_per_device else None
-    usd_per_s = inputs.usd_per_device_hour / SECONDS_PER_HOUR if inputs.usd_per_device_hour else None
-    per_device = _times(tokens_per_s, 1.0 / run.devices)
-    cost = _times(days, SECONDS_PER_DAY * run.devices * usd_per_s) if days and usd_per_s else None
-    facts = Candidate(
-        result=str(found.result.directory),
-        scenario=found.scenario,
-        model=run.model.name,
-        machine=label,
-        hardware=run.hardware.name,
-        devices=run.devices,
-        precision=recipe.precision,
-        framework=recipe.framework.name,
-        seq_len=recipe.seq_len,
-        global_batch=recipe.global_batch,
-        n_plans=found.n_plans,
-        n_fit=found.n_fit,
-        plan={knob: value_of(knob, float(getattr(run.plan, knob))) for knob in KNOBS},
-        placed_on=found.placed_on,
-        step_time_s=step,
-        time_s={name.removesuffix("_s"): float(value) for name, value in estimate.step.terms().items()},
-        mfu=float(estimate.mfu),
-        hfu=float(estimate.hfu),
-        mfu_convention=recipe.mfu_convention,
-        tokens_per_s=tokens_per_s,
-        tokens_per_s_per_device=per_device,
-        memory_bytes=float(estimate.memory_bytes),
-        headroom_bytes=run.hardware.device.hbm_bytes - float(estimate.memory_bytes),
-        goodput=lost,
-        tokens=tokens,
-        days=days,
-        cost_usd=cost,
-        energy_j=_times(days, SECONDS_PER_DAY * run.devices * watts) if days and watts else None,
-        tokens_per_usd=_times(per_device, share / usd_per_s) if usd_per_s else None,
-        tokens_per_j=_times(per_device, share / watts) if watts else None,
-        within_budget=verdict(cost, asked.budget_usd),
-        within_deadline=verdict(days, asked.deadline_days),
-    )
-    return Contender(facts, run, inputs)
-
-
-def _times(of: Range, factor: float) -> Range:
-    return Range(of.value * factor, of.low * factor, of.high * factor)
-
-
-def _inverse(of: Range, numerator: float) -> Range:
-    """``numerator`` over a range: its ends change places."""
-    return Range(numerator / of.value, numerator / of.high, numerator / of.low)
-
-
-def _goodput(devices: int, failures: Failures | None) -> Goodput | None:
-    if failures is None:
-        return None
-    between_s = goodput.job_failure_interval_s(
-        device_failure_interval_s=failures.device_failure_interval_s, n_devices=float(devices)
-    )
-    write_s = failures.checkpoint_write_s
-    interval_s = goodput.checkpoint_interval_s(checkpoint_write_s=write_s, failure_interval_s=between_s)
-    first_s = goodput.first_order_checkpoint_interval_s(checkpoint_write_s=write_s, failure_interval_s=between_s)
-    factor = goodput.failure_time_factor(
-        interval_s=interval_s,
-        checkpoint_write_s=write_s,
-        restart_s=failures.restart_s,
-        failure_interval_s=between_s,
-    )
-    return Goodput(float(between_s), float(interval_s), float(first_s), 1.0 / float(factor))
+    notes += [
+        f"the power of {one.machine} is not known, nor its energy: --power {one.machine}=WATTS_PER_DEVICE"
+        for one in found
+        if one.watts_per_device is None
+    ]
+    if any(one.facts.tokens is None for one in contenders):
+        notes.append("a recipe without a token budget has no days, cost and energy: --tokens, such as --tokens 15T")
+    return notes
 
 
 # ---- what is compared ---------------------------------------------------------------------------------------------
@@ -459,17 +267,20 @@ def named_axes(by: Sequence[str]) -> tuple[Axis, ...]:
 
 def write_csv(facts: CompareFacts, file: Path) -> None:
     """The table of all scenarios as CSV."""
-    try:
-        file.write_text(csv_text(facts), encoding="utf-8")
-    except OSError as error:
-        raise DlcalcError(f"{file}: cannot be written ({(error.strerror or str(error)).lower()})") from error
+    _write(file, csv_text(facts).encode())
 
 
 def write_parquet(facts: CompareFacts, file: Path) -> None:
     """The table of all scenarios as Parquet."""
     import pyarrow.parquet as pq
 
+    content = io.BytesIO()
+    pq.write_table(arrow_table(facts), content, compression="zstd")
+    _write(file, content.getvalue())
+
+
+def _write(file: Path, content: bytes) -> None:
     try:
-        pq.write_table(arrow_table(facts), file, compression="zstd")
+        file.write_bytes(content)
     except OSError as error:
         raise DlcalcError(f"{file}: cannot be written ({(error.strerror or str(error)).lower()})") from error

@@ -13,24 +13,25 @@ from dlcalc.report.compare_facts import (
     Choice,
     CompareFacts,
     Curve,
-    Difference,
-    Factor,
     Group,
     Objective,
     Range,
     Section,
 )
+from dlcalc.report.compare_why import print_differences, print_why
 from dlcalc.report.compare_words import cell, nearest_words, priced
 from dlcalc.report.plan_words import shared_and_own
 from dlcalc.report.tables import Column, table_of
 from dlcalc.utils import units
 
 JOULES_PER_MWH = 3.6e9
-SMALL_FACTOR = 0.02
-"""Terms with less effect are not listed."""
-KINDS = ("machine", "recipe", "plan", "devices", "price", "power", "tokens", "goodput")
-OVERLAP = " (their intervals overlap)"
-TERMS_SAID = 3
+AXIS_WORDS = {"hardware": "machine", "model": "model", "devices": "number of devices", "precision": "precision"}
+FIRST = {
+    "tokens_per_dollar": "most tokens per dollar",
+    "step_time": "shortest step",
+    "days": "fewest days",
+    "energy": "least energy",
+}
 _BARS = "▁▂▃▄▅▆▇█"
 _NOTHING_FITS_SHOWN = 4
 SEVERAL = 2
@@ -41,11 +42,14 @@ def print_comparison(facts: CompareFacts, console: Console) -> None:
     if facts.by == ("model",) and len(facts.sections) > 1:
         _print_best(facts, facts.sections, console)
     for position, section in enumerate(facts.sections):
-        if facts.by != ("model",) or len(facts.sections) == 1:
+        if facts.by == ("model",) and len(facts.sections) > 1:
+            console.print()
+            console.print(Text(section.model, style="bold cyan"))
+        else:
             if position:
                 console.print()
             _print_best(facts, [section], console)
-        _print_differences(facts, section, console)
+        print_differences(facts, section, console)
         _print_curves(facts, section, console)
         _print_winners(section, console)
         _print_choices(section, console)
@@ -65,11 +69,11 @@ def _print_best(facts: CompareFacts, sections: Sequence[Section], console: Conso
     best = [group.best for group in groups]
     shared, own = shared_and_own([one.plan for one in best])
     said = f", all with {shared}" if shared and len(best) > 1 else ""
-    which = "most" if facts.objective.largest else "least"
     console.print(
         Text.assemble(
             (", ".join(section.model for section in sections), "bold cyan"),
-            f": the best plan of each {' and '.join(facts.by)}, {which} {facts.objective.words} first",
+            f": the best plan of each {' and '.join(AXIS_WORDS[axis] for axis in facts.by)}, "
+            f"{FIRST[facts.objective.name]} first",
             f" ({facts.objective.why})" if facts.objective.why else "",
             said,
         )
@@ -166,77 +170,6 @@ def _mwh(energy_j: float) -> str:
     return units.significant(energy_j / JOULES_PER_MWH)
 
 
-# ---- why ----------------------------------------------------------------------------------------------------------
-
-
-def _print_differences(facts: CompareFacts, section: Section, console: Console) -> None:
-    found = [group.difference for group in section.groups if group.difference is not None]
-    if not found:
-        return
-    console.print()
-    console.print(
-        Text(f"Why {section.groups[0].best.name} wins in {facts.objective.words}: {difference_words(found[0])}")
-    )
-    console.print(
-        Text("The factors of a row multiply to its ratio; terms of the step multiply to the factor they explain.")
-    )
-    console.print(
-        table_of([Column("against", [one.other for one in found], "left"), *_why_columns(found)], console.width)
-    )
-
-
-def difference_words(difference: Difference) -> str:
-    """``2.05x against 256 h100, bf16: 1.44x machine (matmul 1.30x), 1.11x plan (tp 8 -> 2), 1.29x price (...)``."""
-    factors = ", ".join(_factor_words(factor) for factor in difference.factors)
-    words = f"{difference.ratio:.2f}x against {difference.other}{'' if difference.told_apart else OVERLAP}"
-    words += f": {factors}" if factors else ""
-    return words + (f"; {difference.as_if}" if difference.as_if else "")
-
-
-def _factor_words(factor: Factor) -> str:
-    return f"{factor.factor:.2f}x {factor.what} ({_reasons(factor)})"
-
-
-def _reasons(factor: Factor) -> str:
-    """What was changed, and the terms that it acts through."""
-    return ": ".join(words for words in (factor.change, _terms(factor)) if words)
-
-
-def _terms(factor: Factor) -> str:
-    """The terms of the step that make most of a factor."""
-    large = [one for one in factor.terms if abs(one.factor - 1.0) >= SMALL_FACTOR]
-    return ", ".join(f"{one.term.replace('_', ' ')} {one.factor:.2f}x" for one in large[:TERMS_SAID])
-
-
-def _why_columns(differences: Sequence[Difference]) -> list[Column]:
-    """A column per kind of factor, and the reasons of those that are not 1."""
-    kinds = [kind for kind in KINDS if any(factor.what == kind for one in differences for factor in one.factors)]
-    columns = [Column("ratio", [f"{one.ratio:.2f}x{' ' if one.told_apart else '~'}" for one in differences])]
-    for kind in kinds:
-        factors = [[factor.factor for factor in one.factors if factor.what == kind] for one in differences]
-        columns.append(Column(kind, [f"{values[0]:.2f}x" if values else "-" for values in factors], optional=1))
-    reasons = [
-        "; ".join(
-            [
-                *(_cell_reasons(factor) for factor in one.factors if _counts(factor)),
-                *([one.as_if] if one.as_if else []),
-            ]
-        )
-        for one in differences
-    ]
-    return [*columns, Column("why (~ intervals overlap)", reasons, "left", optional=2, flexible=True)]
-
-
-def _cell_reasons(factor: Factor) -> str:
-    """In a row that names both machines, the terms are what is left to say of theirs."""
-    return f"machine: {_terms(factor)}" if factor.what == "machine" else f"{factor.what}: {_reasons(factor)}"
-
-
-def _counts(factor: Factor) -> bool:
-    """Whether it is worth words of its own; what is no part of the step is said by its column."""
-    return bool(factor.terms) and abs(factor.factor - 1.0) >= SMALL_FACTOR / 2
-
-
 # ---- over device counts -------------------------------------------------------------------------------------------
 
 
@@ -311,7 +244,7 @@ def _print_winners(section: Section, console: Console) -> None:
         others = [winner.runner_up for winner in found]
         lead[2] = Column("before", [f"{one.machine}, {one.precision}" if one else "-" for one in others], "left")
     if found:
-        console.print(table_of([*lead, *_why_columns([w.difference for w in found if w.difference])], console.width))
+        print_why(lead, [winner.difference for winner in found if winner.difference], console)
 
 
 # ---- limits, failures, inputs -------------------------------------------------------------------------------------

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dlcalc.errors import DlcalcError, UnknownNameError, nearest
 from dlcalc.report.compare_facts import Axis, Failures, MachineInputs, ObjectiveName
-from dlcalc.search.run import Run
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.quantities import positive_number
 
@@ -33,9 +32,8 @@ class Asked:
     failures: Failures | None = None
 
 
-def machine_inputs(labels: Sequence[str], runs: Sequence[Run], asked: Asked) -> dict[str, MachineInputs]:
+def machine_inputs(machines: Mapping[str, HardwareSpec], asked: Asked) -> dict[str, MachineInputs]:
     """Price and power of every machine, by its label; what was given wins over the machine's own file."""
-    machines = {label: run.hardware for label, run in zip(labels, runs, strict=True)}
     prices = _by_label("--price", asked.prices, machines)
     powers = _by_label("--power", asked.powers, machines)
     found = {}
