@@ -43,9 +43,9 @@ def difference(winner: Contender, other: Contender, objective: Objective) -> Dif
     best, rest = winner.facts.value(objective.name), other.facts.value(objective.name)
     assert best is not None  # of what is not known nothing wins
     assert rest is not None
+    if not (isfinite(best.value) and isfinite(rest.value) and min(best.value, rest.value) > 0):
+        return None  # a job that never ends
     ratio = best.value / rest.value if objective.largest else rest.value / best.value
-    if not isfinite(ratio):
-        return None
     steps, as_if = _chain(winner, other)
     near, far = (best.low, rest.high) if objective.largest else (best.high, rest.low)
     return Difference(

@@ -90,10 +90,10 @@ def _print_best(facts: CompareFacts, sections: Sequence[Section], console: Conso
 
 def _lead_columns(facts: CompareFacts, groups: Sequence[Group], *, with_model: bool) -> list[Column]:
     best = [group.best for group in groups]
-    columns = [Column("#", [str(group.rank) for group in groups])] if not with_model else []
+    columns = [Column("#", [str(group.rank) for group in groups], optional=9)] if not with_model else []
     if with_model:
-        columns.append(Column("model", [one.model for one in best], "left"))
-    columns.append(Column("machine", [one.machine for one in best], "left"))
+        columns.append(Column("model", [one.model for one in best], "left", flexible=True))
+    columns.append(Column("machine", [one.machine for one in best], "left", flexible=True))
     columns.append(Column("devices", [units.count(one.devices) for one in best]))
     if len({one.precision for one in best}) > 1 or "precision" in facts.by:
         columns.append(Column("precision", [one.precision for one in best], "left"))
@@ -103,12 +103,12 @@ def _lead_columns(facts: CompareFacts, groups: Sequence[Group], *, with_model: b
 def _speed_columns(facts: CompareFacts, best: Sequence[Candidate], own: Sequence[str]) -> list[Column]:
     step = OBJECTIVES["step_time"]
     return [
-        Column("plan", own, "left", flexible=True, optional=3),
+        Column("plan", own, "left", flexible=True, optional=1),
         Column("step s", [units.significant(one.step_time_s.value, 4) for one in best]),
-        Column(_sure(facts), [_interval_cell(step, one.step_time_s) for one in best], optional=2),
-        Column("MFU %", [f"{100 * one.mfu:.1f}" for one in best]),
-        Column("tokens/s/device", [units.significant(one.tokens_per_s_per_device.value) for one in best], optional=1),
-        Column("free GiB", [units.gib(one.headroom_bytes) for one in best], optional=4),
+        Column(_sure(facts), [_interval_cell(step, one.step_time_s) for one in best], optional=4),
+        Column("MFU %", [f"{100 * one.mfu:.1f}" for one in best], optional=2),
+        Column("tokens/s/device", [units.significant(one.tokens_per_s_per_device.value) for one in best], optional=3),
+        Column("free GiB", [units.gib(one.headroom_bytes) for one in best], optional=5),
     ]
 
 
@@ -120,20 +120,20 @@ def _cost_columns(facts: CompareFacts, best: Sequence[Candidate]) -> list[Column
         values = [one.value(objective.name) for one in best]
         columns = [
             Column(_objective_header(objective), [_objective_cell(objective, value) for value in values]),
-            Column(_sure(facts), [_interval_cell(objective, value) for value in values], optional=3),
+            Column(_sure(facts), [_interval_cell(objective, value) for value in values], optional=4),
         ]
     others = [
-        Column("days", [cell(one.days, units.days) for one in best]),
-        Column("cost", [cell(one.cost_usd, units.money) for one in best], optional=1),
-        Column("MWh", [cell(one.energy_j, _mwh) for one in best], optional=4),
-        Column("tokens/$", [cell(one.tokens_per_usd, units.short_count) for one in best], optional=5),
-        Column("tokens/J", [cell(one.tokens_per_j, units.significant) for one in best], optional=6),
+        Column("days", [cell(one.days, units.days) for one in best], optional=2),
+        Column("cost", [cell(one.cost_usd, units.money) for one in best], optional=3),
+        Column("MWh", [cell(one.energy_j, _mwh) for one in best], optional=5),
+        Column("tokens/$", [cell(one.tokens_per_usd, units.short_count) for one in best], optional=6),
+        Column("tokens/J", [cell(one.tokens_per_j, units.significant) for one in best], optional=7),
     ]
     columns += [one for one in others if one.header != _objective_header(objective)]
     if facts.budget_usd is not None:
-        columns.append(Column("in budget", [one.within_budget or "-" for one in best]))
+        columns.append(Column("in budget", [one.within_budget or "-" for one in best], optional=1))
     if facts.deadline_days is not None:
-        columns.append(Column("in time", [one.within_deadline or "-" for one in best]))
+        columns.append(Column("in time", [one.within_deadline or "-" for one in best], optional=1))
     return columns
 
 
@@ -182,7 +182,7 @@ def _print_curves(facts: CompareFacts, section: Section, console: Console) -> No
     console.print()
     console.print(Text("Tokens/s per device on each number of devices, - where no plan fits; scaling: last over first"))
     columns = [
-        Column("machine", names, "left"),
+        Column("machine", names, "left", flexible=True),
         *_count_columns(section.curves, counts, lambda one: units.significant(one.tokens_per_s_per_device.value)),
         Column("scaling %", [f"{100 * curve.scaling[-1]:.0f}" for curve in section.curves], optional=1),
     ]
@@ -197,7 +197,7 @@ def _print_curves(facts: CompareFacts, section: Section, console: Console) -> No
 
     console.print()
     console.print(Text(f"{objective.words.capitalize()} ({_objective_header(objective)}), * the best of a column"))
-    columns = [Column("machine", names, "left"), *_count_columns(section.curves, counts, value)]
+    columns = [Column("machine", names, "left", flexible=True), *_count_columns(section.curves, counts, value)]
     console.print(table_of(columns, console.width))
 
 
@@ -302,7 +302,7 @@ def _print_failures(facts: CompareFacts, console: Console) -> None:
     )
     columns = [
         Column("devices", [units.count(count) for count in counts]),
-        Column("a failure every", [units.duration(one.failure_interval_s) for one in lost]),
+        Column("failure every", [units.duration(one.failure_interval_s) for one in lost], optional=1),
         Column("checkpoint every", [units.duration(one.checkpoint_interval_s) for one in lost]),
         Column("goodput %", [f"{100 * one.goodput_fraction:.1f}" for one in lost]),
     ]
@@ -317,12 +317,12 @@ def _print_inputs(facts: CompareFacts, console: Console) -> None:
         if facts.pue != 1.0
         else "the site left out (--pue)"
     )
-    console.print(Text(f"Prices and powers that this rests on; all devices draw theirs all the time, {site}"))
+    console.print(Text(f"Prices and powers of a device that this rests on, drawn all the time, {site}"))
     columns = [
-        Column("machine", [one.machine for one in inputs], "left"),
-        Column("$/device-hour", [_or_dash(one.usd_per_device_hour, "{:.2f}".format) for one in inputs]),
+        Column("machine", [one.machine for one in inputs], "left", flexible=True),
+        Column("$/hour", [_or_dash(one.usd_per_device_hour, "{:.2f}".format) for one in inputs]),
         Column("price from", [_short(one.price_source) for one in inputs], "left", optional=2, flexible=True),
-        Column("W/device", [_or_dash(one.watts_per_device, units.count) for one in inputs]),
+        Column("W", [_or_dash(one.watts_per_device, units.count) for one in inputs]),
         Column("power from", [_short(one.power_source) for one in inputs], "left", optional=1, flexible=True),
         Column("kernels", ["measured" if one.is_measured else "a relative's" for one in inputs], "left", optional=3),
     ]
