@@ -13,6 +13,8 @@ from dlcalc.launch.ranks import DEFAULT_PORT
 from dlcalc.launch.shell import checked_name, comment, default, literal, script, word
 
 TRAIN_SCRIPT = "train.sh"
+HERE = 'HERE="$(CDPATH=\'\' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"'
+"""The folder of the script that says so."""
 RENDEZVOUS = ("PET_NNODES", "PET_NODE_RANK", "PET_NPROC_PER_NODE", "PET_MASTER_ADDR", "PET_MASTER_PORT")
 OF_SEVERAL_HOSTS = {
     "PET_NODE_RANK": "which of the hosts this is, from 0",
@@ -22,6 +24,7 @@ OF_SEVERAL_HOSTS = {
 
 def train_script(job: Job, emitted: Emitted) -> str:
     """The script as text, for bash."""
+    command = [*_python_path(emitted), "", *_command(emitted)]
     return script(
         [
             "#!/usr/bin/env bash",
@@ -30,16 +33,14 @@ def train_script(job: Job, emitted: Emitted) -> str:
             "#   NAME=value bash train.sh [OPTION ...]      further options go to the trainer, behind those below",
             "# shellcheck disable=SC2016 # what stands between single quotes is meant as it is",
             "set -euo pipefail",
-            'HERE="$(CDPATH=\'\' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"',
+            *([HERE] if any("$HERE" in line for line in command) else []),
             "",
             *_hosts(job),
             "",
             *_variables(job, emitted),
             "# Environment.",
             *(line for setting in settings(job, emitted) for line in _exported(setting)),
-            *_python_path(emitted),
-            "",
-            *_command(emitted),
+            *command,
         ]
     )
 
