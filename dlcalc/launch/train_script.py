@@ -62,13 +62,14 @@ def known_names(job: Job, emitted: Emitted) -> tuple[str, ...]:
 
 def _hosts(job: Job) -> list[str]:
     hosts, devices = job.n_hosts, job.host_devices
+    planned = f"{job.devices} devices, as {hosts} host{'s' if hosts > 1 else ''} of {devices}"
     return [
         "# Where the processes are and where they meet.",
         f'nodes="${{PET_NNODES:-{hosts}}}"',
         f'per_node="${{PET_NPROC_PER_NODE:-{devices}}}"',
         'if ! [[ "$nodes" =~ ^[1-9][0-9]*$ && "$per_node" =~ ^[1-9][0-9]*$ ]] || '
         f"(( nodes * per_node != {job.devices} )); then",
-        f'  echo "train.sh: the plan is for {job.devices} devices, as {hosts} hosts of {devices};'
+        f'  echo "train.sh: the plan is for {planned};'
         ' PET_NNODES=$nodes times PET_NPROC_PER_NODE=$per_node is another number" >&2',
         "  exit 2",
         "fi",

@@ -74,11 +74,12 @@ def test_a_trainer_without_options(tmp_path, words):
 
 
 def directives(text):
-    """Options of a batch script, read as sbatch does: a backslash keeps the letter behind it."""
+    """Options of a batch script, read as sbatch does: in double quotes a backslash keeps the letter behind it."""
     found = {}
     for line in text.splitlines():
         if match := re.fullmatch(r"#SBATCH --([a-z-]+)(?:=(.*))?", line):
-            found[match[1]] = re.sub(r"\\(.)", r"\1", match[2] or "")
+            value = match[2] or ""
+            found[match[1]] = re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
     return found
 
 

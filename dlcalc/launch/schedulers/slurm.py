@@ -7,6 +7,7 @@ apptainer where the image is a .sif file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from dlcalc.launch.job import Emitted, Job
@@ -23,7 +24,7 @@ from dlcalc.launch.ranks import DEFAULT_PORT
 from dlcalc.launch.shell import checked_name, comment, literal, script
 
 SCRIPT = "job.sbatch"
-_KEPT = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./:@+=,-[]")
+_PLAIN = re.compile(r"[A-Za-z0-9_./:,=+@\[\]-]+")
 
 
 def files(job: Job, emitted: Emitted, bundle: Mapping[str, str]) -> Mapping[str, str]:
@@ -73,8 +74,11 @@ def _directives(job: Job, name: str, hosts: tuple[str, ...]) -> list[str]:
 
 
 def directive_value(text: str) -> str:
-    """``text`` as sbatch reads it from a #SBATCH line, where a backslash keeps a letter from meaning anything."""
-    return "".join(letter if letter in _KEPT or ord(letter) > 127 else f"\\{letter}" for letter in text)
+    """``text`` as sbatch reads it from a #SBATCH line: between double quotes a backslash keeps the letter behind it."""
+    if _PLAIN.fullmatch(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _master(hosts: tuple[str, ...]) -> list[str]:
