@@ -213,6 +213,8 @@ def _of_machine(job: Job, scheduler: Scheduler) -> Iterator[str]:
             f"Hosts of one rack are joined by NVLink: IMEX must run on all of them, and consecutive ranks must be in "
             f"one rack{how}."
         )
+    if scheduler == "trainjob" and job.container is None:
+        yield f"The image is that of the runtime torch-distributed, which must hold {job.target}."
     if scheduler in KUBERNETES and job.n_hosts > 1 and not elastic_interfaces(job):
         yield (
             "The network between hosts is a resource with a name of your cluster's own (rdma/ib, "

@@ -1,5 +1,6 @@
 """Scripts of a bundle: bash and shellcheck read them, whatever the job is called; the environment fits the job."""
 
+import dataclasses
 import re
 import subprocess
 
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import known_hardware, load_hardware
 from dlcalc.launch.bundle import bundle
-from dlcalc.launch.environment import ELASTIC_FABRIC
+from dlcalc.launch.environment import ELASTIC_FABRIC, has_elastic_fabric
 from dlcalc.launch.environment import settings as environment_of
 from dlcalc.launch.job import Emitted, Variable
 from dlcalc.launch.machines import pyxis_image
@@ -157,12 +158,21 @@ def test_exchanges_of_experts_need_queues():
     assert told("megatron-lm", **moe, overlap_ep=True)[QUEUES] == "32"
 
 
+def calibrated(hardware):
+    """A job on a machine as dlcalc-calibrate writes it: another name, its description longer."""
+    one = job("megatron-lm", hardware=hardware, dp=16)
+    changes = {"name": "ours", "aliases": (), "description": f"{one.hardware.description}; calibrated on 5 runs"}
+    return dataclasses.replace(one, hardware=one.hardware.model_copy(update=changes))
+
+
 def test_what_the_fabric_needs():
     assert told("megatron-lm", "p5.48xlarge")["FI_PROVIDER"] == "efa"
     assert told("megatron-lm", "p6-b200.48xlarge")["FI_EFA_USE_HUGE_PAGE"] == "0"
     assert told("megatron-lm", "u-p6e-gb200x72")["FI_PROVIDER"] == "efa"
     assert "FI_PROVIDER" not in told("megatron-lm", "p5.48xlarge", dp=8)  # one host
     assert "FI_PROVIDER" not in told("megatron-lm", "h100")
+    assert has_elastic_fabric(calibrated("p5.48xlarge"))
+    assert not has_elastic_fabric(calibrated("h100"))
     assert told("megatron-lm", "gb200_nvl72")["NCCL_NVLS_ENABLE"] == "1"
     assert "NCCL_NVLS_ENABLE" not in told("megatron-lm", "h100")
 
