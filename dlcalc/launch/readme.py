@@ -20,6 +20,8 @@ from dlcalc.utils.units import duration, gib, percent, significant
 
 README = "README.md"
 KUBERNETES = ("trainjob", "jobset", "pytorchjob")
+KUBECTL_FOLLOWS = 5
+"""Pods at once, unless it is told otherwise."""
 MEANINGS = {
     "tp": "tensor parallel: devices that share every layer",
     "cp": "context parallel: devices that share a sequence",
@@ -94,7 +96,8 @@ def _commands(job: Job, scheduler: Scheduler) -> tuple[str, ...]:
         return ("sbatch job.sbatch",)
     if scheduler == "torchrun":
         return ("bash start.sh",)
-    return "kubectl create -f job.yaml", f"kubectl logs -f -l {_label(scheduler)}={resource_name(job.name)}"
+    many = f" --max-log-requests={job.n_hosts}" if job.n_hosts > KUBECTL_FOLLOWS else ""
+    return "kubectl create -f job.yaml", f"kubectl logs -f{many} -l {_label(scheduler)}={resource_name(job.name)}"
 
 
 def _label(scheduler: Scheduler) -> str:
@@ -127,7 +130,7 @@ def _told_of_hosts(job: Job, further: str) -> str:
     alone = ", or alone: it knows the hosts by name" if job.hosts else ""
     return (
         f"The {job.n_hosts} hosts {named}; each must see this folder at the same place and be reachable by ssh without "
-        f"a password. {further} Where something else runs commands on all hosts, let it run `bash host.sh` with "
+        f"a password, with torchrun on the PATH it gives. {further} Where something else runs commands on all hosts, let it run `bash host.sh` with "
         f"PET_NODE_RANK and PET_MASTER_ADDR set{alone}."
     )
 

@@ -17,6 +17,24 @@ from dlcalc.launch.train_script import HERE, RENDEZVOUS, known_names
 START, ON_HOST = "start.sh", "host.sh"
 
 
+_EVERYWHERE = (
+    "running=()",
+    'stop() { (( ${#running[@]} == 0 )) || kill "${running[@]}" 2>/dev/null || true; }',
+    "trap stop EXIT",
+    "trap 'exit 130' INT TERM",
+    'for rank in "${!hosts[@]}"; do',
+    '  command="$(printf \'%q \' env "${settings[@]}" "PET_NODE_RANK=$rank" bash "$HERE/host.sh" "$@")"',
+    "  # a terminal of its own, so that what runs there ends with this script",
+    '  ssh -tt -o BatchMode=yes -- "${hosts[rank]}" "cd $(printf %q "$PWD") && exec $command" </dev/null &',
+    '  running+=("$!")',
+    "done",
+    'for _ in "${running[@]}"; do',
+    "  wait -n # the first that fails ends the script, and with it the others",
+    "done",
+)
+"""Starts the hosts; the first that fails ends the others."""
+
+
 def files(job: Job, emitted: Emitted, bundle: Mapping[str, str]) -> Mapping[str, str]:
     """The two scripts; ``bundle`` is what lies beside them."""
     hosts, names = checked_hosts(job), known_names(job, emitted)
@@ -67,19 +85,7 @@ def _start_elsewhere(job: Job, names: tuple[str, ...]) -> list[str]:
         f"settings+=(PET_NNODES={job.n_hosts} PET_NPROC_PER_NODE={job.host_devices})",
         'settings+=("PET_MASTER_ADDR=${hosts[0]}")',
         "",
-        "running=()",
-        'stop() { (( ${#running[@]} == 0 )) || kill "${running[@]}" 2>/dev/null || true; }',
-        "trap stop EXIT",
-        "trap 'exit 130' INT TERM",
-        'for rank in "${!hosts[@]}"; do',
-        '  command="$(printf \'%q \' env "${settings[@]}" "PET_NODE_RANK=$rank" bash "$HERE/host.sh" "$@")"',
-        "  # a terminal of its own, so that what runs there ends with this script",
-        '  ssh -tt -o BatchMode=yes -- "${hosts[rank]}" "cd $(printf %q "$PWD") && exec $command" </dev/null &',
-        '  running+=("$!")',
-        "done",
-        'for _ in "${running[@]}"; do',
-        "  wait -n # the first that fails ends the script, and with it the others",
-        "done",
+        *_EVERYWHERE,
     ]
 
 
