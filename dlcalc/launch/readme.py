@@ -130,9 +130,8 @@ def _told_of_hosts(job: Job, further: str) -> str:
     alone = ", or alone: it knows the hosts by name" if job.hosts else ""
     return (
         f"The {job.n_hosts} hosts {named}; each must see this folder at the same place and be reachable by ssh without "
-        f"a password, with torchrun on the PATH it gives. {further} Where something else runs commands on all hosts, let "
-        f"it run `bash host.sh` with "
-        f"PET_NODE_RANK and PET_MASTER_ADDR set{alone}."
+        f"a password, with torchrun on the PATH it gives. {further} Where something else runs commands on all "
+        f"hosts, let it run `bash host.sh` with PET_NODE_RANK and PET_MASTER_ADDR set{alone}."
     )
 
 
