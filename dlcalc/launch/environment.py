@@ -74,8 +74,10 @@ def spans_hosts_by_nvlink(job: Job) -> bool:
 
 
 def has_elastic_fabric(job: Job) -> bool:
-    """Whether hosts are joined by AWS EFA."""
-    return any(ELASTIC_FABRIC.fullmatch(name) for name in (job.hardware.name, *job.hardware.aliases))
+    """Whether hosts are joined by AWS EFA; a calibrated machine keeps the description of the one it extends."""
+    hardware = job.hardware
+    named = any(ELASTIC_FABRIC.fullmatch(name) for name in (hardware.name, *hardware.aliases))
+    return named or re.search(r"\bEFA\b", hardware.description) is not None
 
 
 def _of_torch(job: Job) -> Iterator[Setting]:

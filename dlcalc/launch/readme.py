@@ -20,6 +20,8 @@ from dlcalc.utils.units import duration, gib, percent, significant
 
 README = "README.md"
 KUBERNETES = ("trainjob", "jobset", "pytorchjob")
+KUBECTL_FOLLOWS = 5
+"""Pods at once, unless it is told otherwise."""
 MEANINGS = {
     "tp": "tensor parallel: devices that share every layer",
     "cp": "context parallel: devices that share a sequence",
@@ -94,7 +96,8 @@ def _commands(job: Job, scheduler: Scheduler) -> tuple[str, ...]:
         return ("sbatch job.sbatch",)
     if scheduler == "torchrun":
         return ("bash start.sh",)
-    return "kubectl create -f job.yaml", f"kubectl logs -f -l {_label(scheduler)}={resource_name(job.name)}"
+    many = f" --max-log-requests={job.n_hosts}" if job.n_hosts > KUBECTL_FOLLOWS else ""
+    return "kubectl create -f job.yaml", f"kubectl logs -f{many} -l {_label(scheduler)}={resource_name(job.name)}"
 
 
 def _label(scheduler: Scheduler) -> str:
@@ -127,8 +130,8 @@ def _told_of_hosts(job: Job, further: str) -> str:
     alone = ", or alone: it knows the hosts by name" if job.hosts else ""
     return (
         f"The {job.n_hosts} hosts {named}; each must see this folder at the same place and be reachable by ssh without "
-        f"a password. {further} Where something else runs commands on all hosts, let it run `bash host.sh` with "
-        f"PET_NODE_RANK and PET_MASTER_ADDR set{alone}."
+        f"a password, with torchrun on the PATH it gives. {further} Where something else runs commands on all "
+        f"hosts, let it run `bash host.sh` with PET_NODE_RANK and PET_MASTER_ADDR set{alone}."
     )
 
 
@@ -213,6 +216,8 @@ def _of_machine(job: Job, scheduler: Scheduler) -> Iterator[str]:
             f"Hosts of one rack are joined by NVLink: IMEX must run on all of them, and consecutive ranks must be in "
             f"one rack{how}."
         )
+    if scheduler == "trainjob" and job.container is None:
+        yield f"The image is that of the runtime torch-distributed, which must hold {job.target}."
     if scheduler in KUBERNETES and job.n_hosts > 1 and not elastic_interfaces(job):
         yield (
             "The network between hosts is a resource with a name of your cluster's own (rdma/ib, "

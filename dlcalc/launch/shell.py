@@ -18,18 +18,23 @@ from dlcalc.utils.printable import printable
 WIDTH = 118
 LONGEST_NAME = 200
 _PLAIN = re.compile(r"[A-Za-z0-9_./:,=+@%-]*")
-_LOOKALIKES = frozenset("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2010\u2011\u2012\u2013\u2014\u2015")
-"""Quotes and dashes that look like those of the shell."""
+_ODD = frozenset("'\\\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2010\u2011\u2012\u2013\u2014\u2015")
+"""What cannot stand between single quotes, or looks like quotes and dashes of the shell."""
 _LINE_BREAKING = ("Cc", "Cs", "Zl", "Zp")
 
 
 def literal(text: str) -> str:
     """``text`` as one word of a script."""
     content = _encoded(text)
-    if text.isprintable() and not _LOOKALIKES & set(text):
+    if text.isprintable() and not _ODD & set(text):
         return shlex.quote(text)
-    escaped = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in content)
-    return f"$'{''.join(escaped)}'"
+    return f"$'{''.join(map(_byte, content))}'"
+
+
+def _byte(byte: int) -> str:
+    if 32 <= byte < 127:
+        return f"\\{chr(byte)}" if byte in b"\\'" else chr(byte)
+    return f"\\x{byte:02x}"
 
 
 def word(one: Word) -> str:

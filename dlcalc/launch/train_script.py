@@ -13,6 +13,8 @@ from dlcalc.launch.ranks import DEFAULT_PORT
 from dlcalc.launch.shell import checked_name, comment, default, literal, script, word
 
 TRAIN_SCRIPT = "train.sh"
+HERE = 'HERE="$(CDPATH=\'\' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"'
+"""The folder of the script that says so."""
 RENDEZVOUS = ("PET_NNODES", "PET_NODE_RANK", "PET_NPROC_PER_NODE", "PET_MASTER_ADDR", "PET_MASTER_PORT")
 OF_SEVERAL_HOSTS = {
     "PET_NODE_RANK": "which of the hosts this is, from 0",
@@ -22,6 +24,7 @@ OF_SEVERAL_HOSTS = {
 
 def train_script(job: Job, emitted: Emitted) -> str:
     """The script as text, for bash."""
+    command = [*_python_path(emitted), "", *_command(emitted)]
     return script(
         [
             "#!/usr/bin/env bash",
@@ -30,16 +33,14 @@ def train_script(job: Job, emitted: Emitted) -> str:
             "#   NAME=value bash train.sh [OPTION ...]      further options go to the trainer, behind those below",
             "# shellcheck disable=SC2016 # what stands between single quotes is meant as it is",
             "set -euo pipefail",
-            'HERE="$(CDPATH=\'\' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"',
+            *([HERE] if any("$HERE" in line for line in command) else []),
             "",
             *_hosts(job),
             "",
             *_variables(job, emitted),
             "# Environment.",
             *(line for setting in settings(job, emitted) for line in _exported(setting)),
-            *_python_path(emitted),
-            "",
-            *_command(emitted),
+            *command,
         ]
     )
 
@@ -61,13 +62,14 @@ def known_names(job: Job, emitted: Emitted) -> tuple[str, ...]:
 
 def _hosts(job: Job) -> list[str]:
     hosts, devices = job.n_hosts, job.host_devices
+    planned = f"{job.devices} devices, as {hosts} host{'s' if hosts > 1 else ''} of {devices}"
     return [
         "# Where the processes are and where they meet.",
         f'nodes="${{PET_NNODES:-{hosts}}}"',
         f'per_node="${{PET_NPROC_PER_NODE:-{devices}}}"',
         'if ! [[ "$nodes" =~ ^[1-9][0-9]*$ && "$per_node" =~ ^[1-9][0-9]*$ ]] || '
         f"(( nodes * per_node != {job.devices} )); then",
-        f'  echo "train.sh: the plan is for {job.devices} devices, as {hosts} hosts of {devices};'
+        f'  echo "train.sh: the plan is for {planned};'
         ' PET_NNODES=$nodes times PET_NPROC_PER_NODE=$per_node is another number" >&2',
         "  exit 2",
         "fi",

@@ -240,7 +240,7 @@ def _plan(
         run.text("recompute"),
         profile.recompute_modes,
         is_mla=model.is_mla,
-        layers_per_stage=lambda: -(-model.n_layers // pp),
+        layers_per_chunk=lambda: -(-model.n_layers // (pp * mesh.vpp)),
     )
     remarks += [remark for remark in (schedule.remark, redo.remark) if remark]
     zero = _zero_stage(run, profile)

@@ -92,6 +92,8 @@ def _must_be_possible(job: Job, kind: Kind) -> None:
 
 def _config_map(bundle: Mapping[str, str], about: Tree) -> Tree:
     data = {_key(file): text for file, text in bundle.items()}
+    if len(data) < len(bundle):
+        raise ValueError(f"names of files differ only in what a ConfigMap cannot tell apart: {', '.join(bundle)}")
     size = sum(len(key.encode()) + len(text.encode()) for key, text in data.items())
     if size > LARGEST_CONFIG_MAP_BYTES:
         raise DlcalcError(

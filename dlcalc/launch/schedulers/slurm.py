@@ -7,6 +7,7 @@ apptainer where the image is a .sif file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from dlcalc.launch.job import Emitted, Job
@@ -23,7 +24,7 @@ from dlcalc.launch.ranks import DEFAULT_PORT
 from dlcalc.launch.shell import checked_name, comment, literal, script
 
 SCRIPT = "job.sbatch"
-_KEPT = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_./:@+=,-[]")
+_PLAIN = re.compile(r"[A-Za-z0-9_./:,=+@\[\]-]+")
 
 
 def files(job: Job, emitted: Emitted, bundle: Mapping[str, str]) -> Mapping[str, str]:
@@ -36,6 +37,7 @@ def files(job: Job, emitted: Emitted, bundle: Mapping[str, str]) -> Mapping[str,
         *_directives(job, name, hosts),
         "# Yours to set, here or on the command line: --account, --partition, --time.",
         "",
+        "# shellcheck disable=SC2016 # what stands between single quotes is meant as it is",
         "set -euo pipefail",
         'HERE="${BUNDLE:-${SLURM_SUBMIT_DIR:-$PWD}}" # Slurm runs a copy of this file from elsewhere',
         'if [[ ! -f "$HERE/train.sh" ]]; then',
@@ -72,8 +74,11 @@ def _directives(job: Job, name: str, hosts: tuple[str, ...]) -> list[str]:
 
 
 def directive_value(text: str) -> str:
-    """``text`` as sbatch reads it from a #SBATCH line, where a backslash keeps a letter from meaning anything."""
-    return "".join(letter if letter in _KEPT or ord(letter) > 127 else f"\\{letter}" for letter in text)
+    """``text`` as sbatch reads it from a #SBATCH line: between double quotes a backslash keeps the letter behind it."""
+    if _PLAIN.fullmatch(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _master(hosts: tuple[str, ...]) -> list[str]:
@@ -109,7 +114,7 @@ def _tasks(job: Job, image: str | None, *, placed: bool) -> list[str]:
         "srun=(",
         *(f"  {option}" for option in options),
         ")",
-        "# shellcheck disable=SC2016 # every task puts in its own number",
+        "# Every task puts in its own number.",
         f'task=\'PET_NODE_RANK="$SLURM_PROCID" exec bash "{train}" "$@"\'',
         f'srun "${{srun[@]}}" {command} -c "$task" train.sh "$@"',
     ]

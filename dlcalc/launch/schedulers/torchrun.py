@@ -12,10 +12,27 @@ from dlcalc.launch.job import Emitted, Job
 from dlcalc.launch.machines import INSIDE, checked_hosts, checked_image, docker_devices, mounted
 from dlcalc.launch.ranks import rank_by_host_name
 from dlcalc.launch.shell import checked_name, comment, literal, script
-from dlcalc.launch.train_script import RENDEZVOUS, known_names
+from dlcalc.launch.train_script import HERE, RENDEZVOUS, known_names
 
 START, ON_HOST = "start.sh", "host.sh"
-_HERE = 'HERE="$(CDPATH=\'\' cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"'
+
+
+_EVERYWHERE = (
+    "running=()",
+    'stop() { (( ${#running[@]} == 0 )) || kill "${running[@]}" 2>/dev/null || true; }',
+    "trap stop EXIT",
+    "trap 'exit 130' INT TERM",
+    'for rank in "${!hosts[@]}"; do',
+    '  command="$(printf \'%q \' env "${settings[@]}" "PET_NODE_RANK=$rank" bash "$HERE/host.sh" "$@")"',
+    "  # a terminal of its own, so that what runs there ends with this script",
+    '  ssh -tt -o BatchMode=yes -- "${hosts[rank]}" "cd $(printf %q "$PWD") && exec $command" </dev/null &',
+    '  running+=("$!")',
+    "done",
+    'for _ in "${running[@]}"; do',
+    "  wait -n # the first that fails ends the script, and with it the others",
+    "done",
+)
+"""Starts the hosts; the first that fails ends the others."""
 
 
 def files(job: Job, emitted: Emitted, bundle: Mapping[str, str]) -> Mapping[str, str]:
@@ -33,7 +50,7 @@ def _start_here() -> list[str]:
     return [
         "# Starts the job on this host: bash start.sh [OPTION ...]; further options go to the trainer.",
         "set -euo pipefail",
-        _HERE,
+        HERE,
         'exec bash "$HERE/host.sh" "$@"',
     ]
 
@@ -45,7 +62,7 @@ def _start_elsewhere(job: Job, names: tuple[str, ...]) -> list[str]:
         "# without a password, with this folder at the same place: bash start.sh [OPTION ...]",
         "# shellcheck disable=SC2029 # commands are put together here, for the hosts to run",
         "set -euo pipefail",
-        _HERE,
+        HERE,
         'if [[ ! -f "$HERE/hostfile" ]]; then',
         f'  echo "start.sh: write the names of {job.n_hosts} hosts to $HERE/hostfile, one a line" >&2',
         "  exit 2",
@@ -68,19 +85,7 @@ def _start_elsewhere(job: Job, names: tuple[str, ...]) -> list[str]:
         f"settings+=(PET_NNODES={job.n_hosts} PET_NPROC_PER_NODE={job.host_devices})",
         'settings+=("PET_MASTER_ADDR=${hosts[0]}")',
         "",
-        "running=()",
-        'stop() { (( ${#running[@]} == 0 )) || kill "${running[@]}" 2>/dev/null || true; }',
-        "trap stop EXIT",
-        "trap 'exit 130' INT TERM",
-        'for rank in "${!hosts[@]}"; do',
-        '  command="$(printf \'%q \' env "${settings[@]}" "PET_NODE_RANK=$rank" bash "$HERE/host.sh" "$@")"',
-        "  # a terminal of its own, so that what runs there ends with this script",
-        '  ssh -tt -o BatchMode=yes -- "${hosts[rank]}" "cd $(printf %q "$PWD") && exec $command" </dev/null &',
-        '  running+=("$!")',
-        "done",
-        'for _ in "${running[@]}"; do',
-        "  wait -n # the first that fails ends the script, and with it the others",
-        "done",
+        *_EVERYWHERE,
     ]
 
 
@@ -88,8 +93,9 @@ def _on_host(job: Job, names: tuple[str, ...], hosts: tuple[str, ...]) -> list[s
     image = checked_image(job)
     lines = [
         "# Runs the processes of this host: bash host.sh [OPTION ...]; further options go to the trainer.",
+        "# shellcheck disable=SC2016 # what stands between single quotes is meant as it is",
         "set -euo pipefail",
-        _HERE,
+        HERE,
     ]
     if hosts:
         lines += [
