@@ -133,6 +133,8 @@ def _literals(model: ModelSpec) -> dict[str, object]:
 def _notes(job: Job) -> list[str]:
     tokens = job.recipe.seq_len * job.recipe.global_batch
     notes = [
+        "torchtitan 0.3.0 needs a PyTorch newer than 2.13: it calls torch.distributed.set_timeout, and hands pipelines"
+        " their micro-batches by a name (arg_mbs) that 2.13 does not know.",
         f"torchtitan logs tokens per second and device (tps) each step: a step took {tokens} / (tps x {job.devices})"
         " seconds. The first steps compile.",
         f"Data are random tokens. For real ones put torchtitan's HuggingFaceTextDataLoader.Config(dataset=...) and"
