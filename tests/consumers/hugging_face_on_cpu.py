@@ -19,7 +19,7 @@ else:
 
     def made_with_fsdp(self, *args, **kwargs):
         made(self, *args, **kwargs)
-        if self.distributed_type == DistributedType.MULTI_CPU:
+        if self.distributed_type == DistributedType.MULTI_CPU and "fsdp_plugin" in kwargs:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, kwargs["fsdp_plugin"]
 
     AcceleratorState.__init__ = made_with_fsdp
