@@ -26,7 +26,7 @@ for name, answer in {
 }.items():
     setattr(torch.cpu, name, lambda *_, answer=answer: answer)
 
-import torchtitan.distributed.fsdp as fsdp  # noqa: E402  # reads the device as it is imported
+from torchtitan.distributed import fsdp  # noqa: E402  # reads the device as it is imported
 from torchtitan.models.common.attention import FlexAttention  # noqa: E402
 
 if not hasattr(torch.distributed, "set_timeout"):  # PyTorch 2.13 has not what torchtitan 0.3.0 calls

@@ -22,10 +22,11 @@ SCRIPT = '''\
 import json
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, init_empty_weights
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -40,8 +41,9 @@ def main():
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.{reduce_dtype}, output_dtype=dtype)
     accelerator = Accelerator(fsdp_plugin=FullyShardedDataParallelPlugin(mixed_precision_policy=policy))
     # Only the first rank has weights; they are scattered from there, so a host holds the model once.
-    with torch.device("cpu" if accelerator.is_main_process else "meta"):
+    with nullcontext() if accelerator.is_main_process else init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    model.tie_weights()  # empty weights come apart
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1)
     model, optimizer = accelerator.prepare(model, optimizer)
     tokens = batches(config, accelerator.process_index, MICRO_BATCH, SEQ_LEN)

@@ -83,7 +83,7 @@ def config(job: Job) -> dict[str, Any]:
     plan, profile = job.plan, job.recipe.framework
     short = {2: job.recipe.precision, 4: "fp32"}  # names of types by bytes
     settings: dict[str, Any] = {
-        "train_batch_size": job.recipe.global_batch,
+        "train_batch_size": job.recipe.global_batch * plan.tp,  # DeepSpeed counts every rank of AutoTP as one of dp
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": job.micro_batches,
         job.recipe.precision: {"enabled": True},
@@ -137,7 +137,11 @@ def _notes(job: Job) -> list[str]:
     if plan.recompute == "full":
         notes.append("Layers are recomputed by transformers' own gradient checkpointing.")
     if plan.tp > 1:
-        notes.append("Layers are split by DeepSpeed's AutoTP; every rank first makes the whole model on the host.")
+        notes += [
+            "Layers are split by DeepSpeed's AutoTP; every rank first makes the whole model on the host.",
+            f"train_batch_size is {plan.tp} times the {job.recipe.global_batch} sequences of a step: DeepSpeed takes every"
+            " rank for a data-parallel one.",
+        ]
     if plan.offload_optimizer:
         notes.append("The optimizer on the host is compiled when the job starts: a C++ compiler is needed.")
     return notes

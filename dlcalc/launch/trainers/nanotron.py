@@ -39,7 +39,7 @@ def emit(job: Job) -> Emitted:
 
 
 def config(job: Job) -> dict[str, Any]:
-    """nanotron's YAML."""
+    """Nanotron's YAML."""
     plan, recipe = job.plan, job.recipe
     return {
         "general": {"project": "dlcalc", "run": job.name, "seed": 42, "ignore_sanity_checks": True},

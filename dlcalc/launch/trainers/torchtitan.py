@@ -116,11 +116,7 @@ def _literals(model: ModelSpec) -> dict[str, object]:
     family = family_of(model)
     if family is None:
         raise DlcalcError(f"torchtitan has no model with {misfit_of(model)}")
-    named = (
-        "name n_layers hidden_size n_heads n_kv_heads head_dim ffn_hidden_size vocab_size max_seq tied_embeddings "
-        "qk_norm qkv_bias n_experts top_k expert_ffn_hidden_size n_shared_experts shared_ffn_hidden_size router_bias "
-        "q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim sliding_window mtp_layers"
-    ).split()
+    named = ["name", "n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_hidden_size", "vocab_size", "max_seq", "tied_embeddings", "qk_norm", "qkv_bias", "n_experts", "top_k", "expert_ffn_hidden_size", "n_shared_experts", "shared_ffn_hidden_size", "router_bias", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "sliding_window", "mtp_layers"]
     return {
         "family": family,
         **{name: getattr(model, name) for name in named},
@@ -149,9 +145,13 @@ def _notes(job: Job) -> list[str]:
             " leave that out of real training."
         )
     if job.model.expert_groups_per_token:
-        notes.append("The router is not limited to groups of experts: the model's file does not say how many there are.")
+        notes.append(
+            "The router is not limited to groups of experts: the model's file does not say how many there are."
+        )
     if job.recipe.precision != "bf16":
-        notes.append(f"{job.recipe.precision} needs torchao. torchtitan scales fp8 by rows; lm_head and routers stay bf16.")
+        notes.append(
+            f"{job.recipe.precision} needs torchao. torchtitan scales fp8 by rows; lm_head and routers stay bf16."
+        )
     if not _compiles(job):
         notes.append("PyTorch cannot compile the stages of zb-v, so kernels that the estimate takes as fused are not.")
     return notes
