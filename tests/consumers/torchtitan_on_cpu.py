@@ -44,6 +44,6 @@ def attend(query, key, value, *, scale=None, enable_gqa=False, **_):
 
 
 FlexAttention.compiled_flex_attn = staticmethod(attend)
-sys.argv = sys.argv[1:-1] + ["--parallelism.spmd_backend", "partial_dtensor", sys.argv[-1]]
+sys.argv = [*sys.argv[1:-1], "--parallelism.spmd_backend", "partial_dtensor", sys.argv[-1]]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -14,7 +14,17 @@ TYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 ZERO = "zero_optimization"
 KNOWN_ZERO = frozenset(
     f"{ZERO}.{name}"
-    for name in ["contiguous_gradients", "reduce_scatter", "allgather_partitions", "allgather_bucket_size", "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_param_persistence_threshold", "sub_group_size", "round_robin_gradients"]
+    for name in [
+        "contiguous_gradients",
+        "reduce_scatter",
+        "allgather_partitions",
+        "allgather_bucket_size",
+        "stage3_max_live_parameters",
+        "stage3_max_reuse_distance",
+        "stage3_param_persistence_threshold",
+        "sub_group_size",
+        "round_robin_gradients",
+    ]
 )
 
 
@@ -25,7 +35,7 @@ def read(text: str, file: Path) -> Imported:
     options = Options(file, values, written.line_of)
     knobs, notes = _knobs(options)
     precision = _precision(options)
-    global_batch = options.whole("train_batch_size", 0) // int(knobs["tp"]) or None  # ranks of AutoTP count as dp
+    global_batch = options.whole("train_batch_size", 0) or None
     return Imported(
         source="deepspeed",
         model=None,
@@ -69,10 +79,10 @@ def _knobs(options: Options) -> tuple[dict[str, int | bool | str], list[str]]:
         "offload_optimizer": stage > 0 and offload != "none",
         "offload_layers": 0,
     }
-    return knobs | _batch(options, tp=int(knobs["tp"])), notes
+    return knobs | _batch(options), notes
 
 
-def _batch(options: Options, *, tp: int) -> dict[str, int | bool | str]:
+def _batch(options: Options) -> dict[str, int | bool | str]:
     """The micro-batch, and dp where the three sizes together decide it."""
     whole = options.whole("train_batch_size", 0)
     micro = options.whole("train_micro_batch_size_per_gpu", 0)
@@ -81,10 +91,10 @@ def _batch(options: Options, *, tp: int) -> dict[str, int | bool | str]:
         text = "either train_batch_size or train_micro_batch_size_per_gpu must be given"
         raise SpecError(options.file, (Problem(1, "train_batch_size", text),))
     if whole and micro and steps:
-        if whole % (micro * steps * tp):
-            text = f"{whole} must be a multiple of {micro} x {steps} x {tp} (micro-batch x accumulation steps x autotp_size)"
+        if whole % (micro * steps):
+            text = f"{whole} must be a multiple of {micro} x {steps} (micro-batch x accumulation steps)"
             raise options.error("train_batch_size", text)
-        return {"micro_batch": micro, "dp": whole // (micro * steps * tp)}
+        return {"micro_batch": micro, "dp": whole // (micro * steps)}
     return {"micro_batch": micro} if micro else {}
 
 

@@ -115,12 +115,12 @@ def from_mapping(text: str, file: Path) -> Options:
 
 
 def flatten(
-    data: Mapping[Hashable, Any],
+    data: Mapping[Any, Any],
     prefix: tuple[Hashable, ...],
     values: dict[str, Any],
     paths: dict[str, tuple[Hashable, ...]],
 ) -> None:
-    """Every value of nested mappings by dotted name; an empty mapping is a value. The depth is bounded as it is read."""
+    """Every value of nested mappings by dotted name; an empty mapping is a value. The reader bounds the depth."""
     for key, value in data.items():
         path = (*prefix, key)
         if isinstance(value, dict) and value:

@@ -1,4 +1,4 @@
-"""A torchtitan job in our words: its command line, a dump of its configuration (JSON), or the TOML of releases to 0.2."""
+"""A torchtitan job in our words: its command line, a dump of its configuration (JSON), or the TOML of up to 0.2."""
 
 from __future__ import annotations
 
@@ -31,7 +31,15 @@ OLD_NAMES = {
     **{
         f"{section}.{name}": f"parallelism.{name}"
         for section in ("training", "experimental")
-        for name in ["data_parallel_replicate_degree", "data_parallel_shard_degree", "tensor_parallel_degree", "context_parallel_degree", "pipeline_parallel_degree", "pipeline_parallel_schedule", "pipeline_parallel_microbatch_size"]
+        for name in [
+            "data_parallel_replicate_degree",
+            "data_parallel_shard_degree",
+            "tensor_parallel_degree",
+            "context_parallel_degree",
+            "pipeline_parallel_degree",
+            "pipeline_parallel_schedule",
+            "pipeline_parallel_microbatch_size",
+        ]
     },
     "experimental.enable_async_tensor_parallel": "compile.enable_async_tensor_parallel",
     "parallelism.enable_async_tensor_parallel": "compile.enable_async_tensor_parallel",
@@ -64,7 +72,7 @@ def read(text: str, file: Path) -> Imported:
     dp = plan.knobs.get("dp")
     # -1, the default, is one accumulation step.
     global_batch = (local * int(dp) if dp else None) if wanted in (None, -1, "-1") else _global_batch(options)
-    knobs = plan.knobs | {"recompute": source.recompute}
+    knobs = {**plan.knobs, "recompute": source.recompute}
     graphs = source.has_cuda_graphs and not options.flag("training.disable_cuda_graphs", False)
     notes = [*plan.notes, *_drains(knobs, local, global_batch)]
     if model is None:
@@ -131,10 +139,7 @@ def _from_dump(text: str, file: Path) -> Source:
     flatten(kept, (), values, paths)
     options = Options(file, values, lambda name: marks.line_of(paths.get(name, tuple(name.split(".")))))
     parts = values.get("parallelism.module_fqns_per_model_part")
-    if isinstance(spec, dict):
-        model = model_of_dump(spec, file, marks.within(("model_spec",)))
-    else:
-        model = None
+    model = model_of_dump(spec, file, marks.within(("model_spec",))) if isinstance(spec, dict) else None
     return Source(
         options=options,
         model=model,
@@ -204,13 +209,15 @@ def _from_command(text: str, file: Path) -> Source:
         model=model,
         precision=_known_precision(literals.get("PRECISION", "bf16"), file),
         recompute=_recompute(kind, options),
-        chunk_layers=tuple(chunks) if _is_counts(chunks) else None,
+        chunk_layers=_counts(chunks),
         has_cuda_graphs=True,
     )
 
 
-def _is_counts(chunks: object) -> bool:
-    return isinstance(chunks, tuple | list) and all(isinstance(count, int) and count >= 0 for count in chunks)
+def _counts(chunks: object) -> tuple[int, ...] | None:
+    if not isinstance(chunks, tuple | list) or not all(isinstance(count, int) and count >= 0 for count in chunks):
+        return None
+    return tuple(chunks)
 
 
 def _known_precision(word: object, file: Path) -> Precision:

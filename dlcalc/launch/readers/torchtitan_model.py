@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,32 @@ BY_NAME: Mapping[tuple[str, str], str] = {
 """torchtitan's own models and flavours that there is a file of."""
 
 LITERALS = ("MODEL", "CHUNK_LAYERS", "PRECISION")
-COPIED = ["n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_hidden_size", "vocab_size", "max_seq", "tied_embeddings", "qk_norm", "qkv_bias", "n_experts", "top_k", "expert_ffn_hidden_size", "n_shared_experts", "shared_ffn_hidden_size", "router_bias", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "sliding_window", "mtp_layers"]
+COPIED = [
+    "n_layers",
+    "hidden_size",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "ffn_hidden_size",
+    "vocab_size",
+    "max_seq",
+    "tied_embeddings",
+    "qk_norm",
+    "qkv_bias",
+    "n_experts",
+    "top_k",
+    "expert_ffn_hidden_size",
+    "n_shared_experts",
+    "shared_ffn_hidden_size",
+    "router_bias",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "sliding_window",
+    "mtp_layers",
+]
 GPT_OSS = {"attention_bias": True, "attention_sinks": True, "expert_bias": True}
 
 
@@ -116,7 +141,7 @@ def _attention(one: Mapping[str, Any], dim: object) -> dict[str, Any]:
     }
 
 
-def _mlp(layers: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _mlp(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     dense = next((layer for layer in layers if layer.get("feed_forward")), {})
     moe = _mapping(next((layer.get("moe") for layer in layers if layer.get("moe")), None))
     width = _at(moe, "routed_experts", "inner_experts", "hidden_dim")

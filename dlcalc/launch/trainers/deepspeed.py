@@ -20,6 +20,7 @@ from pathlib import Path
 
 import deepspeed
 import torch
+import torch._dynamo  # before zero.Init puts functions in place of those that this looks at
 from transformers import AutoConfig, AutoModelForCausalLM
 
 {constants}
@@ -83,7 +84,6 @@ def config(job: Job) -> dict[str, Any]:
     plan, profile = job.plan, job.recipe.framework
     short = {2: job.recipe.precision, 4: "fp32"}  # names of types by bytes
     settings: dict[str, Any] = {
-        "train_batch_size": job.recipe.global_batch * plan.tp,  # DeepSpeed counts every rank of AutoTP as one of dp
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": job.micro_batches,
         job.recipe.precision: {"enabled": True},
@@ -96,6 +96,8 @@ def config(job: Job) -> dict[str, Any]:
     }
     if plan.tp > 1:
         settings["tensor_parallel"] = {"autotp_size": plan.tp}
+    else:  # with AutoTP, DeepSpeed checks it once against all ranks and once, at ZeRO 3, against those of dp
+        settings = {"train_batch_size": job.recipe.global_batch, **settings}
     if plan.recompute == "full":
         settings["activation_checkpointing"] = {"partition_activations": False}
     return settings
@@ -139,8 +141,8 @@ def _notes(job: Job) -> list[str]:
     if plan.tp > 1:
         notes += [
             "Layers are split by DeepSpeed's AutoTP; every rank first makes the whole model on the host.",
-            f"train_batch_size is {plan.tp} times the {job.recipe.global_batch} sequences of a step: DeepSpeed takes every"
-            " rank for a data-parallel one.",
+            f"train_batch_size is left out: with AutoTP, DeepSpeed takes every rank for a data-parallel one when it checks"
+            f" it. A step has {job.recipe.global_batch} sequences.",
         ]
     if plan.offload_optimizer:
         notes.append("The optimizer on the host is compiled when the job starts: a C++ compiler is needed.")

@@ -80,8 +80,8 @@ def _settings(job: Job) -> dict[str, str]:
 def _reshard(job: Job) -> str:
     """Whether gathered weights are freed after the forward pass: ZeRO 3 if so, 2 if not.
 
-    In a pipeline torchtitan's default is not to, so that each weight is gathered once a step; the framework profile says
-    so too (``gathers_once_in_pipeline``).
+    In a pipeline torchtitan's default is not to, so that each weight is gathered once a step; the framework profile
+    says so too (``gathers_once_in_pipeline``).
     """
     if job.plan.zero_stage < 3:
         return "never"
@@ -116,7 +116,33 @@ def _literals(model: ModelSpec) -> dict[str, object]:
     family = family_of(model)
     if family is None:
         raise DlcalcError(f"torchtitan has no model with {misfit_of(model)}")
-    named = ["name", "n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "ffn_hidden_size", "vocab_size", "max_seq", "tied_embeddings", "qk_norm", "qkv_bias", "n_experts", "top_k", "expert_ffn_hidden_size", "n_shared_experts", "shared_ffn_hidden_size", "router_bias", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "sliding_window", "mtp_layers"]
+    named = [
+        "name",
+        "n_layers",
+        "hidden_size",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "ffn_hidden_size",
+        "vocab_size",
+        "max_seq",
+        "tied_embeddings",
+        "qk_norm",
+        "qkv_bias",
+        "n_experts",
+        "top_k",
+        "expert_ffn_hidden_size",
+        "n_shared_experts",
+        "shared_ffn_hidden_size",
+        "router_bias",
+        "q_lora_rank",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "sliding_window",
+        "mtp_layers",
+    ]
     return {
         "family": family,
         **{name: getattr(model, name) for name in named},
@@ -134,7 +160,8 @@ def _notes(job: Job) -> list[str]:
         f"torchtitan logs tokens per second and device (tps) each step: a step took {tokens} / (tps x {job.devices})"
         " seconds. The first steps compile.",
         f"Data are random tokens. For real ones put torchtitan's HuggingFaceTextDataLoader.Config(dataset=...) and"
-        f" HuggingFaceTokenizer.Config() into emitted() in {FILE}, and add --hf_assets_path with the tokenizer's folder.",
+        f" HuggingFaceTokenizer.Config() into emitted() in {FILE}, and add --hf_assets_path with the tokenizer's"
+        " folder.",
         "Checkpoints are off: --checkpoint.enable writes them to --dump_folder.",
         f"The rotary base ({ROPE_THETA[family_of(job.model) or 'llama3']:g}) is that of the family's own models; set"
         f" rope_theta in {FILE} to yours.",
