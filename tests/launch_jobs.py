@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import Plans
 from dlcalc.hardware_registry import load_hardware
 from dlcalc.launch.job import Job
@@ -27,13 +28,19 @@ def job(
     container=None,
     host_devices=None,
     custom_split=None,
+    allow=None,
     **knobs,
 ) -> Job:
-    """A job of ``target``; knobs not named take the profile's default, or the value that changes nothing."""
+    """A job of ``target``; knobs not named take the profile's default, or the value that changes nothing.
+
+    ``allow`` changes settings of the framework profile.
+    """
     spec = RecipeSpec(
         seq_len=seq_len, global_batch=global_batch, precision=(precision,), framework=framework, target=target
     )
     (recipe,) = resolved_recipes(spec)
+    if allow:
+        recipe = recipe.model_copy(update={"framework": recipe.framework.model_copy(update=allow)})
     run = Run(
         name=name,
         written={},
@@ -44,3 +51,11 @@ def job(
         custom_split=custom_split,
     )
     return job_of(run, target, name=name, hosts=hosts, container=container, host_devices=host_devices)
+
+
+def refusals(one: Job) -> list[str]:
+    """Why the job's plan cannot run, memory apart."""
+    plan = Plans.point(**one.plan.as_dict())
+    custom = one.chunk_layers if one.plan.split == "custom" else None
+    found = estimate(one.model, one.hardware, one.recipe, plan, custom_split=custom)
+    return [reason for reason, mask in found.refused.items() if mask.any()]

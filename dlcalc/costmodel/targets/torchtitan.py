@@ -79,6 +79,7 @@ def _refused_by_experts(model: ModelSpec, plans: Plans) -> Mapping[str, Mask]:
     return {
         "torchtitan's experts are not split under ep > 1": (plans.ep > 1) & (plans.etp != 1),
         "torchtitan's experts are split over tp without ep": (plans.ep == 1) & (plans.etp != plans.tp) & model.is_moe,
+        "experts alone have an etp": (plans.etp > 1) & (not model.is_moe),
         "torchtitan does not overlap experts": plans.overlap_ep == 1,
     }
 

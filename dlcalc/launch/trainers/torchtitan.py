@@ -80,8 +80,8 @@ def _settings(job: Job) -> dict[str, str]:
 def _reshard(job: Job) -> str:
     """Whether gathered weights are freed after the forward pass: ZeRO 3 if so, 2 if not.
 
-    In a pipeline torchtitan's default is not to, so that each weight is gathered once a step; the framework profile says
-    so too (``gathers_once_in_pipeline``).
+    In a pipeline torchtitan's default is not to, so that each weight is gathered once a step; the framework profile
+    says so too (``gathers_once_in_pipeline``).
     """
     if job.plan.zero_stage < 3:
         return "never"
@@ -116,11 +116,33 @@ def _literals(model: ModelSpec) -> dict[str, object]:
     family = family_of(model)
     if family is None:
         raise DlcalcError(f"torchtitan has no model with {misfit_of(model)}")
-    named = (
-        "name n_layers hidden_size n_heads n_kv_heads head_dim ffn_hidden_size vocab_size max_seq tied_embeddings "
-        "qk_norm qkv_bias n_experts top_k expert_ffn_hidden_size n_shared_experts shared_ffn_hidden_size router_bias "
-        "q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim sliding_window mtp_layers"
-    ).split()
+    named = [
+        "name",
+        "n_layers",
+        "hidden_size",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "ffn_hidden_size",
+        "vocab_size",
+        "max_seq",
+        "tied_embeddings",
+        "qk_norm",
+        "qkv_bias",
+        "n_experts",
+        "top_k",
+        "expert_ffn_hidden_size",
+        "n_shared_experts",
+        "shared_ffn_hidden_size",
+        "router_bias",
+        "q_lora_rank",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "sliding_window",
+        "mtp_layers",
+    ]
     return {
         "family": family,
         **{name: getattr(model, name) for name in named},
@@ -133,10 +155,13 @@ def _literals(model: ModelSpec) -> dict[str, object]:
 def _notes(job: Job) -> list[str]:
     tokens = job.recipe.seq_len * job.recipe.global_batch
     notes = [
+        "torchtitan 0.3.0 needs a PyTorch newer than 2.13: it calls torch.distributed.set_timeout, and hands pipelines"
+        " their micro-batches by a name (arg_mbs) that 2.13 does not know.",
         f"torchtitan logs tokens per second and device (tps) each step: a step took {tokens} / (tps x {job.devices})"
         " seconds. The first steps compile.",
         f"Data are random tokens. For real ones put torchtitan's HuggingFaceTextDataLoader.Config(dataset=...) and"
-        f" HuggingFaceTokenizer.Config() into emitted() in {FILE}, and add --hf_assets_path with the tokenizer's folder.",
+        f" HuggingFaceTokenizer.Config() into emitted() in {FILE}, and add --hf_assets_path with the tokenizer's"
+        " folder.",
         "Checkpoints are off: --checkpoint.enable writes them to --dump_folder.",
         f"The rotary base ({ROPE_THETA[family_of(job.model) or 'llama3']:g}) is that of the family's own models; set"
         f" rope_theta in {FILE} to yours.",
@@ -147,9 +172,13 @@ def _notes(job: Job) -> list[str]:
             " leave that out of real training."
         )
     if job.model.expert_groups_per_token:
-        notes.append("The router is not limited to groups of experts: the model's file does not say how many there are.")
+        notes.append(
+            "The router is not limited to groups of experts: the model's file does not say how many there are."
+        )
     if job.recipe.precision != "bf16":
-        notes.append(f"{job.recipe.precision} needs torchao. torchtitan scales fp8 by rows; lm_head and routers stay bf16.")
+        notes.append(
+            f"{job.recipe.precision} needs torchao. torchtitan scales fp8 by rows; lm_head and routers stay bf16."
+        )
     if not _compiles(job):
         notes.append("PyTorch cannot compile the stages of zb-v, so kernels that the estimate takes as fused are not.")
     return notes

@@ -239,8 +239,12 @@ if __name__ == "__main__":
 '''
 
 
-def module_text(*, model: Mapping[str, Any], chunk_layers: tuple[int, ...] | None, precision: str, compiled: bool) -> str:
+def module_text(
+    *, model: Mapping[str, Any], chunk_layers: tuple[int, ...] | None, precision: str, compiled: bool
+) -> str:
     """The file's text; every value is written as a Python literal."""
     layers = f"CHUNK_LAYERS = {pprint.pformat(chunk_layers, compact=True, width=110)}\n"
     rest = f"PRECISION = {precision!r}\nCOMPILED = {compiled}\n"
-    return f"{HEAD}MODEL = {pprint.pformat(dict(model), compact=True, width=110, sort_dicts=False)}\n{layers}{rest}{BODY}"
+    return (
+        f"{HEAD}MODEL = {pprint.pformat(dict(model), compact=True, width=110, sort_dicts=False)}\n{layers}{rest}{BODY}"
+    )
