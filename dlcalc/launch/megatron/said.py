@@ -135,12 +135,16 @@ def unknown(said: Said, label: str, known: Iterable[str], place: Place) -> None:
     said.ignore(label)
 
 
+SHORT_NAME = 5
+"""Letters of a name per one that may be wrong: fp32 is no misspelling of fp8."""
+
+
 def is_misspelling(label: str, option: str, *, abbreviates: bool = True) -> bool:
     """A letter or two off; or an abbreviation, which Megatron does not take."""
     short, long = label.replace("_", "-"), option.replace("_", "-")
     if short == long or (abbreviates and len(short) >= 8 and long.startswith(short)):
         return True
-    return abs(len(short) - len(long)) <= 2 and _edits(short, long) <= 2
+    return abs(len(short) - len(long)) <= 2 and _edits(short, long) <= min(2, len(short) // SHORT_NAME)
 
 
 def _edits(one: str, other: str) -> int:

@@ -15,7 +15,10 @@ from dlcalc.launch.megatron.said import Place, Said, is_misspelling, parsed
 from dlcalc.launch.megatron.understand import imported
 from dlcalc.specs.marked_yaml import Marks, Mistake, read_marked
 
-OPTION_AT: Mapping[str, str] = {place: name for name, places in PLACES.items() for place in places}
+OPTION_AT: Mapping[str, str] = {place: name for name, places in PLACES.items() for place in places} | {
+    f"model.{name}": name for name in ("tp_comm_overlap", "overlap_moe_expert_parallel_comm")
+}
+"""The last two are what a run makes of its group ``comm_overlap``."""
 GROUPS = ("model", "train", "mixed_precision", "ddp", "dist", "optimizer", "comm_overlap", "dataset", "tokenizer")
 """Those that decide of a plan."""
 _OTHER = """checkpoint dist env_vars ft inprocess_restart logger nvrx_straggler optimizer_config_override_provider peft
@@ -91,7 +94,7 @@ def _typo(label: str, known: str) -> bool:
     return is_misspelling(label.partition(".")[2], known.partition(".")[2], abbreviates=False)
 
 
-UNREAD_NEIGHBOURS = frozenset({"model.moe_router_topk_limited_devices", "model.recompute_layer"})
+UNREAD_NEIGHBOURS = frozenset({"tokenizer.vocab_file"})
 """Fields that exist and are not read, though they are spelt almost like one that is."""
 
 
@@ -106,8 +109,8 @@ def _plain(value: object) -> object:
 
 
 def _read_field(said: Said, option: Option, value: object, place: Place) -> None:
-    """One field that an option is read from; null is as if it was not there."""
-    if value is None:
+    """One field that an option is read from; null and an empty list are as if it was not there."""
+    if value is None or value == []:
         return
     if option.kind in ("on", "off"):
         if not isinstance(value, bool):

@@ -28,6 +28,7 @@ from megatron.bridge.training.gpt_step import forward_step
 from megatron.bridge.training.mixed_precision import bf16_mixed, fp16_mixed
 from megatron.bridge.training.pretrain import pretrain
 from megatron.bridge.training.utils.omegaconf_utils import process_config_with_overrides
+from megatron.core.transformer.enums import AttnBackend
 from omegaconf import OmegaConf
 
 
@@ -39,8 +40,10 @@ def configured(file, overrides):
     config.mixed_precision = fp16_mixed() if settings.mixed_precision.fp16 else bf16_mixed()
     config.comm_overlap = CommOverlapConfig(tp_comm_overlap=False)
     config = process_config_with_overrides(config, config_filepath=file, cli_overrides=overrides)
-    if config.model.window_size is not None:
-        config.model.window_size = tuple(config.model.window_size)
+    model = config.model
+    model.attention_backend = AttnBackend[settings.model.attention_backend]
+    if model.window_size is not None:
+        model.window_size = tuple(model.window_size)
     return config
 
 
