@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import logging
 import sys
 import typing
 import warnings
@@ -32,8 +34,11 @@ class Verdict:
     """Why it refuses it; empty if it does not."""
 
 
-def import_megatron(patch: pytest.MonkeyPatch) -> None:
-    """Import it under a Python older than it asks for, as if there were a Hopper and a Transformer Engine."""
+def import_megatron(patch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """Import it under a Python older than it asks for, as if there were a Hopper and a Transformer Engine.
+
+    Its parser of arguments is returned, and made but once.
+    """
     typing_extensions = pytest.importorskip("typing_extensions")
     patch.setattr(typing, "override", typing_extensions.override, raising=False)
     with warnings.catch_warnings():
@@ -49,9 +54,14 @@ def import_megatron(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     for module in (arguments, transformer_config):
         patch.setattr(module, "is_te_min_version", lambda *_, **__: True)
+    made = argparse.ArgumentParser(allow_abbrev=False)
+    arguments.add_megatron_arguments(made)
+    patch.setattr(arguments, "add_megatron_arguments", lambda parser: made)  # 800 options, made once
+    logging.getLogger("megatron").setLevel(logging.ERROR)
     patch.setattr(rope_utils, "fused_apply_rotary_pos_emb", object())
     for name in FUSED_PERMUTATIONS:
         patch.setattr(moe_utils, name, object())
+    return made
 
 
 def asked(words: list[str], *, world_size: int, environment: dict[str, str]) -> Verdict:
