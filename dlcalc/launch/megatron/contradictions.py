@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dlcalc.launch.megatron.options import BY_NAME
 from dlcalc.launch.megatron.said import Said
 
 POSITIVE = (
@@ -64,10 +63,10 @@ def check(said: Said) -> None:
             raise said.mistake(name, f"must be at least 1, not {value}")
     for one, other in EXCLUSIVE:
         if said.get(one) and said.get(other):
-            raise said.mistake(other, f"contradicts {_label(said, one)}")
+            raise said.mistake(other, f"contradicts {said.label(one)}")
     for name, needed in NEEDS:
         if said.on(name) and not any(said.get(one) for one in needed):
-            raise said.mistake(name, f"needs {' or '.join(_label(said, one) for one in needed)}")
+            raise said.mistake(name, f"needs {' or '.join(said.label(one) for one in needed)}")
     for name in UNMODELLED:
         if said.get(name):
             raise said.mistake(name, "describes layers that no model of ours has")
@@ -79,9 +78,9 @@ def _check_recomputation(said: Said) -> None:
     granularity = "selective" if said.on("recompute_activations") else said.get("recompute_granularity")
     method, n_layers = said.get("recompute_method"), said.get("recompute_num_layers")
     if granularity == "full" and method is None:
-        raise said.mistake("recompute_granularity", f"full needs {_label(said, 'recompute_method')}")
+        raise said.mistake("recompute_granularity", f"full needs {said.label('recompute_method')}")
     if granularity == "full" and n_layers is None:
-        raise said.mistake("recompute_granularity", f"full needs {_label(said, 'recompute_num_layers')}")
+        raise said.mistake("recompute_granularity", f"full needs {said.label('recompute_num_layers')}")
     if granularity == "selective" and method is not None:
         raise said.mistake("recompute_method", "belongs to full recomputation, not to selective")
     if granularity == "selective" and n_layers is not None:
@@ -91,10 +90,6 @@ def _check_recomputation(said: Said) -> None:
 def _check_experts(said: Said) -> None:
     experts, ranks = said.count("num_experts"), said.count("expert_model_parallel_size", 1)
     if ranks > 1 and not experts:
-        raise said.mistake("expert_model_parallel_size", f"needs {_label(said, 'num_experts')}")
+        raise said.mistake("expert_model_parallel_size", f"needs {said.label('num_experts')}")
     if experts % ranks:
         raise said.mistake("expert_model_parallel_size", f"{ranks} does not divide the {experts} experts")
-
-
-def _label(said: Said, name: str) -> str:
-    return said.places[name].label if name in said.places else BY_NAME[name].flag

@@ -236,14 +236,18 @@ def _sharding(job: Job) -> dict[str, Value]:
 
 def _overlaps(job: Job) -> dict[str, Value]:
     plan, profile = job.plan, job.recipe.framework
-    usual = profile.bucket_mib == USUAL_BUCKET_MIB or plan.zero_stage >= 2
+    usual = (
+        profile.bucket_mib == USUAL_BUCKET_MIB and job.target == "megatron-lm"
+    )  # Megatron-Bridge has a default of its own
     return {
         "overlap_grad_reduce": plan.overlap_grad,
         "overlap_param_gather": plan.overlap_param,
         "tp_comm_overlap": plan.overlap_tp,
         "overlap_moe_expert_parallel_comm": plan.overlap_ep,
         "overlap_p2p_comm": profile.overlaps_stage_sends or plan.vpp == 1 or plan.pp == 2,
-        "ddp_bucket_size": None if usual else round(profile.bucket_bytes / profile.grad_reduce_bytes),
+        "ddp_bucket_size": None
+        if usual or plan.zero_stage >= 2
+        else round(profile.bucket_bytes / profile.grad_reduce_bytes),
     }
 
 
@@ -252,7 +256,7 @@ def _kernels(job: Job) -> dict[str, Value]:
     return {
         **_attention(profile),
         "cross_entropy_loss_fusion": profile.cross_entropy == "fused",
-        "cross_entropy_fusion_impl": "native" if profile.cross_entropy == "fused" else None,
+        "cross_entropy_fusion_impl": _fused_loss(job),
         "apply_rope_fusion": profile.fused_rope,
         "bias_swiglu_fusion": profile.fused_activation or not job.model.gated_mlp,
         "bias_gelu_fusion": profile.fused_activation or job.model.gated_mlp,
@@ -262,6 +266,13 @@ def _kernels(job: Job) -> dict[str, Value]:
         "hidden_dropout": 0.1 if profile.dropout else 0.0,
         **_graphs(job),
     }
+
+
+def _fused_loss(job: Job) -> str | None:
+    """Whose kernel: Transformer Engine's needs least memory, but Megatron-LM's arguments refuse it."""
+    if job.recipe.framework.cross_entropy != "fused":
+        return None
+    return "te" if job.target == "megatron-bridge" else "native"
 
 
 def _attention(profile: FrameworkProfile) -> dict[str, Value]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dlcalc.launch.megatron.patterns import PatternError, kinds_of
-from dlcalc.launch.megatron.said import Place, Said
+from dlcalc.launch.megatron.said import Said
 from dlcalc.specs.model import MAX_LAYERS, ModelSpec
 
 VOCABULARIES = {"GPT2BPETokenizer": 50257, "Llama2Tokenizer": 32000}
@@ -74,8 +74,7 @@ def _vocabulary(said: Said) -> int:
     kind = str(said.get("tokenizer_type"))
     if kind in VOCABULARIES:
         return VOCABULARIES[kind]
-    place = said.places.get("tokenizer_type", Place(0, "--tokenizer-type"))
-    raise said.error(place, "does not say how many tokens there are; add --vocab-size")
+    raise said.mistake("tokenizer_type", f"does not say how many tokens there are; add {said.label('vocab_size')}")
 
 
 def _windows(said: Said, n_layers: int) -> dict[str, object]:

@@ -36,6 +36,8 @@ def _of_profile(job: Job) -> Iterator[str]:
     profile, plan = job.recipe.framework, job.plan
     if profile.cross_entropy == "gathered":
         yield "The cross-entropy is parallel over the vocabulary, not gathered: it needs less memory than estimated."
+    if profile.cross_entropy == "fused" and job.target == "megatron-lm":
+        yield "Megatron-LM's own fused cross-entropy keeps an fp32 copy of the logits: more memory than estimated."
     if profile.attention == "megatron_fused":
         yield "Attention runs without a fused softmax, which Transformer Engine does not have."
     if profile.grad_reduce_bytes == 2 and profile.grad_bytes != 2:

@@ -29,6 +29,8 @@ class Said:
     notes: list[str] = field(default_factory=list)
     defaults: Mapping[str, Value] = field(default_factory=dict)
     """Where the trainer's differ from Megatron-Core's."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What the trainer calls an option, where that is no flag."""
 
     def set(self, name: str, value: Value, place: Place) -> None:
         """Record a value; the same option may be given twice, but not with two values."""
@@ -56,8 +58,8 @@ class Said:
         """The value of an option that must be there."""
         value = self.get(name)
         if not isinstance(value, int):
-            label = BY_NAME[name].flag
-            raise SpecError(self.file, (Problem(0, "", f"{label} is missing, and Megatron has no default for it"),))
+            text = f"{self.label(name)} is missing, and Megatron has no default for it"
+            raise SpecError(self.file, (Problem(0, "", text),))
         return value
 
     def count(self, name: str, default: int = 0) -> int:
@@ -68,9 +70,13 @@ class Said:
     def on(self, name: str) -> bool:
         return bool(self.get(name))
 
+    def label(self, name: str) -> str:
+        """What the file calls an option, or would call it."""
+        return self.places[name].label if name in self.places else self.labels.get(name, BY_NAME[name].flag)
+
     def mistake(self, name: str, text: str) -> SpecError:
         """An error about an option that was read."""
-        return self.error(self.places.get(name, Place(0, BY_NAME[name].flag)), text)
+        return self.error(self.places.get(name, Place(0, self.label(name))), text)
 
     def error(self, place: Place, text: str) -> SpecError:
         """An error about something at ``place``."""
@@ -123,20 +129,22 @@ def _converted(option: Option, word: str) -> Value:
 
 def unknown(said: Said, label: str, known: Iterable[str], place: Place) -> None:
     """An option that is none of ours: an error if it is a misspelling, else one to ignore."""
-    near = [one for one in nearest(label, known) if _is_misspelling(label, one)]
+    near = [one for one in nearest(label, known) if is_misspelling(label, one)]
     if near:
         raise said.error(place, f"no such option; did you mean {near[0]}?")
     said.ignore(label)
 
 
-def _is_misspelling(label: str, option: str) -> bool:
-    """An abbreviation (which Megatron does not take), or a letter or two off."""
+SHORT_NAME = 5
+"""Letters of a name per one that may be wrong: fp32 is no misspelling of fp8."""
+
+
+def is_misspelling(label: str, option: str, *, abbreviates: bool = True) -> bool:
+    """A letter or two off; or an abbreviation, which Megatron does not take."""
     short, long = label.replace("_", "-"), option.replace("_", "-")
-    if short == long:
+    if short == long or (abbreviates and len(short) >= 8 and long.startswith(short)):
         return True
-    if long.startswith(short) and len(short) >= 8:
-        return True
-    return abs(len(short) - len(long)) <= 2 and _edits(short, long) <= 2
+    return abs(len(short) - len(long)) <= 2 and _edits(short, long) <= min(2, len(short) // SHORT_NAME)
 
 
 def _edits(one: str, other: str) -> int:

@@ -17,7 +17,10 @@ def pipeline_knobs(said: Said, model: ModelSpec) -> tuple[Knobs, tuple[int, ...]
     pp = said.count("pipeline_model_parallel_size", 1)
     chunks = _laid_out(said, model, pp) or _dealt_out(said, model, pp)
     vpp = len(chunks) // pp
-    split = next((name for name in SPLITS[:2] if chunks == _chunks(model.n_layers, pp * vpp, name)), "custom")
+    named = [name for name in SPLITS[:2] if chunks == _chunks(model.n_layers, pp * vpp, name)]
+    if said.on("account_for_embedding_in_pipeline_split") and said.on("account_for_loss_in_pipeline_split"):
+        named.reverse()
+    split = named[0] if named else "custom"
     schedule = "interleaved" if vpp > 1 else "1f1b"
     knobs: Knobs = {"pp": pp, "vpp": vpp, "schedule": schedule, "split": split}
     return knobs, chunks if split == "custom" else None

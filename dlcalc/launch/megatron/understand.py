@@ -146,11 +146,13 @@ def _profile(said: Said) -> dict[str, object]:
         "fused_grad_accumulation": said.on("gradient_accumulation_fusion"),
         "dropout": any(said.get(name) != 0 for name in ("attention_dropout", "hidden_dropout")),
         "overlaps_stage_sends": said.on("overlap_p2p_comm"),
-        "dispatches_once_per_node": said.get("moe_token_dispatcher_type") == "flex" or said.on("moe_enable_deepep"),
         "attention": _attention(said),
         "optimizer_state_bytes": sum(DTYPE_BYTES[str(said.get(f"exp_avg{name}_dtype"))] for name in ("", "_sq")),
         "master_weight_bytes": DTYPE_BYTES[str(said.get("main_params_dtype"))],
     }
+    if said.count("num_experts"):
+        flexible = said.get("moe_token_dispatcher_type") == "flex" or said.on("moe_enable_deepep")
+        found["dispatches_once_per_node"] = flexible and said.count("expert_model_parallel_size", 1) > 1
     capacity = said.get("moe_expert_capacity_factor")
     if isinstance(capacity, float) and capacity > 1 and said.on("moe_pad_expert_input_to_capacity"):
         found["routed_factor"] = capacity

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from dlcalc.errors import Problem, SpecError
 from dlcalc.launch.imported import Imported
 from dlcalc.launch.megatron.known import KNOWN
-from dlcalc.launch.megatron.options import BY_FLAG, BY_NAME, Option
+from dlcalc.launch.megatron.options import BY_FLAG, BY_NAME, EFFECTLESS, Option
 from dlcalc.launch.megatron.said import Place, Said, parsed, unknown
 from dlcalc.launch.megatron.understand import imported
 from dlcalc.launch.readers.shell_words import Word, shell_words
@@ -66,6 +66,9 @@ def _read_words(words: list[Word], said: Said) -> int | None:
         if launcher:
             counts |= _count(launcher, given.words)
         elif option := BY_FLAG.get(given.flag):
+            if option.name in EFFECTLESS and any(word.unset or word.executed for word in given.words):
+                said.ignore(given.flag)
+                continue
             _check_known(given, said)
             _set(said, option, [word.text for word in given.words], given.place)
         elif given.flag in KNOWN:

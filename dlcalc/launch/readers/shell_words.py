@@ -17,6 +17,8 @@ _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _ASSIGNMENT = re.compile(rf"(?:export\s+|readonly\s+|local\s+)?({_NAME})\+?=")
 _VARIABLE = re.compile(rf"\$(?:({_NAME})|\{{({_NAME})(?:\[[@*]\])?(?::?-([^{{}}$`]*))?\}}|([@*#?$!0-9]))")
 _SEPARATORS = frozenset("();&|<>")
+_UNQUOTED = re.compile(r"\(\[[\d\[\](),+*]+(?=\s|$)|E[tm()*\d,|]+L(?=\s|$)")
+"""Lists and layouts of layers, which a file of arguments has as they are, though a shell needs quotes."""
 MAX_VALUE = 100_000
 """Letters of a word with its variables put in."""
 
@@ -99,7 +101,11 @@ def _raw_words(text: str, file: Path) -> Iterator[_Raw]:
     line, at, word = 1, 0, None
     while at < len(text):
         letter = text[at]
-        if letter in "\n \t\r" or (letter in _SEPARATORS and not _opens_substitution(text, at)):
+        if word is None and (unquoted := _UNQUOTED.match(text, at)):
+            word = _Raw(line)
+            word.add(unquoted.group(), expands=False)
+            at = unquoted.end()
+        elif letter in "\n \t\r" or (letter in _SEPARATORS and not _opens_substitution(text, at)):
             if word:
                 yield word
             word = None
