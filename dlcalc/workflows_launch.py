@@ -120,7 +120,7 @@ def write_bundle(files: Mapping[str, str], folder: Path, *, overwrite: bool = Fa
         written = []
         for name, text in files.items():
             path = folder / name
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", newline="")
             path.chmod(0o755 if text.startswith("#!") else 0o644)
             written.append(path)
         return tuple(written)
