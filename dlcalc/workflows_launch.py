@@ -150,7 +150,8 @@ def _refusals(run: Run) -> list[str]:
     reasons = [reason for reason, mask in found.refused.items() if bool(mask.any())]
     if float(found.memory_bytes) > found.capacity_bytes:
         reasons.append(OUT_OF_MEMORY)
-    return reasons
+    own = [reason for reason in reasons if not reason.startswith("the framework ")]
+    return own or reasons  # a profile that has no such thing stands beside a target that has no such thing
 
 
 def _scenario(run: Run, source: RunSource, path: Path) -> Scenario:

@@ -31,6 +31,8 @@ class BetterPlans:
 
     n_plans: int
     """Searched."""
+    memory_headroom: float
+    """Share of the memory that each leaves free."""
     runs: bool
     """Whether the run itself runs and fits."""
     step_time_s: float
@@ -41,7 +43,10 @@ class BetterPlans:
 def better_section(found: BetterPlans) -> Section:
     """The ladder as a chapter of a run's report."""
     parts: list[Part] = []
-    searched = f"of {found.n_plans:,} plans for the same model, batch and devices"
+    searched = (
+        f"of {found.n_plans:,} plans for the same model, batch and devices that leaves {found.memory_headroom:.0%} of the "
+        f"memory free"
+    )
     if not found.runs:
         parts.append(Line("The run as it is cannot run or does not fit; these can.", "warning"))
     if not found.plans:

@@ -107,15 +107,15 @@ def test_mistakes_are_told_with_file_line_and_field(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("target", "model", "knobs", "reason"),
     [
-        ("deepspeed", "llama3-8b", {"dp": 2, "pp": 2}, "no pipeline beyond 1"),
+        ("deepspeed", "llama3-8b", {"dp": 2, "pp": 2}, "no pipeline parallelism"),
         ("deepspeed", "llama3-8b", {"tp": 2, "sequence_parallel": 1}, "no sequence parallelism"),
         ("deepspeed", "llama3-8b", {"dp": 2, "zero_stage": 2, "overlap_param": 0}, "one switch for both"),
         ("deepspeed", "mixtral-8x7b", {"dp": 2}, "experts"),
         ("deepspeed", "mpt-7b", {"dp": 2}, "ALiBi"),
-        ("fsdp-accelerate", "llama3-8b", {"dp": 2, "tp": 2}, "no tensor parallelism beyond 1"),
+        ("fsdp-accelerate", "llama3-8b", {"dp": 2, "tp": 2}, "no tensor parallelism"),
         ("fsdp-accelerate", "llama3-8b", {"dp": 1}, "needs two devices"),
         ("fsdp-accelerate", "llama3-8b", {"dp": 2, "zero_stage": 1}, "no such ZeRO stage"),
-        ("nanotron", "llama3-8b", {"dp": 2, "cp": 2}, "no context parallelism beyond 1"),
+        ("nanotron", "llama3-8b", {"dp": 2, "cp": 2}, "no context parallelism"),
         ("nanotron", "qwen3-32b", {"dp": 2}, "query and key norms"),
         ("nanotron", "llama3-8b", {"dp": 2, "zero_stage": 2}, "no such ZeRO stage"),
     ],

@@ -59,10 +59,10 @@ def refused_by_rules(rules: TargetRules, model: ModelSpec, recipe: Recipe, plans
         f"{name} has no such recomputation": ~np.isin(plans.recompute, modes),
         f"{name} has no such ZeRO stage": ~np.isin(plans.zero_stage, rules.zero_stages),
         f"{name} cannot split layers over stages this way": (plans.pp > 1) & ~np.isin(plans.split, splits),
-        f"{name} has no tensor parallelism beyond {rules.most_tp:g}": plans.tp > rules.most_tp,
-        f"{name} has no context parallelism beyond {rules.most_cp:g}": plans.cp > rules.most_cp,
-        f"{name} has no pipeline beyond {rules.most_pp:g} stages": plans.pp > rules.most_pp,
-        f"{name} has no expert parallelism beyond {rules.most_ep:g}": plans.ep > rules.most_ep,
+        f"{name} has no tensor parallelism{_beyond(rules.most_tp)}": plans.tp > rules.most_tp,
+        f"{name} has no context parallelism{_beyond(rules.most_cp)}": plans.cp > rules.most_cp,
+        f"{name} has no pipeline parallelism{_beyond(rules.most_pp)}": plans.pp > rules.most_pp,
+        f"{name} has no expert parallelism{_beyond(rules.most_ep)}": plans.ep > rules.most_ep,
         f"{name} needs tp to divide the KV heads": np.zeros_like(plans.tp, dtype=np.bool_)
         if rules.replicates_kv_heads
         else np.asarray(np.mod(float(model.n_kv_heads), plans.tp) != 0),
@@ -80,3 +80,7 @@ def refused_by_rules(rules: TargetRules, model: ModelSpec, recipe: Recipe, plans
 def everywhere(refused: bool, knob: Array) -> Mask:
     """The same answer for every plan, on the axis of ``knob``."""
     return np.full(np.shape(knob), refused)
+
+
+def _beyond(most: float) -> str:
+    return "" if most == 1 else f" beyond {most:g}"

@@ -28,6 +28,7 @@ LAUNCHER_ONLY = re.compile(
     r"--(node[-_]rank|master[-_](addr|port)|rdzv[-_]\w+|rdzv-\w+|max[-_]restarts|monitor[-_]interval|tee|redirects"
     r"|log[-_]dir|standalone|role|start[-_]method|module|no[-_]python)$"
 )
+PROGRAMS = ("torchrun", "python", "python3", "exec", "srun")
 _YAML_KEY = re.compile(r"^[\"']?[\w-]+[\"']?\s*:(\s|$)")
 
 
@@ -94,7 +95,7 @@ def _options(words: list[Word], said: Said) -> Iterator[_Given]:
             given = None
         elif given:
             given.words.append(word)
-        elif word.text.endswith(".py") or word.text in ("torchrun", "python", "python3", "exec", "srun"):
+        elif word.text.endswith(".py") or word.text in PROGRAMS:
             continue
     if given:
         yield given
@@ -108,7 +109,7 @@ def _ends_options(word: Word, given: _Given) -> bool:
     full = option is not None and option.kind != "words" and len(given.words) >= (option.kind not in ("on", "off"))
     other = option is None and bool(given.words)
     is_list = bool(word.unset) and not word.text
-    return (full or other) and (is_list or word.text.endswith(".py") or word.text in ("torchrun", "python", "python3"))
+    return (full or other) and (is_list or word.text.endswith(".py") or word.text in PROGRAMS)
 
 
 def _check_known(given: _Given, said: Said) -> None:
