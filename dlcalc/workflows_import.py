@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 
 from dlcalc.costmodel.plans import ALL_LAYERS
-from dlcalc.errors import DlcalcError
+from dlcalc.errors import DlcalcError, UnknownNameError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.launch.imported import Imported
 from dlcalc.launch.readers.read import read_trainer_file
 from dlcalc.report.summary import Summary
 from dlcalc.search.run import RunFile, RunSource
+from dlcalc.search.study import located
 from dlcalc.specs.marked_yaml import Marks
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
@@ -54,6 +55,7 @@ def open_trainer_file(
     *,
     hardware: str | None,
     devices: int | None,
+    hardware_dirs: Sequence[Path] = (),
     model: str | None = None,
     seq_len: int | None = None,
     global_batch: int | None = None,
@@ -62,6 +64,10 @@ def open_trainer_file(
     said = read_trainer_file(source, file)
     if hardware is None:
         raise DlcalcError(f"--from {source}: a trainer's configuration names no machine; give --hardware")
+    try:
+        HardwareRegistry(folders=hardware_search_path(hardware_dirs)).load(located(hardware, Path()))
+    except UnknownNameError as error:
+        raise DlcalcError(f"--hardware: {error}") from error
     n_devices = _given_once("--devices", devices, said.devices, file)
     own = load_model(model) if model is not None else said.model
     if own is None:
@@ -95,7 +101,7 @@ def open_any_run(
     for option, value in (("--rank", rank), ("--scenario", scenario)):
         if value is not None:
             raise DlcalcError(f"{option} picks a row of a result; {path} is read as a configuration of {source}")
-    return run_of(open_trainer_file(source, path, **told), hardware_dirs)
+    return run_of(open_trainer_file(source, path, hardware_dirs=hardware_dirs, **told), hardware_dirs)
 
 
 def refuse_alone(told: Mapping[str, Any]) -> None:
@@ -144,7 +150,7 @@ def search_trainer_file(
     **choices: Any,  # noqa: ANN401 - of the search
 ) -> Summary:
     """Search every plan of a trainer's own model, batch and cluster that it can run."""
-    found = open_trainer_file(source, file, **told)
+    found = open_trainer_file(source, file, hardware_dirs=hardware_dirs, **told)
     with tempfile.TemporaryDirectory() as folder:
         space, model = Path(folder) / "space.yaml", Path(folder) / "model.yaml"
         space.write_text(yaml.safe_dump(study_of(found), sort_keys=False), encoding="utf-8")

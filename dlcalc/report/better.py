@@ -43,15 +43,15 @@ class BetterPlans:
 def better_section(found: BetterPlans) -> Section:
     """The ladder as a chapter of a run's report."""
     parts: list[Part] = []
-    searched = (
-        f"of {found.n_plans:,} plans for the same model, batch and devices that leaves {found.memory_headroom:.0%} of the "
-        f"memory free"
-    )
+    free = f"{100 * found.memory_headroom:.0f} % of the memory free"
+    searched = f"of {found.n_plans:,} plans for the same model, batch and devices"
     if not found.runs:
         parts.append(Line("The run as it is cannot run or does not fit; these can.", "warning"))
     if not found.plans:
-        said = "None fits" if not found.runs else "None is faster"
-        return Section("BETTER PLANS", 1, (*parts, Line(f"{said}, {searched}.", "answer")), "better")
+        said = "fits" if not found.runs else "is faster"
+        return Section(
+            "BETTER PLANS", 1, (*parts, Line(f"None {searched} {said} and leaves {free}.", "answer")), "better"
+        )
     rows = [
         (
             f"{plan.n_changes}",
@@ -67,7 +67,7 @@ def better_section(found: BetterPlans) -> Section:
             header=("changes", "what", "step", "faster by", "memory GiB"),
             rows=tuple(rows),
             left=frozenset({"what"}),
-            title=f"For each number of changes, the fastest {searched}:",
+            title=f"For each number of changes, the fastest {searched} that leaves {free}:",
         ),
         Line(f"Fastest: {plan_words(found.plans[-1].plan)}", "answer"),
     ]
