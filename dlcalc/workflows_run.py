@@ -340,7 +340,7 @@ def _term_differences(
 
 def _row_of(result: Result, path: Path, rank: int, scenario: str | None, registry: HardwareRegistry) -> ResultRow:
     notes: list[str] = []
-    name = _scenario_of(result, scenario, notes)
+    name = scenario_name(result, scenario, notes)
     origin = result.origin(name)
     placed = result.placed_plans(name)
     row: Mapping[str, Any]
@@ -402,7 +402,7 @@ def _unplaced_row(result: Result, path: Path, scenario: str, rank: int, origin: 
     return _knobs_at(result, scenario, index)
 
 
-def _scenario_of(result: Result, wanted: str | None, notes: list[str]) -> str:
+def scenario_name(result: Result, wanted: str | None, notes: list[str]) -> str:
     """The scenario called so, or the only one whose name it is a part of; unless told, the first one that has rows."""
     names = result.scenarios
     if wanted is not None:

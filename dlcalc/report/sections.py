@@ -20,7 +20,12 @@ from dlcalc.utils import units
 _BAR_CELLS = 32
 _WIDE = 110
 """Consoles at least so wide fold the columns of ``FOLDING`` alone."""
-FOLDING = frozenset({"what", "link", "sublayer", "also", "nodes", "nodes, in ring order", "closest switches"})
+FOLDING = frozenset(
+    {
+        *("what", "link", "sublayer", "also", "nodes", "nodes, in ring order", "closest switches"),
+        *("plan", "best plan", "scenario", "why", "source"),
+    }
+)
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 Style = Literal["plain", "answer", "warning", "dim"]
@@ -61,7 +66,14 @@ class Bars:
     """(label, value, share of the whole)."""
 
 
-Part = Line | Facts | Grid | Bars
+@dataclass(frozen=True)
+class Verbatim:
+    """A file as it was written."""
+
+    text: str
+
+
+Part = Line | Facts | Grid | Bars | Verbatim
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,8 @@ def _rendered(part: Part, console: Console) -> RenderableType:
             return _grid_table(part, console)
         case Bars():
             return _bar_text(part, console)
+        case Verbatim():
+            return Text(part.text)
 
 
 def _facts_text(part: Facts, console: Console) -> Text:

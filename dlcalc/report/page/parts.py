@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from dlcalc.report.sections import Bars, Facts, Grid, Line, Part, Section
+from dlcalc.report.sections import Bars, Facts, Grid, Line, Part, Section, Verbatim
 from dlcalc.utils import units
 
 
@@ -60,6 +60,8 @@ def part_html(part: Part) -> str:
             return _grid(part)
         case Bars():
             return _bars(part)
+        case Verbatim():
+            return f"<pre>{escape(part.text)}</pre>"
 
 
 def _grid(part: Grid) -> str:
