@@ -52,12 +52,13 @@ from dlcalc.workflows_survey import (
     Survey,
     knobs_of,
     leaders,
+    ranks_of,
     rows_at,
     survey,
 )
 
-TOP = 10
-"""Plans whose step and memory are shown term by term."""
+TOP_OF_ALL, TOP_OF_MESHES = 5, 5
+"""Plans whose step and memory are shown term by term: the best, and the fastest of so many further meshes."""
 MOST_POINTS = 2000
 """Rows that are drawn one by one; more are counted in cells."""
 MOST_MESHES = 150
@@ -136,15 +137,15 @@ class _Study:
         self.placed = result.placed_plans(name)
         self.by = "memory_bytes" if result.settings().get("sort") == "memory" else "step_time_s"
         self.uncertainty = load_uncertainty()
-        self.leaders = leaders(result, name, max(TOP, rank), by=self.by, capacity_bytes=self.capacity_bytes)
+        self.leaders = leaders(result, name, max(TOP_OF_ALL, rank), by=self.by, capacity_bytes=self.capacity_bytes)
 
     def facts(self, notes: list[str], source: ResultRow | None, *, sensitivity: bool) -> StudyFacts:
         refusals = self._refusals()
         if source is None:
             return self._frame(notes, refusals, source)
         seen, rows = self._looked_at()
-        top = tuple(self._top(rows))
-        plan = next((one for one in top if one.rank == self.rank), None) or self._plan_of(rows, self.rank)
+        top = tuple(self._top(seen, rows))
+        plan = next(one for one in top if one.rank == self.rank)
         notes += [note for note in source.notes if note not in notes] + self._drift(plan)
         ordered = seen.by_speed()
         best = rows[ordered[0][1].index]
@@ -158,7 +159,7 @@ class _Study:
             refusals,
             source,
             plan=plan,
-            why=self._why(plan, top, ordered, rows),
+            why=_why(plan, top),
             n_within_2_percent=seen.n_near,
             n_not_told_apart=seen.n_not_told_apart,
             worth_measuring=tuple(knobs_of(row) for row in summary.get("worth_measuring", ())),
@@ -245,7 +246,7 @@ class _Study:
             memory_step_bytes=self._memory_step_bytes(),
             told_apart_s=found.fastest_s * (1.0 + RELATIVE_SPREAD * wide),
         )
-        shown = {*found.index[:TOP].tolist(), *found.index[self.rank - 1 : self.rank].tolist()}
+        shown = {*found.index[:TOP_OF_ALL].tolist(), *found.index[self.rank - 1 : self.rank].tolist()}
         wanted = {*shown, *seen.front.tolist(), *(mesh.index for mesh in seen.meshes.values())}
         if found.n_rows <= MOST_POINTS:
             for batch in self.result.batches(self.name, columns=["plan_index"]):
@@ -270,44 +271,37 @@ class _Study:
 
     # ---- plans ----
 
-    def _top(self, rows: Mapping[int, Row]) -> Iterator[PlanFacts]:
-        """The plans that are shown term by term: the best, and the one of the wanted rank."""
-        n_ranked = len(self.placed) or len(self.leaders.index)
-        for rank in range(1, min(TOP, n_ranked) + 1):
-            yield self._plan_of(rows, rank)
-        if TOP < self.rank <= n_ranked:
-            yield self._plan_of(rows, self.rank)
+    def _top(self, seen: Survey, rows: Mapping[int, Row]) -> Iterator[PlanFacts]:
+        """The plans that are shown term by term: the best, the best of further meshes, and the one that is wanted."""
+        shown = self._placed_ranks() if self.placed else self._ranks(seen, rows)
+        for rank, row in sorted(shown.items()):
+            if self.placed:
+                found = open_run(self.result.directory, rank=rank, scenario=self.name).resolve({}).estimate()
+            else:
+                found = _estimate(self.origin, row)
+            yield _plan_facts(self.origin, row, rank, found)
 
-    def _plan_of(self, rows: Mapping[int, Row], rank: int) -> PlanFacts:
-        if self.placed:
-            source = open_run(self.result.directory, rank=rank, scenario=self.name)
-            return _plan_facts(self.origin, _as_placed(self.placed[rank - 1]), rank, source.resolve({}).estimate())
-        if rank > len(self.leaders.index):
+    def _ranks(self, seen: Survey, rows: Mapping[int, Row]) -> dict[int, Row]:
+        """By rank, which for the best of a mesh has to be counted."""
+        index = self.leaders.index.tolist()
+        if self.rank > len(index):
             n_fit = units.count(self.leaders.n_fit)
-            raise DlcalcError(f"{self.result.directory}: --rank {rank}: {self.name} has {n_fit} rows that fit")
-        row = rows[int(self.leaders.index[rank - 1])]
-        return _plan_facts(self.origin, row, rank, _estimate(self.origin, row))
+            raise DlcalcError(f"{self.result.directory}: --rank {self.rank}: {self.name} has {n_fit} rows that fit")
+        shown = {rank: rows[index[rank - 1]] for rank in (*range(1, min(TOP_OF_ALL, len(index)) + 1), self.rank)}
+        meshes = {_mesh(row) for row in shown.values()}
+        others = [rows[best.index] for mesh, best in seen.by_speed() if mesh not in meshes][:TOP_OF_MESHES]
+        ranks = ranks_of(self.result, self.name, others, by=self.by, capacity_bytes=self.capacity_bytes)
+        return shown | {ranks[row["plan_index"]]: row for row in others}
 
-    def _why(
-        self,
-        plan: PlanFacts,
-        top: Sequence[PlanFacts],
-        ordered: Sequence[tuple[tuple[int, ...], MeshBest]],
-        rows: Mapping[int, Row],
-    ) -> Why | None:
-        """Against the best plan; the best one against the best of another mesh."""
-        if plan.rank != 1:
-            return _against(plan, top[0], is_runner_up=False)
-        mesh = tuple(plan.plan[knob] for knob in MESH)
-        if self.placed:
-            others = [position for position, row in enumerate(self.placed, 1) if tuple(row[k] for k in MESH) != mesh]
-            return _against(plan, self._plan_of(rows, others[0]), is_runner_up=True) if others else None
-        others_found = [found for key, found in ordered if key != mesh]
-        if not others_found:
-            return None
-        row = rows[others_found[0].index]
-        rank = next((i for i, found in enumerate(self.leaders.index, 1) if found == row["plan_index"]), None)
-        return _against(plan, _plan_facts(self.origin, row, rank, _estimate(self.origin, row)), is_runner_up=True)
+    def _placed_ranks(self) -> dict[int, Row]:
+        rows = {rank: _as_placed(row) for rank, row in enumerate(self.placed, 1)}
+        shown = {rank: rows[rank] for rank in (*range(1, min(TOP_OF_ALL, len(rows)) + 1), self.rank)}
+        meshes = {_mesh(row) for row in shown.values()}
+        others: dict[tuple[int, ...], int] = {}
+        for rank, row in rows.items():
+            if _mesh(row) not in meshes:
+                others.setdefault(_mesh(row), rank)
+        return shown | {rank: rows[rank] for rank in sorted(others.values())[:TOP_OF_MESHES]}
 
     def _drift(self, plan: PlanFacts) -> list[str]:
         """That this version estimates otherwise than the one that searched."""
@@ -364,7 +358,7 @@ def _budget(origin: ScenarioOrigin, step_time_s: float) -> tuple[float | None, f
     return seconds / SECONDS_PER_DAY, cost
 
 
-def _plan_facts(origin: ScenarioOrigin, row: Mapping[str, Any], rank: int | None, found: Estimate) -> PlanFacts:
+def _plan_facts(origin: ScenarioOrigin, row: Mapping[str, Any], rank: int, found: Estimate) -> PlanFacts:
     terms = breakdown(found)
     days, cost_usd = _budget(origin, row["step_time_s"])
     quantities = (
@@ -380,6 +374,18 @@ def _plan_facts(origin: ScenarioOrigin, row: Mapping[str, Any], rank: int | None
         memory_terms_bytes=terms["memory_bytes"],
         **{name: row[name] for name in quantities},
     )
+
+
+def _mesh(row: Mapping[str, Any]) -> tuple[int, ...]:
+    return tuple(row[knob] for knob in MESH)
+
+
+def _why(plan: PlanFacts, top: Sequence[PlanFacts]) -> Why | None:
+    """Against the best plan; the best one against the best of another mesh."""
+    if plan.rank != 1:
+        return _against(plan, top[0], is_runner_up=False)
+    others = [one for one in top if _mesh(one.plan) != _mesh(plan.plan)]
+    return _against(plan, others[0], is_runner_up=True) if others else None
 
 
 def _against(plan: PlanFacts, other: PlanFacts, *, is_runner_up: bool) -> Why:

@@ -142,6 +142,18 @@ def _best_of_meshes(seen: Survey, batch: pa.RecordBatch, fits: Index, step: Arra
         seen.meshes[key] = found
 
 
+def ranks_of(result: Result, scenario: str, rows: Iterable[Row], *, by: str, capacity_bytes: float) -> dict[int, int]:
+    """The rank of each of ``rows`` among all that fit, by plan index."""
+    places = [(row[by], row["plan_index"]) for row in rows]
+    ahead = np.zeros(len(places), np.int64)
+    for batch in result.batches(scenario, columns=["plan_index", by, "memory_bytes"]):
+        fits = _of(batch, "memory_bytes") <= capacity_bytes
+        key, index = _of(batch, by)[fits], _of(batch, "plan_index")[fits]
+        for position, (own_key, own_index) in enumerate(places):
+            ahead[position] += np.count_nonzero((key < own_key) | ((key == own_key) & (index < own_index)))
+    return {index: int(count) + 1 for (_, index), count in zip(places, ahead, strict=True)}
+
+
 def rows_at(result: Result, scenario: str, wanted: Iterable[int]) -> dict[int, Row]:
     """The rows of the plans ``wanted``, by plan index."""
     numbers = np.unique(np.fromiter(wanted, np.int64))

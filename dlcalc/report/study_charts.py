@@ -12,7 +12,7 @@ from html import escape
 from textwrap import wrap
 from typing import Any
 
-from dlcalc.report.page.charts import DASHES, PALETTE, PATTERNS, SYMBOLS, TEXT, bar, labelled, layout
+from dlcalc.report.page.charts import DASHES, PALETTE, SYMBOLS, TEXT, TOP_PX, bar, labelled, layout, pattern
 from dlcalc.report.page.shell import Chart
 from dlcalc.report.plan_words import plan_words
 from dlcalc.report.study_facts import Cloud, Density, PlanFacts, PlanPoint, ScenarioBest, StudyFacts, WhatIf
@@ -144,6 +144,7 @@ def _with_line(chart: Chart, gib: float) -> Chart:
     """A dashed line where a plan no longer fits."""
     frame = dict(chart["layout"])
     line = {"type": "line", "x0": gib, "x1": gib, "y0": 0, "y1": 1, "yref": "paper"}
+    frame["margin"] = {**frame["margin"], "t": TOP_PX + 16}
     frame["shapes"] = [*frame.get("shapes", ()), {**line, "line": {"dash": "dash", "width": 2, "color": "#888"}}]
     note = {"x": gib, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "right", "showarrow": False}
     frame["annotations"] = [*frame.get("annotations", ()), {**note, "text": f"{gib:.1f} GiB may be used"}]
@@ -180,6 +181,7 @@ def _heat(facts: StudyFacts) -> Chart:
     frame = layout("Best MFU (%) over all other knobs", 130 + 42 * len(tps))
     frame["xaxis"] = {"type": "category", "automargin": True, "showgrid": False}
     frame["yaxis"] = {"type": "category", "automargin": True, "showgrid": False, "ticksuffix": " "}
+    frame["yaxis"]["autorange"] = "reversed"
     return {"data": [trace], "layout": frame}
 
 
@@ -201,7 +203,7 @@ def _stacked(
     traces = []
     for position, (name, values) in enumerate(columns):
         trace = bar(name, "", categories, values, position, unit, ".3f")
-        trace["marker"]["pattern"] = {"shape": PATTERNS[position % len(PATTERNS)], "size": 6, "solidity": 0.25}
+        trace["marker"]["pattern"] = pattern(position)
         trace["text"] = [name] * len(categories)
         trace["textposition"] = "inside"
         trace["insidetextanchor"] = "middle"
@@ -231,12 +233,12 @@ def _sensitivity(facts: StudyFacts) -> Chart:
     if found.is_searched:
         best_s = [row.best.step_time_s if row.best else row.same_plan_step_s for row in found.rows]
         best = bar("the best plan then", "", names, map(gain, best_s), 1, "% faster", ".2f")
-        best["marker"]["pattern"] = {"shape": "/", "size": 6, "solidity": 0.3}
+        best["marker"]["pattern"] = pattern(1)
         best["customdata"] = [_then(row) for row in found.rows]
         best["hovertemplate"] = "best plan then: %{x:.2f} % faster<br>%{customdata}<extra>%{y}</extra>"
         traces.append(best)
     for trace in traces:
-        trace |= {"text": [f"{value:.1f} %" for value in trace["x"]], "textposition": "auto", "cliponaxis": False}
+        trace |= {"text": [f"{value:.1f} %" for value in trace["x"]], "textposition": "outside", "cliponaxis": False}
     frame = layout("% more tokens per second from 10 % more", 150 + 44 * len(names))
     frame |= {"barmode": "group", "bargap": 0.25}
     frame["yaxis"].update(autorange="reversed")
@@ -309,9 +311,19 @@ def _curves(
     counts = sorted({one.devices for one in shown})
     frame = labelled("", 360, "devices", quantity)
     frame["xaxis"] |= {"type": "log", "tickvals": counts, "ticktext": [f"{n:,}" for n in counts]}
-    frame["yaxis"] |= {"type": "log", "dtick": "D2"} if is_log else {"rangemode": "tozero"}
+    frame["yaxis"] |= _log_ticks(traces) if is_log else {"rangemode": "tozero"}
     frame["legend"]["itemwidth"] = 40
     return {"data": traces, "layout": frame}
+
+
+def _log_ticks(traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A logarithmic axis with ticks at 1, 2 and 5, written in full."""
+    values = [value for trace in traces for value in trace["y"] if value > 0]
+    low, high = (min(values) / 2, max(values) * 2) if values else (1.0, 10.0)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    return {"type": "log", "tickvals": shown, "ticktext": [units.short_count(tick) for tick in shown]}
 
 
 def _interval(shown: Sequence[ScenarioBest]) -> tuple[list[float], list[float]]:
@@ -344,7 +356,7 @@ def _machines(shown: Sequence[ScenarioBest]) -> Chart:
         members = [(name, one) for name, one in zip(names, found, strict=True) if one.hardware == machine]
         values = [(one.tokens_per_s or 0.0) / one.devices for _, one in members]
         trace = bar(escape(machine), "", [name for name, _ in members], values, position, "tokens/s per device", ",.4g")
-        trace["marker"]["pattern"] = {"shape": PATTERNS[position % len(PATTERNS)], "size": 6, "solidity": 0.25}
+        trace["marker"]["pattern"] = pattern(position)
         trace["text"] = [units.significant(value) for value in values]
         trace["textposition"] = "inside"
         trace["insidetextanchor"] = "start"
@@ -370,4 +382,5 @@ def _refusals(facts: StudyFacts) -> Chart:
     frame = layout("plans refused, and their share of all", 110 + 40 * len(found))
     frame["yaxis"].update(autorange="reversed")
     frame["margin"]["r"] = 50
+    frame["xaxis"] |= {"nticks": 4, "tickangle": 0}
     return {"data": [trace], "layout": frame}

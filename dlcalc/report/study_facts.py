@@ -29,8 +29,7 @@ class PlanPoint:
 class PlanFacts:
     """A plan that the report looks at closely."""
 
-    rank: int | None
-    """None: not among those that were ranked for the report."""
+    rank: int
     plan: Knobs
     step_time_s: float
     step_time_low_s: float
@@ -247,6 +246,7 @@ class StudyFacts:
     """Rows that may be faster than the best for all that is known, the best among them."""
     worth_measuring: tuple[Knobs, ...]
     top: tuple[PlanFacts, ...]
+    """The best plans, the best of further meshes, and ``plan``; by rank."""
     cloud: Cloud | None
     heat: tuple[MeshCell, ...]
     mesh_best: tuple[PlanPoint, ...]

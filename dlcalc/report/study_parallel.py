@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dlcalc.report.page.charts import LINE, TEXT, layout
+from dlcalc.report.page.charts import BACK, LINE, TEXT, layout
 from dlcalc.report.page.shell import Chart
 from dlcalc.report.study_charts import point_words
 from dlcalc.report.study_facts import PlanPoint
@@ -18,7 +18,7 @@ from dlcalc.utils.units import GIB
 BANDS = (("#b0b7bf", "dot", 1.0), ("#7fb2d6", "dot", 1.1), ("#3a86bf", "solid", 1.2), ("#0b4f86", "solid", 1.8))
 """Colour, dash and width of a line by how fast its plan is, slowest quarter first: brighter is slower."""
 NAMES = ("slowest quarter", "third quarter", "second quarter", "fastest quarter")
-PX_PER_AXIS = 78
+PX_PER_AXIS = 84
 HEIGHT = 440
 
 
@@ -89,7 +89,7 @@ def _axes(points: Sequence[PlanPoint]) -> list[_Axis]:
         if len(known) > 1:
             place = {one: i / (len(known) - 1) for i, one in enumerate(known)}
             ticks = [(place[one], _said(one)) for one in known]
-            found.append(_Axis(name.replace("_", " "), [place[one] for one in values], ticks))
+            found.append(_Axis(name.replace("_", "<br>"), [place[one] for one in values], ticks))
     found.append(_measured("GiB", [point.memory_bytes / GIB for point in points], "{:.0f}"))
     found.append(_measured("MFU %", [100 * point.mfu for point in points], "{:.1f}"))
     return found
@@ -107,7 +107,7 @@ def _recompute(plan: Mapping[str, Any]) -> str:
 def _said(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value).replace("embedding_and_loss", "emb + loss")
+    return str(value).replace("embedding_and_loss", "emb + loss").replace(":0", " ").replace(":", " ")
 
 
 def _measured(name: str, values: Sequence[float], digits: str) -> _Axis:
@@ -121,22 +121,30 @@ def _measured(name: str, values: Sequence[float], digits: str) -> _Axis:
 
 def _layout(axes: Sequence[_Axis]) -> dict[str, Any]:
     frame = layout("", HEIGHT)
-    frame["margin"] = {"l": 10, "r": 10, "t": 30, "b": 50}
+    frame["margin"] = {"l": 10, "r": 10, "t": 24, "b": 50}
     frame["hovermode"] = "closest"
     frame["meta"] = {"axes": len(axes)}
     hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "fixedrange": True}
     frame["xaxis"] = {**hidden, "range": [-0.55, len(axes) - 0.7]}
-    frame["yaxis"] = {**hidden, "range": [-0.04, 1.12]}
+    frame["yaxis"] = {**hidden, "range": [-0.04, 1.14]}
     frame["legend"]["y"] = -0.02
     frame["shapes"] = [
         {"type": "line", "x0": i, "x1": i, "y0": 0, "y1": 1, "layer": "below", "line": {"color": LINE, "width": 1}}
         for i in range(len(axes))
     ]
     frame["annotations"] = [
-        {"x": i, "y": 1.08, "text": f"<b>{axis.name}</b>", "showarrow": False, "font": {"size": 12}}
+        {"x": i, "y": 1.1, "text": f"<b>{axis.name}</b>", "showarrow": False, "font": {"size": 12}}
         for i, axis in enumerate(axes)
     ] + [
-        {"x": i - 0.05, "y": y, "text": text, "showarrow": False, "xanchor": "right", "font": {"size": 10}}
+        {
+            "x": i - 0.05,
+            "y": y,
+            "text": text,
+            "showarrow": False,
+            "xanchor": "right",
+            "bgcolor": BACK,
+            "font": {"size": 10},
+        }
         for i, axis in enumerate(axes)
         for y, text in axis.ticks
     ]

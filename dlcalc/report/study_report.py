@@ -34,7 +34,7 @@ def sections(facts: StudyFacts, *, is_page: bool = False) -> tuple[Section, ...]
     """What is said, the answer first; a page also says what its charts show and where every number comes from."""
     found = [_answer(facts), *_why(facts)]
     if facts.cloud is not None:
-        found += [_pareto(facts), _heat(facts)]
+        found += [_pareto(facts, is_page=is_page), _heat(facts)]
     if is_page and facts.mesh_best:
         found.append(_parallel(facts))
     if facts.top:
@@ -222,6 +222,12 @@ def _why(facts: StudyFacts) -> Iterator[Section]:
     yield Section("Why this plan", 2, (table,), "why")
 
 
+def _times(values_s: Sequence[float | None]) -> tuple[str, list[str]]:
+    """Header and cells of a column of step times, all in one unit."""
+    scale, unit = (1.0, "s") if max((value or 0.0 for value in values_s), default=1.0) >= 1 else (1e-3, "ms")
+    return f"step {unit}", [NOTHING if value is None else units.significant(value / scale, 4) for value in values_s]
+
+
 def _signed(value: float, text: Callable[[float], str]) -> str:
     if not value:
         return NOTHING
@@ -231,14 +237,15 @@ def _signed(value: float, text: Callable[[float], str]) -> str:
 # ---- all plans ----------------------------------------------------------------------------------------------------
 
 
-def _pareto(facts: StudyFacts) -> Section:
+def _pareto(facts: StudyFacts, *, is_page: bool) -> Section:
     cloud = facts.cloud
     assert cloud is not None
     front = _spread(cloud.front, FRONT_ROWS)
     shared, own = shared_and_own([point.plan for point in front])
+    heading, times = _times([point.step_time_s for point in front])
     rows = tuple(
-        (words, units.gib(point.memory_bytes), f"{100 * point.mfu:.1f}", units.duration(point.step_time_s, 4))
-        for words, point in zip(own, front, strict=True)
+        (words, units.gib(point.memory_bytes), f"{100 * point.mfu:.1f}", step)
+        for words, point, step in zip(own, front, times, strict=True)
     )
     left_out = len(cloud.front) - len(front)
     caption = f"{units.count(left_out)} plans of the front between these are left out here. " if left_out else ""
@@ -249,7 +256,7 @@ def _pareto(facts: StudyFacts) -> Section:
             f"{units.count(cloud.n_fit)} rows that fit."
         )
     ]
-    if cloud.density is not None:
+    if is_page and cloud.density is not None:
         beyond = f" {units.count(cloud.n_beyond)} rows lie beyond the right edge." if cloud.n_beyond else ""
         parts.append(
             Line(
@@ -259,7 +266,7 @@ def _pareto(facts: StudyFacts) -> Section:
                 "dim",
             )
         )
-    header = ("plan", "memory GiB", "MFU %", "step")
+    header = ("plan", "memory GiB", "MFU %", heading)
     return Section("MEMORY AGAINST MFU", 1, (*parts, Grid("", header, rows, frozenset({"plan"}), caption)), "pareto")
 
 
@@ -306,20 +313,21 @@ def _top(facts: StudyFacts, *, is_page: bool) -> Iterator[Section]:
     shared, own = shared_and_own([plan.plan for plan in facts.top])
     has_days = all(plan.days is not None for plan in facts.top)
     has_cost = all(plan.cost_usd is not None for plan in facts.top)
-    header = ("#", "plan", "step", "MFU %", "memory GiB", *(["days"] * has_days), *(["cost"] * has_cost))
+    heading, times = _times([plan.step_time_s for plan in facts.top])
+    header = ("#", "plan", heading, "MFU %", "memory GiB", *(["days"] * has_days), *(["cost"] * has_cost))
     rows = tuple(
         (
             str(plan.rank),
             words,
-            units.duration(plan.step_time_s, 4),
+            step,
             f"{100 * plan.mfu:.1f}",
             units.gib(plan.memory_bytes),
             *([units.days(plan.days or 0.0)] * has_days),
             *([units.money(plan.cost_usd or 0.0)] * has_cost),
         )
-        for plan, words in zip(facts.top, own, strict=True)
+        for plan, words, step in zip(facts.top, own, times, strict=True)
     )
-    caption = f"All with {shared}." if shared else ""
+    caption = "The best of all, and the best of further meshes." + (f" All with {shared}." if shared else "")
     yield Section("BEST PLANS", 1, (Grid("", header, rows, frozenset({"plan"}), caption),), "top")
     plan = facts.plan
     assert plan is not None
@@ -450,18 +458,19 @@ def _scenario_grid(shown: Sequence[ScenarioBest]) -> Grid:
     words = iter(own)
     has_days = any(one.days is not None for one in shown)
     has_cost = any(one.cost_usd is not None for one in shown)
-    header = ("scenario", "best plan", "step", "MFU %", "tokens/s", *(["days"] * has_days), *(["cost"] * has_cost))
+    heading, times = _times([one.step_time_s for one in shown])
+    header = ("scenario", "best plan", heading, "MFU %", "tokens/s", *(["days"] * has_days), *(["cost"] * has_cost))
     rows = tuple(
         (
             one.name,
             next(words) if one.plan is not None else "no plan fits",
-            _or_dash(one.step_time_s, lambda value: units.duration(value, 4)),
+            step,
             _or_dash(one.mfu, lambda value: f"{100 * value:.1f}"),
             _or_dash(one.tokens_per_s, units.short_count),
             *([_or_dash(one.days, units.days)] * has_days),
             *([_or_dash(one.cost_usd, units.money)] * has_cost),
         )
-        for one in shown
+        for one, step in zip(shown, times, strict=True)
     )
     caption = f"Best plans all with {shared}." if shared else ""
     return Grid("", header, rows, frozenset({"scenario", "best plan"}), caption)

@@ -19,12 +19,12 @@ PALETTE = (
     "#117733",
 )
 """Okabe and Ito's colours, told apart by colour-blind readers, and a few more for charts of many parts."""
-PATTERNS = ("", "/", "", "\\", ".", "x", "-", "|", "+", "", "/")
+PATTERNS = ("", "/", ".", "\\", "x", "-", "|", "+", "", "/", ".")
 """Of bars, by position like the palette, so that neighbours differ without colour."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "cross")
-TEXT, LINE = "@text", "@line"
-"""Colours that ``draw.js`` puts in: of text and of grid lines, in the theme of the reader."""
+TEXT, LINE, BACK = "@text", "@line", "@back"
+"""Colours that ``draw.js`` puts in: of text, of grid lines and behind text, in the theme of the reader."""
 
 TOP_PX, BOTTOM_PX, LEGEND_PX = 34, 60, 30
 
@@ -45,13 +45,26 @@ def bar(
     }
 
 
+def pattern(position: int) -> dict[str, Any]:
+    """Of a bar: white lines over its colour."""
+    shape = PATTERNS[position % len(PATTERNS)]
+    return {"shape": shape, "size": 7, "solidity": 0.18, "fillmode": "overlay", "fgcolor": "#ffffff", "fgopacity": 0.8}
+
+
 def layout(title: str, height: int) -> dict[str, Any]:
     """A chart of horizontal bars; its legend starts below the axis, whatever the height."""
     return {
         "barmode": "stack",
         "height": height,
         "margin": {"l": 10, "r": 20, "t": TOP_PX, "b": BOTTOM_PX},
-        "title": {"text": title, "x": 0, "xref": "paper", "xanchor": "left", "font": {"size": 12}},
+        "title": {
+            "text": title,
+            "x": 0,
+            "xref": "container",
+            "xanchor": "left",
+            "pad": {"l": 10},
+            "font": {"size": 12},
+        },
         "xaxis": {"automargin": True, "rangemode": "tozero"},
         "yaxis": {"automargin": True, "ticksuffix": " "},
         "legend": {

@@ -1,14 +1,21 @@
 (function () {
   "use strict";
   const PRINT_PX = 680, NARROW_PX = 600, PX_PER_NAME = 118, PX_PER_LINE = 20;
+  const LIGHT = { text: "#222", line: "#ddd", back: "rgba(255,255,255,0.8)" };
+  const DARK = { text: "#ddd", line: "#555", back: "rgba(18,18,18,0.8)" };
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const box = (key) => document.getElementById("chart-" + key);
 
+  /* A copy with the colours of the theme in place of their names. */
+  function themed(value, isDark) {
+    const colours = isDark ? DARK : LIGHT;
+    return JSON.parse(JSON.stringify(value).replace(/"@(text|line|back)"/g, (_, name) => `"${colours[name]}"`));
+  }
+
   /* The layout in the reader's theme; a legend of several lines takes room of its own. */
   function layoutOf(chart, width, isDark) {
-    const text = isDark ? "#ddd" : "#222", line = isDark ? "#555" : "#ddd";
-    const themed = JSON.stringify(chart.layout).replaceAll('"@text"', `"${text}"`).replaceAll('"@line"', `"${line}"`);
-    const layout = JSON.parse(themed);
+    const layout = themed(chart.layout, isDark);
+    const { text, line } = isDark ? DARK : LIGHT;
     layout.font = { color: text, family: "system-ui, sans-serif", size: 12 };
     for (const name of Object.keys(layout)) {
       if (/^[xy]axis\d*$/.test(name)) layout[name] = { gridcolor: line, zerolinecolor: line, ...layout[name] };
@@ -19,17 +26,11 @@
     return layout;
   }
 
-  function dataOf(chart, isDark) {
-    return JSON.stringify(chart.data).includes('"@text"')
-      ? JSON.parse(JSON.stringify(chart.data).replaceAll('"@text"', isDark ? '"#ddd"' : '"#222"'))
-      : chart.data;
-  }
-
   function drawOne(key, chart, printWidth) {
     const at = box(key), isDark = dark.matches && !printWidth, width = printWidth || at.clientWidth;
     const layout = layoutOf(chart, width, isDark);
     if (printWidth) layout.width = printWidth;
-    Plotly.react(at, dataOf(chart, isDark), layout, {
+    Plotly.react(at, themed(chart.data, isDark), layout, {
       responsive: !printWidth, displaylogo: false, displayModeBar: false,
     });
   }
@@ -49,16 +50,21 @@
   }
 
   const entries = Object.entries(CHARTS);
+  entries.sort(([a], [b]) => (box(a).compareDocumentPosition(box(b)) & Node.DOCUMENT_POSITION_FOLLOWING ? -1 : 1));
   const all = (printWidth) => entries.forEach(([key, chart]) => drawOne(key, chart, printWidth));
-  window.dlcalc = { drawn: 0, of: entries.length };
+  let drawn = 0;
 
   /* One chart after the other, so that what stands on top can be read and scrolled meanwhile. */
   function next() {
-    if (dlcalc.drawn === entries.length) return;
-    const [key, chart] = entries[dlcalc.drawn];
+    if (drawn === entries.length) {
+      document.documentElement.dataset.drawn = String(drawn);
+      performance.mark("drawn");
+      return;
+    }
+    const [key, chart] = entries[drawn];
     drawOne(key, chart, 0);
     if (chart.highlight !== undefined) follow(key, chart);
-    dlcalc.drawn += 1;
+    drawn += 1;
     setTimeout(next, 0);
   }
   next();
