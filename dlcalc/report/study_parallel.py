@@ -18,7 +18,7 @@ from dlcalc.utils.units import GIB
 BANDS = (("#b0b7bf", "dot", 1.0), ("#7fb2d6", "dot", 1.1), ("#3a86bf", "solid", 1.2), ("#0b4f86", "solid", 1.8))
 """Colour, dash and width of a line by how fast its plan is, slowest quarter first: brighter is slower."""
 NAMES = ("slowest quarter", "third quarter", "second quarter", "fastest quarter")
-PX_PER_AXIS = 84
+PX_PER_AXIS = 70
 HEIGHT = 440
 
 

@@ -96,7 +96,7 @@ def _answer(facts: StudyFacts) -> Section:
         parts.append(Line(why_words(facts.why, facts.plan)))
     parts += [Line(text) for text in _how_sure(facts)]
     parts += [Line(f"Note: {note}.", "dim") for note in facts.notes]
-    return Section("ANSWER", 1, tuple(parts), "answer")
+    return Section("Answer", 1, tuple(parts), "answer")
 
 
 def _answer_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:
@@ -174,7 +174,7 @@ def why_words(why: Why, plan: PlanFacts | None) -> str:
     pace = (
         "as fast" if abs(change) < UNCHANGED else f"{units.percent(abs(change))} {'slower' if change > 0 else 'faster'}"
     )
-    what = "The best plan of another mesh" if why.is_runner_up else "The best plan"
+    what = "the best plan of another mesh" if why.is_runner_up else "the best plan"
     step = units.duration(why.other.step_time_s, 4)
     head = f"Why: {what} runs {others} where this one runs {own}, and is {pace} ({step})."
     less, more = (_named(why.terms, sign) for sign in (-1.0, 1.0))
@@ -267,7 +267,7 @@ def _pareto(facts: StudyFacts, *, is_page: bool) -> Section:
             )
         )
     header = ("plan", "memory GiB", "MFU %", heading)
-    return Section("MEMORY AGAINST MFU", 1, (*parts, Grid("", header, rows, frozenset({"plan"}), caption)), "pareto")
+    return Section("Memory against MFU", 1, (*parts, Grid("", header, rows, frozenset({"plan"}), caption)), "pareto")
 
 
 def _spread(points: Sequence[PlanPoint], most: int) -> list[PlanPoint]:
@@ -288,7 +288,7 @@ def _heat(facts: StudyFacts) -> Section:
         Line(f"The best MFU (%) over all other knobs, of all {units.count(n_rows)} rows that fit. Empty: no row."),
         Grid("", ("", *(f"pp {pp}" for pp in pps)), rows, frozenset({""})),
     )
-    return Section("TENSOR BY PIPELINE PARALLELISM", 1, parts, "heat")
+    return Section("Tensor by pipeline parallelism", 1, parts, "heat")
 
 
 def _cell(cell: MeshCell | None) -> str:
@@ -303,7 +303,7 @@ def _parallel(facts: StudyFacts) -> Section:
         "best plan. Hover over a line to follow it; click a name below to hide its lines. Knobs without an axis are "
         "the same in all."
     )
-    return Section("PARALLEL COORDINATES", 1, (Line(text),), "parallel")
+    return Section("Parallel coordinates", 1, (Line(text),), "parallel")
 
 
 # ---- the best plans -----------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def _top(facts: StudyFacts, *, is_page: bool) -> Iterator[Section]:
         for plan, words, step in zip(facts.top, own, times, strict=True)
     )
     caption = "The best of all, and the best of further meshes." + (f" All with {shared}." if shared else "")
-    yield Section("BEST PLANS", 1, (Grid("", header, rows, frozenset({"plan"}), caption),), "top")
+    yield Section("Best plans", 1, (Grid("", header, rows, frozenset({"plan"}), caption),), "top")
     plan = facts.plan
     assert plan is not None
     time_parts: list[Part] = [_terms(f"Plan #{plan.rank}", plan.time_s, lambda value: units.duration(value, 4))]
@@ -375,7 +375,7 @@ def _pipeline(facts: StudyFacts) -> Section:
     chunks = f", {plan['vpp']} chunks each" if plan["vpp"] > 1 else ""
     text = f"One step of plan #{facts.plan.rank}: {stages}{chunks}"
     text += f", schedule {plan['schedule']}." if plan["pp"] > 1 else ", no pipeline."
-    return Section("PIPELINE", 1, (Line(text),), "pipeline")
+    return Section("Pipeline", 1, (Line(text),), "pipeline")
 
 
 # ---- more hardware ------------------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def _sensitivity(facts: StudyFacts) -> Iterator[Section]:
         Line(f"How much faster a step would be. {_searched(facts, found)}"),
         Grid("", header, rows, frozenset({"10 % more of", "best plan"})),
     )
-    yield Section("WHAT 10 % MORE WOULD GIVE", 1, parts, "sensitivity")
+    yield Section("What 10 % more would give", 1, parts, "sensitivity")
 
 
 def _searched(facts: StudyFacts, found: Sensitivity) -> str:
@@ -436,7 +436,7 @@ def _scenarios(facts: StudyFacts, *, is_page: bool) -> Iterator[Section]:
         parts = (*parts, Line("Without placement.", "dim"))
     n_counts = len({one.devices for one in shown})
     n_machines = len({one.hardware for one in shown})
-    heading = "SCALING" if n_counts > 1 else "ALL SCENARIOS"
+    heading = "Scaling" if n_counts > 1 else "All scenarios"
     yield Section(heading, 1, parts, "scaling")
     if not is_page:
         return
@@ -449,7 +449,7 @@ def _scenarios(facts: StudyFacts, *, is_page: bool) -> Iterator[Section]:
             yield Section("Cost of the token budget", 2, (), "scaling_cost")
     if n_machines > 1:
         text = "The best plan of each machine at each device count; bars end at the estimate, lines span the interval."
-        yield Section("MACHINES COMPARED", 1, (Line(text),), "machines")
+        yield Section("Machines compared", 1, (Line(text),), "machines")
 
 
 def _scenario_grid(shown: Sequence[ScenarioBest]) -> Grid:
@@ -494,7 +494,7 @@ def _refusals(facts: StudyFacts) -> Section:
     parts: tuple[Part, ...] = (Line(text),)
     if rows:
         parts = (*parts, Grid("", ("plans", "%", "why"), rows, frozenset({"why"})))
-    return Section("REFUSED", 1, parts, "refusals")
+    return Section("Refused", 1, parts, "refusals")
 
 
 def _misses(facts: StudyFacts) -> Iterator[Part]:
@@ -522,9 +522,9 @@ def _provenance(found: Provenance, *, is_page: bool) -> Iterator[Section]:
         ("framework", found.framework),
     ]
     if not is_page:
-        yield Section("PROVENANCE", 1, (Facts(tuple(rows)),), "provenance")
+        yield Section("Provenance", 1, (Facts(tuple(rows)),), "provenance")
         return
-    yield Section("PROVENANCE", 1, (Facts(tuple(rows)),), "provenance")
+    yield Section("Provenance", 1, (Facts(tuple(rows)),), "provenance")
     sources = tuple((one.what, one.value, one.source) for one in found.hardware)
     yield Section(
         "Hardware", 2, (Grid("", ("what", "value", "source"), sources, frozenset({"what", "source"})),), "hardware"

@@ -48,7 +48,7 @@ def bar(
 def pattern(position: int) -> dict[str, Any]:
     """Of a bar: white lines over its colour."""
     shape = PATTERNS[position % len(PATTERNS)]
-    return {"shape": shape, "size": 7, "solidity": 0.18, "fillmode": "overlay", "fgcolor": "#ffffff", "fgopacity": 0.8}
+    return {"shape": shape, "size": 7, "solidity": 0.18, "fillmode": "overlay", "fgcolor": "#ffffff", "fgopacity": 0.6}
 
 
 def layout(title: str, height: int) -> dict[str, Any]:

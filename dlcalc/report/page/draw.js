@@ -29,7 +29,8 @@
   function drawOne(key, chart, printWidth) {
     const at = box(key), isDark = dark.matches && !printWidth, width = printWidth || at.clientWidth;
     const layout = layoutOf(chart, width, isDark);
-    if (printWidth) layout.width = printWidth;
+    if (printWidth) layout.width = Math.max(printWidth, chart.min_width_px || 0);
+    at.style.zoom = printWidth ? printWidth / layout.width : "";
     Plotly.react(at, themed(chart.data, isDark), layout, {
       responsive: !printWidth, displaylogo: false, displayModeBar: false,
     });
