@@ -14,6 +14,7 @@ from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.plans import Plans
 from dlcalc.costmodel.timeline import Timeline
 from dlcalc.errors import DlcalcError, InfeasibleSpaceError, ResultError
+from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.report.page.shell import require_plotly
 from dlcalc.report.study_facts import (
     Cloud,
@@ -40,7 +41,7 @@ from dlcalc.specs.uncertainty import Uncertainty, load_uncertainty
 from dlcalc.utils import units
 from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 from dlcalc.workflows import RELATIVE_SPREAD, breakdown
-from dlcalc.workflows_run import citations, drawable_timeline, open_run, scenario_name, write_text
+from dlcalc.workflows_run import citations, drawable_timeline, row_of, scenario_name, write_text
 from dlcalc.workflows_sensitivity import sensitivity_of
 from dlcalc.workflows_survey import (
     BEYOND_CAPACITY,
@@ -86,8 +87,7 @@ def study_report(
         if rank > 1:
             raise DlcalcError(f"{path}: --rank {rank}: {name} has no rows that fit")
         return study.facts(notes, source=None, sensitivity=False), None
-    source = open_run(path, rank=rank, scenario=name)
-    assert isinstance(source, ResultRow)
+    source = study.source()
     return study.facts(notes, source, sensitivity=sensitivity), drawable_timeline(source)
 
 
@@ -276,10 +276,14 @@ class _Study:
         shown = self._placed_ranks() if self.placed else self._ranks(seen, rows)
         for rank, row in sorted(shown.items()):
             if self.placed:
-                found = open_run(self.result.directory, rank=rank, scenario=self.name).resolve({}).estimate()
+                found = self.source(rank).resolve({}).estimate()
             else:
                 found = _estimate(self.origin, row)
             yield _plan_facts(self.origin, row, rank, found)
+
+    def source(self, rank: int | None = None) -> ResultRow:
+        """The row of a rank with all that made it, as ``3dtrn`` takes it."""
+        return row_of(self.result, self.result.directory, rank or self.rank, self.name, HardwareRegistry())
 
     def _ranks(self, seen: Survey, rows: Mapping[int, Row]) -> dict[int, Row]:
         """By rank, which for the best of a mesh has to be counted."""

@@ -57,7 +57,7 @@ def open_run(
     """A run file, or the row of rank ``rank`` (1 is the best) of the result in a directory."""
     registry = HardwareRegistry(folders=hardware_search_path(hardware_dirs))
     if path.is_dir():
-        return _row_of(open_result(path), path, rank or 1, scenario, registry)
+        return row_of(open_result(path), path, rank or 1, scenario, registry)
     for option, given in (("--rank", rank), ("--scenario", scenario)):
         if given is not None:
             raise DlcalcError(f"{option} picks a row of a result; {path} is not a result directory")
@@ -338,7 +338,10 @@ def _term_differences(
 # ---- rows of a result ---------------------------------------------------------------------------------------------
 
 
-def _row_of(result: Result, path: Path, rank: int, scenario: str | None, registry: HardwareRegistry) -> ResultRow:
+def row_of(
+    result: Result, path: Path, rank: int, scenario: str | None, registry: HardwareRegistry, *, by: str | None = None
+) -> ResultRow:
+    """The row of rank ``rank``, as placed where it was; else by column ``by``, or as it was searched."""
     notes: list[str] = []
     name = scenario_name(result, scenario, notes)
     origin = result.origin(name)
@@ -349,7 +352,7 @@ def _row_of(result: Result, path: Path, rank: int, scenario: str | None, registr
             raise DlcalcError(f"{path}: --rank {rank}: {name} has {len(placed):,} placed plans")
         row = placed[rank - 1]
     else:
-        row = _unplaced_row(result, path, name, rank, origin)
+        row = _unplaced_row(result, path, name, rank, origin, by)
         if result.placed is not None:
             notes.append("nothing of this scenario was placed; estimated without placement")
     if not result.is_complete:
@@ -392,9 +395,11 @@ def _rates_in(row: Mapping[str, Any]) -> PlacedRates:
     )
 
 
-def _unplaced_row(result: Result, path: Path, scenario: str, rank: int, origin: ScenarioOrigin) -> Mapping[str, Any]:
-    """The row of rank ``rank`` as the search ranked it."""
-    by = "memory_bytes" if result.settings().get("sort") == "memory" else "step_time_s"
+def _unplaced_row(
+    result: Result, path: Path, scenario: str, rank: int, origin: ScenarioOrigin, by: str | None
+) -> Mapping[str, Any]:
+    """The row of rank ``rank`` by column ``by``, else as the search ranked it."""
+    by = by or ("memory_bytes" if result.settings().get("sort") == "memory" else "step_time_s")
     capacity = origin.hardware.device.hbm_bytes * (1.0 - float(origin.space.get("memory_headroom", 0.0)))
     index, n_rows = _index_of_rank(result, scenario, rank, by, capacity)
     if index is None:

@@ -86,7 +86,9 @@ def _shard(
         else:
             chosen: list[Mapping[str, Any]] = []
             _blocks(scenario, shard, found, n_kept, key, chosen.append, what)
-            rows.write(_chosen_rows(scenario, found, chosen, what))
+            index = _chosen(found, chosen, what)
+            if len(index):  # in a shard of which nothing fits there is nothing to estimate
+                rows.write(rows_of(scenario, index))
     per_row = scenario.n_plans // scenario.shape[0]
     record = rows.record(
         start=shard.start * per_row,
@@ -128,16 +130,15 @@ def _blocks(
         found.add(part, keep=n_kept, key=key)
 
 
-def _chosen_rows(scenario: Scenario, found: Found, blocks: list[Mapping[str, Any]], what: Keep) -> dict[str, Any]:
-    """Rows of a shard that keeps only its best, or its best and its front: each plan once, in the space's order."""
+def _chosen(found: Found, blocks: list[Mapping[str, Any]], what: Keep) -> Index:
+    """Plans of a shard that keeps only its best, or its best and its front: each once, in the space's order."""
     index = found.leaders.index
     if what == "pareto" and blocks:
         candidates = np.concatenate([np.asarray(block["plan_index"]) for block in blocks])
         steps = np.concatenate([np.asarray(block["step_time_s"]) for block in blocks])
         memory = np.concatenate([np.asarray(block["memory_bytes"]) for block in blocks])
         index = np.concatenate([index, candidates[front(steps, memory)]])
-    index = np.unique(index)
-    return rows_of(scenario, index)
+    return np.unique(index)
 
 
 def rows_of(scenario: Scenario, index: Index, placed: PlacedRates | None = None) -> dict[str, Any]:
