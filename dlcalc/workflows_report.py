@@ -7,11 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from dlcalc import __version__
-from dlcalc.costmodel.estimate import Estimate, estimate
-from dlcalc.costmodel.plans import Plans
 from dlcalc.costmodel.timeline import Timeline
 from dlcalc.errors import DlcalcError, InfeasibleSpaceError, ResultError
 from dlcalc.hardware_registry import HardwareRegistry
@@ -19,37 +14,36 @@ from dlcalc.report.page.shell import require_plotly
 from dlcalc.report.study_facts import (
     Cloud,
     Density,
-    MeshCell,
     PlanFacts,
-    PlanPoint,
-    Provenance,
     Refusals,
-    ScenarioBest,
     ScenarioFacts,
-    Source,
     StudyFacts,
-    TermDifference,
-    Why,
 )
 from dlcalc.report.study_page import study_page
 from dlcalc.results.manifest import ScenarioOrigin
 from dlcalc.results.reader import Result, Row, open_result
 from dlcalc.search.run import ResultRow
-from dlcalc.specs.base import Quoted
-from dlcalc.specs.hardware import HardwareSpec
-from dlcalc.specs.uncertainty import Uncertainty, load_uncertainty
+from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
-from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
-from dlcalc.workflows import RELATIVE_SPREAD, breakdown
-from dlcalc.workflows_run import citations, drawable_timeline, row_of, scenario_name, write_text
+from dlcalc.workflows import RELATIVE_SPREAD
+from dlcalc.workflows_report_parts import (
+    as_placed,
+    capacity_bytes,
+    cells_of,
+    estimate_of,
+    mesh_of,
+    plan_facts,
+    point_of,
+    provenance_of,
+    scenario_bests,
+    why_of,
+)
+from dlcalc.workflows_run import drawable_timeline, row_of, scenario_name, write_text
 from dlcalc.workflows_sensitivity import sensitivity_of
 from dlcalc.workflows_survey import (
     BEYOND_CAPACITY,
     COLUMNS,
-    MESH,
     ROWS,
-    Leaders,
-    MeshBest,
     Survey,
     knobs_of,
     leaders,
@@ -133,7 +127,7 @@ class _Study:
     def __init__(self, result: Result, name: str, origin: ScenarioOrigin, rank: int) -> None:
         self.result, self.name, self.origin, self.rank = result, name, origin, rank
         self.headroom = float(origin.space.get("memory_headroom", 0.0))
-        self.capacity_bytes = _capacity_bytes(origin)
+        self.capacity_bytes = capacity_bytes(origin)
         self.placed = result.placed_plans(name)
         self.by = "memory_bytes" if result.settings().get("sort") == "memory" else "step_time_s"
         self.uncertainty = load_uncertainty()
@@ -159,14 +153,14 @@ class _Study:
             refusals,
             source,
             plan=plan,
-            why=_why(plan, top),
+            why=why_of(plan, top),
             n_within_2_percent=seen.n_near,
             n_not_told_apart=seen.n_not_told_apart,
             worth_measuring=tuple(knobs_of(row) for row in summary.get("worth_measuring", ())),
             top=top,
             cloud=self._cloud(seen, rows),
-            heat=tuple(_cells(seen, rows)),
-            mesh_best=tuple(_point(rows[found.index]) for _, found in ordered[:MOST_MESHES]),
+            heat=tuple(cells_of(seen, rows)),
+            mesh_best=tuple(point_of(rows[found.index]) for _, found in ordered[:MOST_MESHES]),
             n_meshes=len(ordered),
             sensitivity=sensitivity_of(self.origin, best) if sensitivity else None,
         )
@@ -182,10 +176,10 @@ class _Study:
             scenario=self._scenario(refusals),
             notes=tuple(notes),
             coverage=self.uncertainty.coverage,
-            scenarios=tuple(_scenario_bests(self.result, self.by)),
+            scenarios=tuple(scenario_bests(self.result, self.by)),
             refusals=refusals,
             placed=self.result.placed.topology if self.placed and self.result.placed else None,
-            provenance=_provenance(self.result, self.origin, self.uncertainty, source),
+            provenance=provenance_of(self.result, self.origin, self.uncertainty, source),
             **(absent | found),
         )
 
@@ -264,8 +258,8 @@ class _Study:
             n_rows=self.leaders.n_rows,
             n_fit=self.leaders.n_fit,
             n_beyond=0 if few else seen.n_beyond,
-            front=tuple(_point(rows[int(index)]) for index in seen.front),
-            points=tuple(_point(row) for row in rows.values()) if few else (),
+            front=tuple(point_of(rows[int(index)]) for index in seen.front),
+            points=tuple(point_of(row) for row in rows.values()) if few else (),
             density=None if few else Density(self._memory_step_bytes(), self.leaders.best_mfu / ROWS, counts),
         )
 
@@ -275,11 +269,8 @@ class _Study:
         """The plans that are shown term by term: the best, the best of further meshes, and the one that is wanted."""
         shown = self._placed_ranks() if self.placed else self._ranks(seen, rows)
         for rank, row in sorted(shown.items()):
-            if self.placed:
-                found = self.source(rank).resolve({}).estimate()
-            else:
-                found = _estimate(self.origin, row)
-            yield _plan_facts(self.origin, row, rank, found)
+            found = self.source(rank).resolve({}).estimate() if self.placed else estimate_of(self.origin, row)
+            yield plan_facts(self.origin, row, rank, found)
 
     def source(self, rank: int | None = None) -> ResultRow:
         """The row of a rank with all that made it, as ``3dtrn`` takes it."""
@@ -292,19 +283,19 @@ class _Study:
             n_fit = units.count(self.leaders.n_fit)
             raise DlcalcError(f"{self.result.directory}: --rank {self.rank}: {self.name} has {n_fit} rows that fit")
         shown = {rank: rows[index[rank - 1]] for rank in (*range(1, min(TOP_OF_ALL, len(index)) + 1), self.rank)}
-        meshes = {_mesh(row) for row in shown.values()}
+        meshes = {mesh_of(row) for row in shown.values()}
         others = [rows[best.index] for mesh, best in seen.by_speed() if mesh not in meshes][:TOP_OF_MESHES]
         ranks = ranks_of(self.result, self.name, others, by=self.by, capacity_bytes=self.capacity_bytes)
         return shown | {ranks[row["plan_index"]]: row for row in others}
 
     def _placed_ranks(self) -> dict[int, Row]:
-        rows = {rank: _as_placed(row) for rank, row in enumerate(self.placed, 1)}
+        rows = {rank: as_placed(row) for rank, row in enumerate(self.placed, 1)}
         shown = {rank: rows[rank] for rank in (*range(1, min(TOP_OF_ALL, len(rows)) + 1), self.rank)}
-        meshes = {_mesh(row) for row in shown.values()}
+        meshes = {mesh_of(row) for row in shown.values()}
         others: dict[tuple[int, ...], int] = {}
         for rank, row in rows.items():
-            if _mesh(row) not in meshes:
-                others.setdefault(_mesh(row), rank)
+            if mesh_of(row) not in meshes:
+                others.setdefault(mesh_of(row), rank)
         return shown | {rank: rows[rank] for rank in sorted(others.values())[:TOP_OF_MESHES]}
 
     def _drift(self, plan: PlanFacts) -> list[str]:
@@ -316,163 +307,3 @@ class _Study:
             f"this version of dlcalc estimates {units.duration(now_s, 4)} where the result says "
             f"{units.duration(plan.step_time_s, 4)}; terms and what more hardware would give are this version's"
         ]
-
-
-def _capacity_bytes(origin: ScenarioOrigin) -> float:
-    return origin.hardware.device.hbm_bytes * (1.0 - float(origin.space.get("memory_headroom", 0.0)))
-
-
-def _point(row: Mapping[str, Any]) -> PlanPoint:
-    return PlanPoint(knobs_of(row), row["step_time_s"], row["mfu"], row["memory_bytes"])
-
-
-def _cells(seen: Survey, rows: Mapping[int, Row]) -> Iterator[MeshCell]:
-    """The best of every tp and pp over all other degrees."""
-    cells: dict[tuple[int, int], list[MeshBest]] = {}
-    for mesh, found in seen.by_speed():
-        cells.setdefault((mesh[MESH.index("tp")], mesh[MESH.index("pp")]), []).append(found)
-    for (tp, pp), found_here in sorted(cells.items()):
-        n_rows = sum(found.n_rows for found in found_here)
-        yield MeshCell(tp, pp, n_rows, _point(rows[found_here[0].index]))
-
-
-def _estimate(origin: ScenarioOrigin, row: Mapping[str, Any]) -> Estimate:
-    return estimate(
-        origin.model,
-        origin.hardware,
-        origin.recipe,
-        Plans.point(**knobs_of(row)),
-        custom_split=tuple(origin.space.get("custom_split") or ()) or None,
-        memory_headroom=float(origin.space.get("memory_headroom", 0.0)),
-    )
-
-
-def _as_placed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A placed row with what it takes on its nodes in place of what it would take on paper."""
-    return {**row, **{name.removeprefix("placed_"): value for name, value in row.items() if name.startswith("placed_")}}
-
-
-def _budget(origin: ScenarioOrigin, step_time_s: float) -> tuple[float | None, float | None]:
-    """Days and dollars of the token budget."""
-    recipe, price = origin.recipe, origin.hardware.price
-    if not recipe.token_budget:
-        return None, None
-    seconds = recipe.token_budget / recipe.tokens_per_step * step_time_s
-    cost = seconds / SECONDS_PER_HOUR * origin.devices * price.usd_per_device_hour if price else None
-    return seconds / SECONDS_PER_DAY, cost
-
-
-def _plan_facts(origin: ScenarioOrigin, row: Mapping[str, Any], rank: int, found: Estimate) -> PlanFacts:
-    terms = breakdown(found)
-    days, cost_usd = _budget(origin, row["step_time_s"])
-    quantities = (
-        "step_time_s", "step_time_low_s", "step_time_high_s", "mfu", "hfu", "tokens_per_s_per_device", "memory_bytes",
-        "headroom_bytes",
-    )  # fmt: skip
-    return PlanFacts(
-        rank=rank,
-        plan=knobs_of(row),
-        days=days,
-        cost_usd=cost_usd,
-        time_s=terms["time_s"],
-        memory_terms_bytes=terms["memory_bytes"],
-        **{name: row[name] for name in quantities},
-    )
-
-
-def _mesh(row: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(row[knob] for knob in MESH)
-
-
-def _why(plan: PlanFacts, top: Sequence[PlanFacts]) -> Why | None:
-    """Against the best plan; the best one against the best of another mesh."""
-    if plan.rank != 1:
-        return _against(plan, top[0], is_runner_up=False)
-    others = [one for one in top if _mesh(one.plan) != _mesh(plan.plan)]
-    return _against(plan, others[0], is_runner_up=True) if others else None
-
-
-def _against(plan: PlanFacts, other: PlanFacts, *, is_runner_up: bool) -> Why:
-    names = {**plan.time_s, **other.time_s}
-    terms = [TermDifference(name, plan.time_s.get(name, 0.0), other.time_s.get(name, 0.0)) for name in names]
-    return Why(other, is_runner_up, tuple(sorted(terms, key=lambda term: -abs(term.more_s))))
-
-
-# ---- the other scenarios ------------------------------------------------------------------------------------------
-
-
-def _scenario_bests(result: Result, by: str) -> Iterator[ScenarioBest]:
-    """The best of every scenario of which something is finished, as the search ranked it."""
-    for name in result.scenarios:
-        if result.shards(name):
-            yield _scenario_best(result, name, by)
-
-
-def _scenario_best(result: Result, name: str, by: str) -> ScenarioBest:
-    shards, origin = result.shards(name), result.origin(name)
-    recipe = origin.recipe
-    found: Leaders = leaders(result, name, 1, by=by, capacity_bytes=_capacity_bytes(origin))
-    best: dict[str, Any] = {}
-    if found.n_fit:
-        row = rows_at(result, name, found.index)[int(found.index[0])]
-        days, cost_usd = _budget(origin, row["step_time_s"])
-        copied = ("step_time_s", "step_time_low_s", "step_time_high_s", "mfu", "memory_bytes")
-        best = {key: row[key] for key in copied} | {"days": days, "cost_usd": cost_usd}
-        best["tokens_per_s"] = recipe.tokens_per_step / row["step_time_s"]
-    return ScenarioBest(
-        name=name,
-        model=origin.model.name,
-        hardware=origin.hardware.name,
-        devices=origin.devices,
-        precision=recipe.precision,
-        framework=recipe.framework.name,
-        seq_len=recipe.seq_len,
-        global_batch=recipe.global_batch,
-        n_plans=sum(shard.n_plans for shard in shards),
-        n_fit=sum(shard.n_fit for shard in shards),
-        plan=knobs_of(row) if found.n_fit else None,
-        **best,
-    )
-
-
-# ---- where it comes from ------------------------------------------------------------------------------------------
-
-
-def _provenance(
-    result: Result, origin: ScenarioOrigin, uncertainty: Uncertainty, source: ResultRow | None
-) -> Provenance:
-    manifest, calibration = result.manifest, origin.hardware.calibration
-    return Provenance(
-        result=str(result.directory),
-        status=manifest.status,
-        result_version=manifest.dlcalc_version,
-        report_version=__version__,
-        space_text=manifest.space_text,
-        space_sha256=manifest.space_sha256,
-        settings=manifest.settings,
-        hardware=tuple(_sources(origin.hardware)),
-        calibration=calibration.provenance,
-        is_measured=calibration.measured,
-        uncertainty=uncertainty.provenance,
-        framework=f"{origin.recipe.framework.name}: {origin.recipe.framework.description}",
-        citations=citations(source) if source is not None else (),
-    )
-
-
-def _sources(hardware: HardwareSpec) -> Iterator[Source]:
-    """Every number of the machine with where it was read."""
-    for part in (hardware.device, hardware.node, hardware.fabric):
-        for name, value in _quoted(part):
-            yield Source(name.replace("_", " "), f"{value.value:g}", value.source)
-    if hardware.price:
-        price = hardware.price
-        yield Source("usd per device hour", f"{price.usd_per_device_hour:g} ({price.date})", price.source)
-
-
-def _quoted(part: BaseModel) -> Iterator[tuple[str, Quoted]]:
-    for name in type(part).model_fields:
-        value = getattr(part, name)
-        if isinstance(value, Quoted):
-            yield name, value
-        elif isinstance(value, Mapping):
-            yield from ((f"{name} {key}", item) for key, item in value.items() if isinstance(item, Quoted))

@@ -16,7 +16,8 @@ from dlcalc.report.page.charts import DASHES, PALETTE, SYMBOLS, TEXT, TOP_PX, ba
 from dlcalc.report.page.shell import Chart
 from dlcalc.report.plan_words import plan_words
 from dlcalc.report.study_facts import Cloud, Density, PlanFacts, PlanPoint, ScenarioBest, StudyFacts, WhatIf
-from dlcalc.report.study_report import faster, label, terms_by_size
+from dlcalc.report.study_report import terms_by_size
+from dlcalc.report.study_words import faster, label
 from dlcalc.utils import units
 from dlcalc.utils.units import GIB
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dlcalc.report.plan_words import plan_words, shared_and_own
-from dlcalc.report.sections import Bars, Facts, Grid, Line, Part, Section, Verbatim
+from dlcalc.report.sections import Bars, Facts, Grid, Line, Part, Section
 from dlcalc.report.study_facts import (
     MeshCell,
     PlanFacts,
     PlanPoint,
-    Provenance,
-    ScenarioBest,
     ScenarioFacts,
-    Sensitivity,
     StudyFacts,
     TermDifference,
-    WhatIf,
     Why,
 )
+from dlcalc.report.study_report_more import (
+    misses,
+    provenance_sections,
+    refusal_section,
+    scenario_sections,
+    sensitivity_sections,
+)
+from dlcalc.report.study_words import NOTHING, label, signed, times_of
 from dlcalc.utils import units
 from dlcalc.utils.units import SECONDS_PER_DAY
 
@@ -27,7 +31,6 @@ TERMS_NAMED = 3
 SMALL_DIFFERENCE = 0.05
 """Of the largest difference: smaller ones are in the table alone."""
 UNCHANGED = 5e-5
-NOTHING = "-"
 
 
 def sections(facts: StudyFacts, *, is_page: bool = False) -> tuple[Section, ...]:
@@ -41,8 +44,8 @@ def sections(facts: StudyFacts, *, is_page: bool = False) -> tuple[Section, ...]
         found += _top(facts, is_page=is_page)
     if is_page and facts.plan is not None:
         found.append(_pipeline(facts))
-    found += [*_sensitivity(facts), *_scenarios(facts, is_page=is_page), _refusals(facts)]
-    return (*found, *_provenance(facts.provenance, is_page=is_page))
+    found += [*sensitivity_sections(facts), *scenario_sections(facts, is_page=is_page), refusal_section(facts)]
+    return (*found, *provenance_sections(facts.provenance, is_page=is_page))
 
 
 # ---- the answer ---------------------------------------------------------------------------------------------------
@@ -90,7 +93,7 @@ def _answer(facts: StudyFacts) -> Section:
     scenario = facts.scenario
     parts: list[Part] = [Line(plan_line(facts), "answer" if facts.plan else "warning")]
     if facts.plan is None:
-        parts += [Line(f"All {units.count(scenario.n_plans)} plans were refused."), *_misses(facts)]
+        parts += [Line(f"All {units.count(scenario.n_plans)} plans were refused."), *misses(facts)]
     parts.append(Facts(tuple(_answer_rows(facts))))
     if facts.why is not None:
         parts.append(Line(why_words(facts.why, facts.plan)))
@@ -197,11 +200,6 @@ def _listed(terms: Sequence[TermDifference]) -> str:
     return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
 
 
-def label(name: str) -> str:
-    """A term as people say it."""
-    return name.replace("_", " ")
-
-
 def _why(facts: StudyFacts) -> Iterator[Section]:
     if facts.why is None or facts.plan is None:
         return
@@ -213,25 +211,13 @@ def _why(facts: StudyFacts) -> Iterator[Section]:
             label(term.term),
             units.duration(term.plan_s, 4),
             units.duration(term.other_s, 4),
-            _signed(term.more_s, units.duration),
+            signed(term.more_s, units.duration),
         )
         for term in (*shown, step)
     )
     caption = f"{other}: {plan_words(facts.why.other.plan)}"
     table = Grid("", ("term", "this plan", other, "difference"), rows, frozenset({"term"}), caption)
     yield Section("Why this plan", 2, (table,), "why")
-
-
-def _times(values_s: Sequence[float | None]) -> tuple[str, list[str]]:
-    """Header and cells of a column of step times, all in one unit."""
-    scale, unit = (1.0, "s") if max((value or 0.0 for value in values_s), default=1.0) >= 1 else (1e-3, "ms")
-    return f"step {unit}", [NOTHING if value is None else units.significant(value / scale, 4) for value in values_s]
-
-
-def _signed(value: float, text: Callable[[float], str]) -> str:
-    if not value:
-        return NOTHING
-    return ("+" if value > 0 else "-") + text(abs(value))
 
 
 # ---- all plans ----------------------------------------------------------------------------------------------------
@@ -242,7 +228,7 @@ def _pareto(facts: StudyFacts, *, is_page: bool) -> Section:
     assert cloud is not None
     front = _spread(cloud.front, FRONT_ROWS)
     shared, own = shared_and_own([point.plan for point in front])
-    heading, times = _times([point.step_time_s for point in front])
+    heading, times = times_of([point.step_time_s for point in front])
     rows = tuple(
         (words, units.gib(point.memory_bytes), f"{100 * point.mfu:.1f}", step)
         for words, point, step in zip(own, front, times, strict=True)
@@ -313,7 +299,7 @@ def _top(facts: StudyFacts, *, is_page: bool) -> Iterator[Section]:
     shared, own = shared_and_own([plan.plan for plan in facts.top])
     has_days = all(plan.days is not None for plan in facts.top)
     has_cost = all(plan.cost_usd is not None for plan in facts.top)
-    heading, times = _times([plan.step_time_s for plan in facts.top])
+    heading, times = times_of([plan.step_time_s for plan in facts.top])
     header = ("#", "plan", heading, "MFU %", "memory GiB", *(["days"] * has_days), *(["cost"] * has_cost))
     rows = tuple(
         (
@@ -376,160 +362,3 @@ def _pipeline(facts: StudyFacts) -> Section:
     text = f"One step of plan #{facts.plan.rank}: {stages}{chunks}"
     text += f", schedule {plan['schedule']}." if plan["pp"] > 1 else ", no pipeline."
     return Section("Pipeline", 1, (Line(text),), "pipeline")
-
-
-# ---- more hardware ------------------------------------------------------------------------------------------------
-
-
-def _sensitivity(facts: StudyFacts) -> Iterator[Section]:
-    found = facts.sensitivity
-    if found is None:
-        return
-    rows = tuple(_what_if(found, row) for row in found.rows)
-    header = ("10 % more of", "from", "to", "same plan %", "best plan %", "plans that fit", "best plan")
-    parts = (
-        Line(f"How much faster a step would be. {_searched(facts, found)}"),
-        Grid("", header, rows, frozenset({"10 % more of", "best plan"})),
-    )
-    yield Section("What 10 % more would give", 1, parts, "sensitivity")
-
-
-def _searched(facts: StudyFacts, found: Sensitivity) -> str:
-    placed = " Without placement." if facts.placed else ""
-    if found.is_searched:
-        return (
-            f"The fastest plan as things are takes {units.duration(found.plan.step_time_s, 4)}. All "
-            f"{units.count(found.n_plans)} plans were searched again for each row, in {units.duration(found.seconds)} "
-            f"together, so that plans that would fit, or win, count.{placed}"
-        )
-    return (
-        "The space is too large to be searched again in time: only the fastest plan was estimated anew, so more HBM, "
-        f"which matters through which plans fit, shows nothing here.{placed}"
-    )
-
-
-def faster(before_s: float, after_s: float) -> float:
-    """By what share of itself a rate grows when its time shrinks."""
-    return before_s / after_s - 1.0
-
-
-def _what_if(found: Sensitivity, row: WhatIf) -> tuple[str, ...]:
-    same = faster(found.plan.step_time_s, row.same_plan_step_s)
-    cells = (row.what, f"{row.before:,.4g} {row.unit}", f"{row.after:,.4g} {row.unit}", f"{100 * same:.2f}")
-    if row.best is None:
-        return (*cells, NOTHING, NOTHING, NOTHING)
-    best = faster(found.plan.step_time_s, row.best.step_time_s)
-    words = "the same" if row.is_same_plan else plan_words(row.best.plan)
-    return (*cells, f"{100 * best:.2f}", units.count(row.n_fit or 0), words)
-
-
-# ---- the other scenarios ------------------------------------------------------------------------------------------
-
-
-def _scenarios(facts: StudyFacts, *, is_page: bool) -> Iterator[Section]:
-    """All scenarios of the study beside one another; on a page with what their charts show."""
-    shown = facts.scenarios
-    if len(shown) < 2:
-        return
-    parts: tuple[Part, ...] = (_scenario_grid(shown),)
-    if facts.placed:
-        parts = (*parts, Line("Without placement.", "dim"))
-    n_counts = len({one.devices for one in shown})
-    n_machines = len({one.hardware for one in shown})
-    heading = "Scaling" if n_counts > 1 else "All scenarios"
-    yield Section(heading, 1, parts, "scaling")
-    if not is_page:
-        return
-    if n_counts > 1:
-        yield Section("Tokens per second", 2, (), "scaling_tokens")
-        yield Section("MFU", 2, (), "scaling_mfu")
-        if any(one.days is not None for one in shown):
-            yield Section("Days for the token budget", 2, (), "scaling_days")
-        if any(one.cost_usd is not None for one in shown):
-            yield Section("Cost of the token budget", 2, (), "scaling_cost")
-    if n_machines > 1:
-        text = "The best plan of each machine at each device count; bars end at the estimate, lines span the interval."
-        yield Section("Machines compared", 1, (Line(text),), "machines")
-
-
-def _scenario_grid(shown: Sequence[ScenarioBest]) -> Grid:
-    plans = [one.plan for one in shown if one.plan is not None]
-    shared, own = shared_and_own(plans) if plans else ("", [])
-    words = iter(own)
-    has_days = any(one.days is not None for one in shown)
-    has_cost = any(one.cost_usd is not None for one in shown)
-    heading, times = _times([one.step_time_s for one in shown])
-    header = ("scenario", "best plan", heading, "MFU %", "tokens/s", *(["days"] * has_days), *(["cost"] * has_cost))
-    rows = tuple(
-        (
-            one.name,
-            next(words) if one.plan is not None else "no plan fits",
-            step,
-            _or_dash(one.mfu, lambda value: f"{100 * value:.1f}"),
-            _or_dash(one.tokens_per_s, units.short_count),
-            *([_or_dash(one.days, units.days)] * has_days),
-            *([_or_dash(one.cost_usd, units.money)] * has_cost),
-        )
-        for one, step in zip(shown, times, strict=True)
-    )
-    caption = f"Best plans all with {shared}." if shared else ""
-    return Grid("", header, rows, frozenset({"scenario", "best plan"}), caption)
-
-
-def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
-    return NOTHING if value is None else text(value)
-
-
-# ---- what was refused, and where it all comes from ----------------------------------------------------------------
-
-
-def _refusals(facts: StudyFacts) -> Section:
-    found = facts.refusals
-    several = " A plan may be refused for several reasons." if sum(found.reasons.values()) > found.n_refused else ""
-    text = f"{units.count(found.n_refused)} of {units.count(found.n_plans)} plans were refused.{several}"
-    rows = tuple(
-        (units.count(number), f"{100 * number / max(found.n_plans, 1):.1f}", reason.replace("_", " "))
-        for reason, number in found.reasons.items()
-    )
-    parts: tuple[Part, ...] = (Line(text),)
-    if rows:
-        parts = (*parts, Grid("", ("plans", "%", "why"), rows, frozenset({"why"})))
-    return Section("Refused", 1, parts, "refusals")
-
-
-def _misses(facts: StudyFacts) -> Iterator[Part]:
-    misses = facts.refusals.nearest_misses
-    if not misses:
-        return
-    shared, own = shared_and_own(misses)
-    rows = tuple(
-        (words, units.gib(miss["memory_bytes"]), units.gib(max(miss["over_bytes"], 0.0)))
-        for words, miss in zip(own, misses, strict=True)
-    )
-    caption = f"of {units.gib(facts.scenario.capacity_bytes)} GiB" + (f"; all with {shared}" if shared else "")
-    yield Grid("Nearest misses", ("plan", "needs GiB", "over GiB"), rows, frozenset({"plan"}), caption)
-
-
-def _provenance(found: Provenance, *, is_page: bool) -> Iterator[Section]:
-    settings = ", ".join(f"{key} {value}" for key, value in found.settings.items())
-    rows = [
-        ("result", f"{found.result} ({found.status})"),
-        ("searched by", f"dlcalc {found.result_version}" + (f"; {settings}" if settings else "")),
-        ("reported by", f"dlcalc {found.report_version}"),
-        ("space file", f"SHA-256 {found.space_sha256}"),
-        ("calibration", f"{'measured' if found.is_measured else 'not measured on this device'}: {found.calibration}"),
-        ("intervals", found.uncertainty),
-        ("framework", found.framework),
-    ]
-    if not is_page:
-        yield Section("Provenance", 1, (Facts(tuple(rows)),), "provenance")
-        return
-    yield Section("Provenance", 1, (Facts(tuple(rows)),), "provenance")
-    sources = tuple((one.what, one.value, one.source) for one in found.hardware)
-    yield Section(
-        "Hardware", 2, (Grid("", ("what", "value", "source"), sources, frozenset({"what", "source"})),), "hardware"
-    )
-    if found.citations:
-        papers = tuple(Line(f"{one.authors} ({one.year}). {one.title}. {one.url}") for one in found.citations)
-        yield Section("Equations", 2, papers, "citations")
-    yield Section("Space file", 2, (Verbatim(found.space_text),), "space")
