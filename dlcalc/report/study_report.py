@@ -158,6 +158,8 @@ def _budget_words(plan: PlanFacts, scenario: ScenarioFacts, coverage: float) -> 
 
 def _how_sure(facts: StudyFacts) -> Iterator[str]:
     others = facts.n_within_2_percent - 1
+    if facts.placed:
+        yield "Placement apart, and so in what follows of all plans, meshes and scenarios:"
     if others > 0:
         verb = "plan is" if others == 1 else "plans are"
         yield f"{units.count(others)} more {verb} within 2 % of the best."

@@ -9,7 +9,7 @@ from dlcalc.costmodel.timeline import Event, Timeline
 from dlcalc.report.page.charts import PALETTE, layout
 from dlcalc.report.page.shell import Chart
 
-MOST_EVENTS = 1600
+MOST_EVENTS = 900
 """That are drawn; of a longer step the middle, which repeats itself, is left out."""
 MILLISECONDS = 1e3
 STYLES: Mapping[str, tuple[str, float]] = {

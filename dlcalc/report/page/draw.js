@@ -53,10 +53,21 @@
   const entries = Object.entries(CHARTS);
   entries.sort(([a], [b]) => (box(a).compareDocumentPosition(box(b)) & Node.DOCUMENT_POSITION_FOLLOWING ? -1 : 1));
   const all = (printWidth) => entries.forEach(([key, chart]) => drawOne(key, chart, printWidth));
-  let drawn = 0;
 
-  /* One chart after the other, so that what stands on top can be read and scrolled meanwhile. */
+  /* Plotly's own script lies in the page as text: to run it takes longer than to show all words. */
+  function load() {
+    const text = document.getElementById("plotly");
+    if (!text) return;
+    const script = document.createElement("script");
+    script.textContent = text.textContent;
+    text.remove();
+    document.head.append(script);
+  }
+
+  /* One chart after the other, from the top, so that the page can be read and scrolled meanwhile. */
+  let drawn = 0;
   function next() {
+    load();
     if (drawn === entries.length) {
       document.documentElement.dataset.drawn = String(drawn);
       performance.mark("drawn");
@@ -68,8 +79,8 @@
     drawn += 1;
     setTimeout(next, 0);
   }
-  next();
-  dark.addEventListener("change", () => all(0));
-  addEventListener("beforeprint", () => all(PRINT_PX));
+  addEventListener("load", () => setTimeout(next, 20));
+  dark.addEventListener("change", () => drawn === entries.length && all(0));
+  addEventListener("beforeprint", () => { load(); all(PRINT_PX); });
   addEventListener("afterprint", () => all(0));
 })();

@@ -1,6 +1,7 @@
 """A page that is one file: it opens offline, loads nothing, and prints.
 
-Charts are drawn by Plotly, whose script is embedded once; a browser that runs no scripts still shows every number,
+Charts are drawn by Plotly, whose script is embedded once, and is not run before the words are on the screen: it takes
+longer than everything else. A browser that runs no scripts still shows every number,
 because each chart stands beside the table or the bars it draws. Whatever comes from a file is text: tags are escaped,
 and JSON cannot end the script it stands in.
 """
@@ -100,7 +101,7 @@ _PAGE = """<!DOCTYPE html>
 <nav>{navigation}</nav>
 {body}
 <footer><p>dlcalc {version}</p></footer>
-<script>{plotly}</script>
+<script type="text/plain" id="plotly">{plotly}</script>
 <script>const CHARTS = {charts};
 {draw}</script>
 </body>
