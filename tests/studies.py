@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from dlcalc.specs.model_registry import load_model
 from dlcalc.workflows import run_search
 
 SMALL = """
@@ -35,3 +37,14 @@ def searched(
     )
     run_search(file, out=folder / study, jobs=1, **choices)  # type: ignore[arg-type]
     return folder / study
+
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+
+
+def evil_model(folder: Path) -> str:
+    """A model that calls itself ``EVIL``, as a space file in ``folder`` names it."""
+    model = load_model("llama3-8b").model_copy(update={"name": EVIL, "aliases": ()})
+    text = json.dumps(model.model_dump(mode="json", exclude_defaults=True))
+    (folder / "evil_model.yaml").write_text(text, encoding="utf-8")
+    return "./evil_model.yaml"

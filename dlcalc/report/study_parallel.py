@@ -42,13 +42,11 @@ def parallel_chart(points: Sequence[PlanPoint]) -> Chart:
             traces.append(_lines(NAMES[band], axes, points, members, {"color": colour, "dash": dash, "width": width}))
     best = ranked[-1]
     traces.append(_lines("best plan", axes, points, [best], {"color": TEXT, "dash": "dash", "width": 4}))
-    follow = _lines("", axes, points, [best], {"color": "#D55E00", "width": 4})
-    traces.append({**follow, "hoverinfo": "skip", "hovertemplate": None, "showlegend": False, "visible": False})
     return {
         "data": traces,
         "layout": _layout(axes),
         "min_width_px": PX_PER_AXIS * len(axes) + 60,
-        "highlight": len(traces) - 1,
+        "follow_axes": len(axes),
     }
 
 
@@ -123,7 +121,6 @@ def _layout(axes: Sequence[_Axis]) -> dict[str, Any]:
     frame = layout("", HEIGHT)
     frame["margin"] = {"l": 10, "r": 10, "t": 24, "b": 50}
     frame["hovermode"] = "closest"
-    frame["meta"] = {"axes": len(axes)}
     hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "fixedrange": True}
     frame["xaxis"] = {**hidden, "range": [-0.55, len(axes) - 0.7]}
     frame["yaxis"] = {**hidden, "range": [-0.04, 1.14]}

@@ -18,9 +18,8 @@ from dlcalc.costmodel.plans import KNOBS
 from dlcalc.dlcalc_report import main
 from dlcalc.report.plan_words import plan_words
 from dlcalc.results.reader import open_result
-from dlcalc.specs.model_registry import load_model
 from dlcalc.workflows_sensitivity import FACTOR, _changes, scenario_of, sensitivity_of
-from tests.studies import FEW, searched
+from tests.studies import FEW, evil_model, searched
 
 MESH = ["tp", "cp", "pp", "dp", "ep", "etp"]
 TIGHT = "{cp: 1, micro_batch: [1, 2, 4], zero_stage: [0, 1]}"
@@ -400,12 +399,3 @@ def test_names_from_files_are_text(tmp_path):
     assert "<script>alert" not in text
     assert "<img src=x" not in text
     assert "&lt;script&gt;alert" in text
-
-
-def evil_model(folder):
-    model = load_model("llama3-8b").model_copy(update={"name": EVIL, "aliases": ()})
-    (folder / "evil.yaml").write_text(json.dumps(model.model_dump(mode="json", exclude_defaults=True)))
-    return "./evil.yaml"
-
-
-EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"

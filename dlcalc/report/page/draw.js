@@ -36,18 +36,18 @@
     });
   }
 
-  /* The line under the pointer, drawn again over the others. */
-  function follow(key, chart) {
-    const at = box(key), width = chart.layout.meta.axes;
-    at.on("plotly_hover", (event) => {
-      const point = event.points[0];
-      if (point.curveNumber === chart.highlight) return;
-      const first = Math.floor(point.pointNumber / (width + 1)) * (width + 1);
-      const trace = chart.data[point.curveNumber];
-      const part = (values) => [values.slice(first, first + width)];
-      Plotly.restyle(at, { x: part(trace.x), y: part(trace.y), visible: true }, [chart.highlight]);
+  /* The whole line of the plan under the pointer, drawn over the others. */
+  function follow(at, nAxes) {
+    const line = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    line.setAttribute("class", "followed");
+    at.on("plotly_hover", ({ points: [point] }) => {
+      const first = Math.floor(point.pointNumber / (nAxes + 1)) * (nAxes + 1), { xaxis, yaxis, data } = point;
+      const places = data.x.slice(first, first + nAxes).map((x, i) =>
+        [xaxis._offset + xaxis.l2p(x), yaxis._offset + yaxis.l2p(data.y[first + i])].join(" "));
+      line.setAttribute("d", "M" + places.join("L"));
+      at.querySelector(".main-svg").append(line);
     });
-    at.on("plotly_unhover", () => Plotly.restyle(at, { visible: false }, [chart.highlight]));
+    at.on("plotly_unhover", () => line.remove());
   }
 
   const entries = Object.entries(CHARTS);
@@ -75,7 +75,7 @@
     }
     const [key, chart] = entries[drawn];
     drawOne(key, chart, 0);
-    if (chart.highlight !== undefined) follow(key, chart);
+    if (chart.follow_axes) follow(box(key), chart.follow_axes);
     drawn += 1;
     setTimeout(next, 0);
   }

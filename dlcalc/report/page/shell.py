@@ -23,7 +23,7 @@ from dlcalc.utils.jsontext import plain
 
 Chart = Mapping[str, Any]
 """``data`` and ``layout`` as Plotly takes them. ``min_width_px``: what it needs to be read; a narrower screen scrolls
-it sideways. ``highlight``: the number of the trace that follows the pointer along the lines of the others."""
+it sideways. ``follow_axes``: how many points each line has, of lines that are followed under the pointer."""
 
 
 def page_html(
