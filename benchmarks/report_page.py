@@ -3,8 +3,8 @@
     python benchmarks/report_page.py
 
 Searches 180 million plans and keeps also those that memory alone refuses. Opening is measured in an installed Chromium,
-without a network: when the words are painted, when the page has loaded, when the first and when all charts are drawn, and
-the processor time of all of it, which does not depend on what else the machine does.
+without a network: when the words are painted, when the page has loaded, when all charts are drawn, and the processor
+time of all of it, which does not depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -71,9 +71,8 @@ def main() -> None:
         write_page(page, facts, timeline)
         seconds = time.perf_counter() - began
         searched_s = facts.sensitivity.seconds if facts.sensitivity else 0.0
-        print(
-            f"{n_rows:,} rows: {page.stat().st_size / 1e6:.1f} MB in {seconds:.1f} s, {searched_s:.1f} s of it searching"
-        )
+        megabytes = page.stat().st_size / 1e6
+        print(f"{n_rows:,} rows: {megabytes:.1f} MB in {seconds:.1f} s, {searched_s:.1f} s of it searching")
         print(f"peak memory {peak_rss_bytes() / 2**20:,.0f} MiB, {before / 2**20:,.0f} after the search")
         opened(page)
 

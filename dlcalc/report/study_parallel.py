@@ -61,7 +61,7 @@ def _lines(
         text += [point_words(points[member])] * len(axes) + [""]
     return {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines+markers" if len(members) == 1 else "lines",
         "name": name,
         "x": x,
         "y": y,
