@@ -147,6 +147,8 @@ class _Study:
         if self._n_fit() > fit:
             kept = f"{units.count(fit)} of {units.count(self._n_fit())} plans that fit"
             notes.append(f"the search kept {kept}: the charts show these")
+        if self.by == "memory_bytes":
+            notes.append("plans are ranked by memory, as the search was told to")
         summary = self._summary()
         return self._frame(
             notes,

@@ -28,7 +28,7 @@ NEAR_BEST = 1.02
 
 @dataclass(frozen=True)
 class Leaders:
-    """The best rows that fit, best first; ties in the order of the space."""
+    """The best rows that fit, best first."""
 
     index: Index
     step_time_s: Array
@@ -64,7 +64,7 @@ class Survey:
 
 
 def leaders(result: Result, scenario: str, n_rows: int, *, by: str, capacity_bytes: float) -> Leaders:
-    """The ``n_rows`` rows that fit with the least ``by``."""
+    """The ``n_rows`` rows that fit with the least ``by``; of equals the faster, then the first in the space."""
     best = np.empty((0, 3))  # key, plan index, step time
     n_fit = n_all = 0
     fastest_s, best_mfu = np.inf, 0.0
@@ -80,7 +80,7 @@ def leaders(result: Result, scenario: str, n_rows: int, *, by: str, capacity_byt
         near = np.flatnonzero(key <= best[-1, 0]) if len(best) == n_rows else np.arange(len(key))
         index = _of(batch, "plan_index")[fits][near].astype(np.float64)
         best = np.concatenate([best, np.column_stack([key[near], index, step[near]])])
-        best = best[np.lexsort((best[:, 1], best[:, 0]))[:n_rows]]
+        best = best[np.lexsort((best[:, 1], best[:, 2], best[:, 0]))[:n_rows]]
     return Leaders(best[:, 1].astype(np.int64), best[:, 2], n_fit, n_all, fastest_s, best_mfu)
 
 
@@ -143,15 +143,16 @@ def _best_of_meshes(seen: Survey, batch: pa.RecordBatch, fits: Index, step: Arra
 
 
 def ranks_of(result: Result, scenario: str, rows: Iterable[Row], *, by: str, capacity_bytes: float) -> dict[int, int]:
-    """The rank of each of ``rows`` among all that fit, by plan index."""
-    places = [(row[by], row["plan_index"]) for row in rows]
+    """The rank of each of ``rows`` among all that fit, by plan index; ``by`` is the step time or the memory."""
+    places = [(row[by], row["step_time_s"], row["plan_index"]) for row in rows]
     ahead = np.zeros(len(places), np.int64)
-    for batch in result.batches(scenario, columns=["plan_index", by, "memory_bytes"]):
+    for batch in result.batches(scenario, columns=["plan_index", "step_time_s", "memory_bytes"]):
         fits = _of(batch, "memory_bytes") <= capacity_bytes
-        key, index = _of(batch, by)[fits], _of(batch, "plan_index")[fits]
-        for position, (own_key, own_index) in enumerate(places):
-            ahead[position] += np.count_nonzero((key < own_key) | ((key == own_key) & (index < own_index)))
-    return {index: int(count) + 1 for (_, index), count in zip(places, ahead, strict=True)}
+        key, step, index = (_of(batch, column)[fits] for column in (by, "step_time_s", "plan_index"))
+        for position, (own_key, own_step, own_index) in enumerate(places):
+            first_of_equals = (step < own_step) | ((step == own_step) & (index < own_index))
+            ahead[position] += np.count_nonzero((key < own_key) | ((key == own_key) & first_of_equals))
+    return {index: int(count) + 1 for (_, _, index), count in zip(places, ahead, strict=True)}
 
 
 def rows_at(result: Result, scenario: str, wanted: Iterable[int]) -> dict[int, Row]:

@@ -253,6 +253,20 @@ def test_it_agrees_with_3dtrn(small):
         assert scenario in ours["scenario"]["name"]
 
 
+def test_a_study_ranked_by_memory(tmp_path):
+    """By memory, of equals by step time: as the search says, 3dtrn, and the report."""
+    result = searched(tmp_path, model="qwen3-30b-a3b", hardware="h200", devices="8", space="{etp: full}", sort="memory")
+    found = document(result)
+    best = open_result(result).summary()["scenarios"][0]["best"]
+    assert [plan["plan"] for plan in found["top"][:5]] == [{knob: row[knob] for knob in KNOBS} for row in best[:5]]
+    assert "plans are ranked by memory, as the search was told to" in found["notes"]
+    assert found["sensitivity"]["plan"]["step_time_s"] < found["plan"]["step_time_s"]
+    options = [str(result), "--rank", "2", "--json"]
+    theirs = json.loads(CliRunner().invoke(training_3d.main, options, catch_exceptions=False).stdout)
+    assert theirs["memory"]["total_bytes"] == pytest.approx(best[1]["memory_bytes"])
+    assert theirs["results"]["iteration_s"] == pytest.approx(best[1]["step_time_s"])
+
+
 def test_a_placed_study_is_told_as_placed(tmp_path):
     fabric = tmp_path / "fabric.yaml"
     racks = "".join(f"      - {{switch: rack{i}, nodes: 'r{i}n[0-1]'}}\n" for i in range(4))
