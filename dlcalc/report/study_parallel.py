@@ -18,7 +18,7 @@ from dlcalc.utils.units import GIB
 BANDS = (("#b0b7bf", "dot", 1.0), ("#7fb2d6", "dot", 1.1), ("#3a86bf", "solid", 1.2), ("#0b4f86", "solid", 1.8))
 """Colour, dash and width of a line by how fast its plan is, slowest quarter first: brighter is slower."""
 NAMES = ("slowest quarter", "third quarter", "second quarter", "fastest quarter")
-PX_PER_AXIS = 70
+PX_PER_AXIS = 68
 HEIGHT = 440
 
 
@@ -41,11 +41,11 @@ def parallel_chart(points: Sequence[PlanPoint]) -> Chart:
         if members:
             traces.append(_lines(NAMES[band], axes, points, members, {"color": colour, "dash": dash, "width": width}))
     best = ranked[-1]
-    traces.append(_lines("best plan", axes, points, [best], {"color": TEXT, "dash": "dash", "width": 4}))
+    traces.append(_lines("fastest plan", axes, points, [best], {"color": TEXT, "dash": "dash", "width": 4}))
     return {
         "data": traces,
         "layout": _layout(axes),
-        "min_width_px": PX_PER_AXIS * len(axes) + 60,
+        "min_width_px": PX_PER_AXIS * len(axes) + 50,
         "follow_axes": len(axes),
     }
 
