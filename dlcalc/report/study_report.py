@@ -288,8 +288,8 @@ def _parallel(facts: StudyFacts) -> Section:
     which = "every mesh" if n_shown == facts.n_meshes else f"the {n_shown} best of {units.count(facts.n_meshes)} meshes"
     text = (
         f"One line is one plan: the fastest of {which}. Darker and thicker is faster; the thick dashed line is the "
-        "fastest of all. Hover over a line to follow it; click a name below to hide its lines. Knobs without an axis are "
-        "the same in all."
+        "fastest of all. Hover over a line to follow it; click a name below to hide its lines. Knobs without an axis "
+        "are the same in all."
     )
     return Section("Parallel coordinates", 1, (Line(text),), "parallel")
 
