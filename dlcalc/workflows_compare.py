@@ -7,6 +7,7 @@ one that takes least energy. It is estimated again from the specs that its resul
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -64,7 +65,7 @@ def run_compare(results: Sequence[Path], asked: Asked) -> CompareFacts:
     ]
     without = dict.fromkeys(one.model for one in missing if one.model not in models)
     notes += [f"{model}: no plan of any scenario fits" for model in without]
-    notes += _unknown(contenders, machines, inputs)
+    notes += _unknown(contenders, machines, inputs) + _several([one.facts for one in contenders])
     return CompareFacts(
         results=tuple(str(path) for path in results),
         by=asked.by,
@@ -98,6 +99,16 @@ def _unknown(
     if any(one.facts.tokens is None for one in contenders):
         notes.append("a recipe without a token budget has no days, cost and energy: --tokens, such as --tokens 15T")
     return notes
+
+
+def _several(candidates: Sequence[Candidate]) -> list[str]:
+    """Scenarios that differ in nothing that the tables show, of which the best stands for all."""
+    alike = Counter((one.model, one.machine, one.devices, one.precision) for one in candidates)
+    return [
+        f"{count} scenarios are {model} on {devices:,} {machine} in {precision}; tables show the best of them"
+        for (model, machine, devices, precision), count in alike.items()
+        if count > 1
+    ]
 
 
 # ---- what is compared ---------------------------------------------------------------------------------------------
@@ -203,7 +214,7 @@ def _groups(ordered: Sequence[Contender], objective: Objective, by: Sequence[Axi
 
 
 def _curves(ordered: Sequence[Contender], empty: Sequence[NothingFits]) -> tuple[Curve, ...]:
-    """One per machine and precision, best point first in the order of the ranking; of equal counts the best."""
+    """One per machine and precision, in the order of the ranking; of several scenarios on one count the best."""
     keys = list(dict.fromkeys((one.facts.machine, one.facts.precision) for one in ordered))
     curves = []
     for machine, precision in keys:

@@ -116,6 +116,11 @@ def _read(result: Result, name: str) -> Found:
     row = row_of(result, result.directory, 1, name, HardwareRegistry(), by="step_time_s")
     run = row.resolve({})
     shards = result.shards(name)
+    notes: tuple[str, ...] = ()
+    if result.placed and row.placed is None:
+        notes = (f"{result.directory}: nothing of {name} was placed; estimated without placement",)
+    elif result.placed:
+        notes = (f"{result.directory}: {name} is compared as placed on {result.placed.topology}",)
     return Found(
         result=result,
         scenario=name,
@@ -123,9 +128,7 @@ def _read(result: Result, name: str) -> Found:
         n_plans=sum(shard.n_plans for shard in shards),
         n_fit=sum(shard.n_fit for shard in shards),
         placed_on=result.placed.topology if row.placed is not None and result.placed else None,
-        notes=(f"{name}: nothing of it was placed; estimated without placement",)
-        if result.placed and row.placed is None
-        else (),
+        notes=notes,
     )
 
 

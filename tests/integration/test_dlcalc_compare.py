@@ -387,6 +387,20 @@ def test_one_price_for_one_of_two_machines_of_the_same_name():
     assert prices["h100 (shootout)"] == 10
 
 
+def test_a_placed_plan_is_compared_as_placed(tmp_path):
+    space = Path(__file__).parents[2] / "search_spaces" / "llama3_8b_fragmented.yaml"
+    for name, option in (("racks", "--place"), ("paper", "--no-place")):
+        done = CliRunner().invoke(dlcalc_search.main, [str(space), "-o", str(tmp_path / name), option, "--quiet"])
+        assert done.exit_code == 0, done.output
+    facts = answer("racks", "paper", "--tokens", "1T")
+    on_paper, placed = facts["sections"][0]["candidates"]
+    (row,) = [row for row in open_result("racks").placed_plans() if row["placed_rank"] == 1]
+    assert placed["step_time_s"]["value"] == pytest.approx(row["placed_step_time_s"], rel=1e-9)
+    assert (bool(placed["placed_on"]), on_paper["placed_on"]) == (True, None)
+    assert any("is compared as placed on" in note for note in facts["notes"])
+    assert any(note.startswith("2 scenarios are llama3-8b on 128 h100 in bf16") for note in facts["notes"])
+
+
 def test_models_are_not_compared_with_each_other():
     facts = answer("shootout", "precisions", "--price", "h20=1", "--by", "model")
     assert [section["model"] for section in facts["sections"]] == ["llama3-8b", "llama3-70b"]
