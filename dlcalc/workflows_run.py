@@ -343,7 +343,7 @@ def row_of(
 ) -> ResultRow:
     """The row of rank ``rank``, as placed where it was; else by column ``by``, or as it was searched."""
     notes: list[str] = []
-    name = _scenario_of(result, scenario, notes)
+    name = scenario_name(result, scenario, notes)
     origin = result.origin(name)
     placed = result.placed_plans(name)
     row: Mapping[str, Any]
@@ -407,7 +407,7 @@ def _unplaced_row(
     return _knobs_at(result, scenario, index)
 
 
-def _scenario_of(result: Result, wanted: str | None, notes: list[str]) -> str:
+def scenario_name(result: Result, wanted: str | None, notes: list[str]) -> str:
     """The scenario called so, or the only one whose name it is a part of; unless told, the first one that has rows."""
     names = result.scenarios
     if wanted is not None:
@@ -428,18 +428,16 @@ def _scenario_of(result: Result, wanted: str | None, notes: list[str]) -> str:
 
 
 def _index_of_rank(result: Result, scenario: str, rank: int, by: str, capacity_bytes: float) -> tuple[int | None, int]:
-    """Plan index of the rank-th best row that fits, ties in the order of the space; and how many rows fit."""
-    best = np.empty((0, 2))
+    """Plan index of the rank-th best row that fits, of equals the faster one first; and how many rows fit."""
+    best = np.empty((0, 3))
     n_fit = 0
-    for batch in result.batches(scenario, columns=[by, "plan_index", "memory_bytes"]):
+    for batch in result.batches(scenario, columns=["plan_index", "step_time_s", "memory_bytes"]):
         fits = batch.column("memory_bytes").to_numpy() <= capacity_bytes
         n_fit += int(np.count_nonzero(fits))
-        found = np.column_stack(
-            [batch.column(by).to_numpy()[fits], batch.column("plan_index").to_numpy()[fits].astype(np.float64)]
-        )
-        best = np.concatenate([best, found])
-        best = best[np.lexsort((best[:, 1], best[:, 0]))[:rank]]
-    return (int(best[rank - 1, 1]) if len(best) >= rank else None), n_fit
+        found = [batch.column(name).to_numpy()[fits].astype(np.float64) for name in (by, "step_time_s", "plan_index")]
+        best = np.concatenate([best, np.column_stack(found)])
+        best = best[np.lexsort((best[:, 2], best[:, 1], best[:, 0]))[:rank]]
+    return (int(best[rank - 1, 2]) if len(best) >= rank else None), n_fit
 
 
 def _knobs_at(result: Result, scenario: str, index: int) -> dict[str, Knob]:
