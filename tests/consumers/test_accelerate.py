@@ -17,6 +17,7 @@ from dlcalc.launch.trainers.accelerate import CONFIG_FILE, emit
 from dlcalc.launch.trainers.transformers_model import SCRIPT_FILE
 from dlcalc.specs.model import ModelSpec
 from tests.launch_jobs import job, refusals
+from tests.launch_spaces import best_jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch, transformers and accelerate warn of their own doings
 
@@ -39,6 +40,18 @@ FREE = {"zero_stages": (3, 2)}
 def test_its_launcher_sets_the_environment_that_is_written(plan, tmp_path, monkeypatch):
     one = job("fsdp-accelerate", "qwen3-32b", allow=FREE, **plan)
     assert not refusals(one)
+    launched(one, tmp_path, monkeypatch)
+
+
+def test_the_best_plans_of_shipped_spaces_are_taken(tmp_path, monkeypatch):
+    found = list(best_jobs("fsdp-accelerate"))
+    assert {one.name for one in found} >= {"llama3_70b_h100", "llama3_8b_fragmented"}
+    for one in found:
+        launched(one, tmp_path, monkeypatch)
+
+
+def launched(one, tmp_path, monkeypatch):
+    """Accelerate's launcher up to the environment that it would start processes with, which must be ours."""
     written = emit(one)
     file = tmp_path / CONFIG_FILE
     file.write_text(written.files[CONFIG_FILE])

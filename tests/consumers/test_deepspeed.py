@@ -20,6 +20,7 @@ from dlcalc.launch.trainers.transformers_model import LAYER_CLASSES, SCRIPT_FILE
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from tests.launch_jobs import job, refusals
+from tests.launch_spaces import best_jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch, transformers and deepspeed warn of their own doings
 
@@ -76,6 +77,13 @@ def test_its_configuration_is_the_plan(plan, precision, monkeypatch):
         assert (found.zero_config.prefetch_bucket_size > 0) == (one.plan.zero_stage < 3 or one.plan.overlap_param)
         offloaded = found.zero_config.offload_optimizer
         assert (offloaded is not None and offloaded.device == "cpu") == one.plan.offload_optimizer
+
+
+def test_the_best_plans_of_shipped_spaces_are_taken(monkeypatch):
+    found = list(best_jobs("deepspeed"))
+    assert {one.name for one in found} >= {"llama3_70b_h100", "llama3_8b_fragmented"}
+    for one in found:
+        assert checked(config(one), one.plan.dp, monkeypatch).train_batch_size == one.recipe.global_batch
 
 
 def test_it_refuses_another_batch(monkeypatch):

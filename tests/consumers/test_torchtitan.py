@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from dlcalc.launch.trainers.torchtitan import FILE, MODULE, emit
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from tests.launch_jobs import job, refusals
+from tests.launch_spaces import best_jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and torchtitan warn of their own doings
 
@@ -141,6 +143,17 @@ def test_what_is_refused_is_refused_by_it_too(tmp_path):
     tied = load_model("llama3-8b").model_copy(update={"tied_embeddings": True})
     with pytest.raises(NotImplementedError, match="tying"):
         built(parsed(job("torchtitan", tied, pp=2), tmp_path))
+
+
+def test_the_best_plans_of_shipped_spaces_are_taken(tmp_path):
+    found = list(best_jobs("torchtitan"))
+    assert {one.name for one in found} >= {"llama3_70b_h100", "llama3_8b_fragmented", "qwen3_235b_gb200"}
+    for one in found:
+        if one.recipe.precision != "bf16":  # converters ask the device; test_linear_layers_are_converted
+            one = replace(one, recipe=one.recipe.model_copy(update={"precision": "bf16"}))  # noqa: PLW2901
+        config = parsed(one, tmp_path)
+        ParallelDims.from_config(config.parallelism, world_size=one.devices)
+        assert sum(weights.numel() for weights in built(config).parameters()) == trained_params(one.model)
 
 
 def test_random_plans_are_refused_by_us_or_taken_by_it(tmp_path):

@@ -13,6 +13,7 @@ from dlcalc.launch.readers.deepspeed import read
 from dlcalc.launch.trainers import accelerate, deepspeed, nanotron
 from dlcalc.launch.trainers.transformers_model import MODEL_FILE, SCRIPT_FILE
 from tests.launch_jobs import job, refusals
+from tests.launch_spaces import best_jobs
 
 FREE = {"zero_stages": (0, 1, 2, 3)}
 
@@ -158,6 +159,18 @@ def test_the_program_is_python_and_knows_the_batch(target, trainer):
     for line in ("SEQ_LEN = 4096", "MICRO_BATCH = 2", "ACCUMULATION = 8", f"TOKENS_PER_STEP = {64 * 4096}"):
         assert line in written.files[SCRIPT_FILE]
     assert json.loads(written.files[MODEL_FILE])["num_key_value_heads"] == 8
+
+
+def test_the_best_plans_of_shipped_spaces_are_written_for_nanotron():
+    found = list(best_jobs("nanotron"))
+    assert {one.name for one in found} >= {"llama3_70b_h100", "llama3_8b_fragmented"}
+    for one in found:
+        told = yaml.safe_load(nanotron.emit(one).files["nanotron.yaml"])
+        degrees = told["parallelism"]["dp"] * told["parallelism"]["tp"] * told["parallelism"]["pp"]
+        tokens = told["tokens"]
+        assert degrees == one.devices
+        sequences = tokens["micro_batch_size"] * tokens["batch_accumulation_per_replica"] * told["parallelism"]["dp"]
+        assert sequences == one.recipe.global_batch
 
 
 def test_nanotron_is_told_the_plan():

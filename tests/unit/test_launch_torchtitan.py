@@ -83,6 +83,15 @@ def test_what_is_written_is_read_back_as_the_same_job(tmp_path_factory, knobs, m
     assert found.model.layer_is_windowed == one.model.layer_is_windowed
 
 
+def test_a_script_that_starts_the_job_is_read(tmp_path):
+    one = job("torchtitan", tp=2, pp=2, dp=4, sequence_parallel=1, recompute="full")
+    written = emit(one)
+    (tmp_path / FILE).write_text(written.files[FILE])
+    options = command(written).split("torchtitan.train ")[1].replace(" --", " \\\n  --")
+    script = f'#!/bin/bash\nset -eu  # it\'s strict\nhere="$(dirname "$0")"\nexec torchrun "$here/{FILE}" {options}\n'
+    assert read(script, tmp_path / "train.sh").knobs == one.plan.as_dict()
+
+
 def test_layers_of_every_chunk_are_written_and_read(tmp_path):
     layers = (3, 5, 5, 5, 5, 5, 4, 0)
     split = job("torchtitan", pp=4, vpp=2, schedule="interleaved", split="custom", custom_split=layers, global_batch=64)

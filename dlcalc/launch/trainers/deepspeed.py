@@ -141,8 +141,8 @@ def _notes(job: Job) -> list[str]:
     if plan.tp > 1:
         notes += [
             "Layers are split by DeepSpeed's AutoTP; every rank first makes the whole model on the host.",
-            f"train_batch_size is left out: with AutoTP, DeepSpeed takes every rank for a data-parallel one when it "
-            f"checks it. A step has {job.recipe.global_batch} sequences.",
+            f"train_batch_size ({job.recipe.global_batch} sequences) is left out: with AutoTP, DeepSpeed checks it"
+            " against every rank, as if all were data-parallel.",
         ]
     if plan.offload_optimizer:
         notes.append("The optimizer on the host is compiled when the job starts: a C++ compiler is needed.")
