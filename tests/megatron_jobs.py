@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
+import yaml
 from hypothesis import strategies as st
 
+from dlcalc.api import search
 from dlcalc.calculators.stages import stage_layers_count
 from dlcalc.costmodel import constraints
 from dlcalc.costmodel.plans import KNOBS, Plans
 from dlcalc.costmodel.targets.refusals import refused_by_target
+from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import load_hardware
 from dlcalc.launch.chunks import chunk_layers
 from dlcalc.launch.job import Beside, Emitted, Job, PlanValues, Prediction, Variable
 from dlcalc.search.study import resolved_recipes
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.space import RecipeSpec
 
 NO_PREDICTION = Prediction(1.0, 1.0, 1.0, 0.5, 1.0, 1.0)
@@ -223,3 +229,64 @@ def plain_words(emitted: Emitted) -> list[str]:
 
 def _plain(word) -> str:
     return f"{word.default}{word.suffix}" if isinstance(word, Variable) else str(word)
+
+
+def same_network(one: ModelSpec, other: ModelSpec, *, positions: bool = True) -> None:
+    """Equal in all that counts: how a pattern of layers is written, and the name, are free."""
+    free = {"name", "aliases", "source", "first_dense_layers", "moe_layer_freq", "moe_pattern", "window_pattern"}
+    free |= {"n_shared_experts", "norm_bias"} | (set() if positions else {"max_seq"})
+    if other.is_mla:
+        free |= {"qk_norm"}  # of the latents, always
+    for field in ModelSpec.model_fields:
+        if field not in free:
+            assert getattr(one, field) == getattr(other, field), field
+    assert one.layer_is_moe == other.layer_is_moe
+    assert one.layer_is_windowed == other.layer_is_windowed
+
+
+def same_plan(job, found) -> None:
+    """Equal in every knob but dp; a split given outright may turn out to be one that has a name."""
+    plan = job.plan.as_dict()
+    unread = {"dp", "split"}
+    assert {knob: value for knob, value in plan.items() if knob not in unread} == {
+        knob: value for knob, value in found.knobs.items() if knob not in unread
+    }
+    again = PlanValues(**{**plan, "split": found.knobs["split"]})
+    assert chunk_layers(job.model, again, found.custom_split) == job.chunk_layers
+    assert (found.seq_len, found.global_batch) == (job.recipe.seq_len, job.recipe.global_batch)
+    assert (found.precision, found.scaling) == (job.recipe.precision, job.recipe.scaling)
+    assert found.cuda_graphs == job.recipe.cuda_graphs
+
+
+FOLDER = Path(__file__).parent.parent / "search_spaces"
+SPACES = sorted(FOLDER.glob("*.yaml"))
+
+
+def best_jobs(file: Path, target) -> list[Job]:
+    """The three best plans of a shipped space in every scenario of its smallest number of devices, for a target."""
+    space = yaml.safe_load(file.read_text())
+    devices = space["cluster"]["devices"]
+    space["cluster"]["devices"] = devices if isinstance(devices, int) else devices[0]
+    space.pop("topology", None)
+    if "/" in str(space["model"]):
+        space["model"] = str(FOLDER / space["model"])
+    found = search({**space, "target": target})
+    jobs = [_job_of_row(scenario, row, target) for scenario in found["scenarios"] for row in scenario["best"][:3]]
+    assert jobs
+    return jobs
+
+
+def _job_of_row(scenario, row, target) -> Job:
+    recipe = recipe_of(
+        target, scenario["seq_len"], scenario["global_batch"], scenario["precision"], scenario["framework"]
+    )
+    knobs = {knob: row[knob] for knob in KNOBS}
+    job = job_from(target, _model_of(scenario["model"]), recipe, knobs, machine=scenario["hardware"])
+    return replace(job, name=f"{scenario['name']}-{row['rank']}")
+
+
+def _model_of(name):
+    try:
+        return load_model(name)
+    except DlcalcError:
+        return load_model(FOLDER / "models" / name)
