@@ -317,6 +317,30 @@ def test_files_that_describe_no_run_are_refused(text, problem):
     assert "\n" not in str(caught.value)
 
 
+def test_devices_that_the_environment_decides_are_not_told():
+    line = f"{LINE} --bf16"
+    assert reader.read(f"torchrun --nnodes=2 --nproc-per-node=8 pretrain_gpt.py {line}", FILE).devices == 16
+    assert reader.read(f'torchrun --nnodes="${{N:-2}}" --nproc-per-node=8 pretrain_gpt.py {line}', FILE).devices is None
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("bf16: 3", "2: bf16: must be true or false, not 3"),
+        ("tensor_model_parallel_size: true", "2: tensor_model_parallel_size: must be a value, not true"),
+        (
+            "--tensor-model-paralel-size: 2",
+            "2: --tensor-model-paralel-size: no such option; did you mean --tensor-model-pa",
+        ),
+        ("bf16: [", "syntax"),
+    ],
+)
+def test_mistakes_in_yaml_are_told_with_line_and_key(line, problem):
+    with pytest.raises(SpecError) as caught:
+        reader.read(f"num_layers: 2\n{line}\n", Path("run.yaml"))
+    assert problem in str(caught.value)
+
+
 def test_nothing_of_a_script_is_executed(tmp_path):
     trace = tmp_path / "executed"
     script = f"X=$(touch {trace}) Y=`touch {trace}`\n{LINE} --lr $(touch {trace}) --data-path `touch {trace}`\n"
