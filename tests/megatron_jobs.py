@@ -88,7 +88,7 @@ def reasons_against(model, recipe, knobs, custom_split=None) -> list[str]:
 def models(draw) -> ModelSpec:
     """Networks that Megatron's options can describe."""
     heads = draw(st.sampled_from([8, 16, 24]))
-    n_layers = draw(st.sampled_from([4, 6, 8, 12, 13]))
+    n_layers = draw(st.sampled_from([4, 8, 12, 13, 24]))
     kind = draw(st.sampled_from(["dense", "dense", "moe", "latent"]))
     fields = {
         "name": "drawn",
@@ -180,8 +180,30 @@ def plans(draw, model, recipe):
         knobs["ep"] = draw(st.sampled_from([1, 2, 4, 8]))
         knobs["etp"] = draw(st.sampled_from([1, 1, tp]))
         knobs["overlap_ep"] = knobs["ep"] > 1 and draw(USUAL)
-    split, custom = draw(_splits(model.n_layers, pp * vpp)) if pp > 1 else ("even", None)
+    if not draw(USUAL):
+        _mend(knobs, model)
+    split, custom = draw(_splits(model.n_layers, pp * knobs["vpp"])) if pp > 1 else ("even", None)
     return {**knobs, "split": split}, custom
+
+
+def _mend(knobs, model) -> None:
+    """Take back what hardly any plan can have together; one in three is left as it was drawn."""
+    pp, recompute = knobs["pp"], knobs["recompute"]
+    if pp > 1:
+        knobs["zero_stage"] = min(knobs["zero_stage"], 1)
+    if pp > 1 and model.n_layers % 4 == 0:
+        knobs |= {"vpp": 1 if knobs["vpp"] == 1 else model.n_layers // 4, "schedule": "1f1b"}
+        knobs["schedule"] = "interleaved" if knobs["vpp"] > 1 else "1f1b"
+    if (recompute == "mla_up_proj" and not model.is_mla) or (recompute == "norm_act" and not model.is_moe):
+        knobs["recompute"] = "none"
+    if pp > 1 or knobs["recompute"] != "none":
+        knobs["offload_layers"] = 0
+    if knobs["dp"] * knobs["cp"] <= 2 or model.is_moe:
+        knobs["dp_replicate"] = 1
+    if knobs["zero_stage"] == 0:
+        knobs["offload_optimizer"] = False
+    if model.is_moe and knobs["tp"] * knobs["cp"] * knobs["dp"] % (knobs["ep"] * knobs["etp"]):
+        knobs |= {"ep": 1, "etp": 1, "overlap_ep": False}
 
 
 @st.composite
