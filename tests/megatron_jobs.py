@@ -284,8 +284,8 @@ FOLDER = Path(__file__).parent.parent / "search_spaces"
 SPACES = sorted(FOLDER.glob("*.yaml"))
 
 
-def best_jobs(file: Path, target) -> list[Job]:
-    """The three best plans of a shipped space in every scenario of its smallest number of devices, for a target."""
+def best_jobs(file: Path, target, *, most=3) -> list[Job]:
+    """The best plans of a shipped space in every scenario of its smallest number of devices, for a target."""
     space = yaml.safe_load(file.read_text())
     devices = space["cluster"]["devices"]
     space["cluster"]["devices"] = devices if isinstance(devices, int) else devices[0]
@@ -293,7 +293,7 @@ def best_jobs(file: Path, target) -> list[Job]:
     if "/" in str(space["model"]):
         space["model"] = str(FOLDER / space["model"])
     found = search({**space, "target": target})
-    jobs = [_job_of_row(scenario, row, target) for scenario in found["scenarios"] for row in scenario["best"][:3]]
+    jobs = [_job_of_row(scenario, row, target) for scenario in found["scenarios"] for row in scenario["best"][:most]]
     assert jobs
     return jobs
 

@@ -14,11 +14,21 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from dlcalc.launch.readers.megatron_bridge import read
 from dlcalc.launch.trainers.megatron_bridge import PROGRAM, SETTINGS_FILE, emit
-from dlcalc.specs.model_registry import load_model, model_names
+from dlcalc.specs.model_registry import load_model
 from tests.megatron_jobs import SPACES, best_jobs, drawn_jobs, job_from, recipe_of, same_network, same_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and what it imports warn of much that is not ours
-RUNNABLE = tuple(name for name in model_names() if not load_model(name).alibi)
+KINDS = (
+    "llama3-8b",
+    "gpt3-175b",
+    "qwen3-32b",
+    "nemotron-4-340b",
+    "mixtral-8x7b",
+    "gpt-oss-20b",
+    "deepseek-v3",
+    "kimi-k2",
+)
+"""A model of every kind; an answer takes a second or two, most of it for the dump."""
 ASKED = Path(__file__).with_name("bridge_without_device.py")
 
 
@@ -84,15 +94,15 @@ def check(bridge, job) -> None:
     same_network(found.model, job.model, positions=False)
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
-def test_every_shipped_model_is_accepted_and_read_back_from_the_dump(bridge, name):
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_model_is_accepted_and_read_back_from_the_dump(bridge, name):
     model = load_model(name)
     knobs = {"tp": 2, "sequence_parallel": 1, "pp": 2, "dp": 4, "zero_stage": 1, "overlap_grad": 1, "overlap_param": 1}
     split = "even" if model.n_layers % 2 == 0 else "embedding_and_loss"
     check(bridge, job_from("megatron-bridge", model, recipe_of("megatron-bridge"), {**knobs, "split": split}))
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
 @given(drawn=drawn_jobs("megatron-bridge"))
 def test_every_plan_that_is_not_refused_is_accepted(bridge, drawn):
     job, against = drawn
@@ -102,7 +112,7 @@ def test_every_plan_that_is_not_refused_is_accepted(bridge, drawn):
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.stem)
 def test_the_best_plans_of_the_shipped_spaces_are_accepted(bridge, space):
-    for job in best_jobs(space, "megatron-bridge"):
+    for job in best_jobs(space, "megatron-bridge", most=1):
         check(bridge, job)
 
 
