@@ -49,6 +49,7 @@ def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
             mfu_convention=spec.mfu_convention,
             token_budget=spec.token_budget,
             cuda_graphs=spec.cuda_graphs,
+            scaling=spec.scaling_unit,
             target=spec.target,
         )
         for precision in spec.precision

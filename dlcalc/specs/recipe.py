@@ -16,6 +16,9 @@ MfuConvention = Literal["full_attention", "causal_attention", "six_n"]
 same with causal attention halved (what flash attention computes); six_n: 6 x active parameters, no attention."""
 
 
+Scaling = Literal["tensor", "block"]
+
+
 class Recipe(Spec):
     """The training recipe of a scenario."""
 
@@ -25,7 +28,7 @@ class Recipe(Spec):
     precision: Precision
     """Of the linear layers; attention and everything else runs in bf16 (fp16 for fp16)."""
     framework: FrameworkProfile
-    scaling: Literal["tensor", "block"] = "tensor"
+    scaling: Scaling = "tensor"
     """What one scale of an 8-bit matmul covers: a whole tensor, or a row or block of it, which is slower."""
     mfu_convention: MfuConvention = "full_attention"
     token_budget: PositiveFloat | None = None
