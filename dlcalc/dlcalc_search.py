@@ -10,7 +10,10 @@ import click
 
 from dlcalc import __version__
 from dlcalc.errors import DlcalcError
+from dlcalc.specs.target import READABLE, Target
 
+TOLD = ("hardware", "devices", "model", "seq_len", "global_batch")
+"""What a trainer's own configuration may leave out."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells count it."""
 
@@ -23,6 +26,7 @@ Examples:
   dlcalc-search study.yaml --keep all -o results/everything --jobs 8
   dlcalc-search study.yaml --dry-run
   dlcalc-search study.yaml --topology fabric.yaml --place
+  dlcalc-search --from megatron-lm args.txt --hardware h100 --devices 512
 
 \b
 Exit code: 0 a plan was found; 2 the input is wrong; 3 no plan fits, or none can be placed; 130 interrupted.
@@ -63,6 +67,20 @@ def keep_choice(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.option("--resume", is_flag=True, help="Go on with a study: shards that are finished are not searched again.")
 @click.option("--overwrite", is_flag=True, help="Replace the result of another study in the same directory.")
 @click.option("--dry-run", is_flag=True, help="Count the space, estimate time and size of the result, write nothing.")
+@click.option(
+    "--from",
+    "source",
+    metavar="TRAINER",
+    type=click.Choice(READABLE),
+    help="SPACE.yaml is this trainer's own configuration: search all that it can run for its model and batch.",
+)
+@click.option("--hardware", metavar="NAME", help="With --from: the machine.")
+@click.option(
+    "--devices", metavar="N", type=click.IntRange(min=1), help="With --from: how many, where it does not say."
+)
+@click.option("--model", metavar="NAME|FILE", help="With --from: the model, in place of the one described.")
+@click.option("--seq-len", metavar="N", type=click.IntRange(min=1), help="With --from: where it does not say.")
+@click.option("--global-batch", metavar="N", type=click.IntRange(min=1), help="With --from: where it does not say.")
 @click.option("--list-hardware", is_flag=True, help="List the hardware a space file can name.")
 @click.option("--list-models", is_flag=True, help="List the built-in models.")
 @click.option(
@@ -104,6 +122,7 @@ def main(
     hardware_dirs: tuple[Path, ...],
     top: int,
     quiet: bool,
+    source: Target | None,
     **choices: Any,  # noqa: ANN401 - what the search alone reads, passed on by name
 ) -> None:
     """Find the plan that trains fastest, among all that SPACE.yaml describes.
@@ -112,6 +131,10 @@ def main(
     Those that fit in memory are ranked and written to a Parquet dataset, and the best are explained. With a fabric, the
     best meshes are then placed on its free nodes, and their plans ranked by the links that they really cross.
     """
+    if source is None and (given := next((name for name in TOLD if choices[name] is not None), None)):
+        raise click.UsageError(f"--{given.replace('_', '-')} goes with --from, a trainer's own configuration")
+    if source is not None and dry_run:
+        raise click.UsageError("--dry-run counts the space of a space file; leave out --from")
     if list_hardware + list_models + (space_file is not None) != 1:
         raise click.UsageError("give one of SPACE.yaml, --list-hardware and --list-models")
     try:
@@ -122,7 +145,9 @@ def main(
         elif space_file is not None and dry_run:
             show_dry_run(space_file, as_json=as_json, hardware_dirs=hardware_dirs, out=choices["out"])
         elif space_file is not None:
-            search(space_file, top=top, as_json=as_json, quiet=quiet, hardware_dirs=hardware_dirs, **choices)
+            search(
+                space_file, source=source, top=top, as_json=as_json, quiet=quiet, hardware_dirs=hardware_dirs, **choices
+            )
     except DlcalcError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
@@ -131,15 +156,30 @@ def main(
         sys.exit(INTERRUPTED)
 
 
-def search(space_file: Path, *, top: int, as_json: bool, quiet: bool, **choices: Any) -> None:  # noqa: ANN401
+def search(
+    space_file: Path,
+    *,
+    source: Target | None,
+    top: int,
+    as_json: bool,
+    quiet: bool,
+    **choices: Any,  # noqa: ANN401
+) -> None:
     """Search, and print the answer."""
     from dlcalc.report.summary import nothing_fits, nothing_placed
     from dlcalc.report.terminal import SearchProgress, make_console, print_search
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows import run_search
 
+    told = {name: choices.pop(name) for name in TOLD}
     with SearchProgress(quiet=quiet) as progress:
-        summary = run_search(space_file, top=top, progress=progress, **choices)
+        if source is None:
+            from dlcalc.workflows import run_search
+
+            summary = run_search(space_file, top=top, progress=progress, **choices)
+        else:
+            from dlcalc.workflows_import import search_trainer_file
+
+            summary = search_trainer_file(source, space_file, told=told, top=top, progress=progress, **choices)
     if as_json:
         click.echo(to_json(summary))
     elif not quiet:

@@ -5,6 +5,7 @@
     ├── UnknownNameError        a model, hardware, framework or knob name nobody knows (with the nearest ones)
     ├── InfeasibleSpaceError    exit 3: every plan of every scenario was refused
     ├── ResultError             a result directory that is damaged, foreign, or already there
+    ├── TargetError             exit 3: a trainer cannot run the plan
     ├── CheckpointError         a checkpoint that is damaged, unknown, or refused for what its pickle calls
     └── TopologyError           a fabric that cannot be read, is no tree, or cannot hold the job (the last: exit 3)
 
@@ -77,6 +78,12 @@ class InfeasibleSpaceError(DlcalcError):
 
 class ResultError(DlcalcError):
     """A result directory that cannot be read or must not be written."""
+
+
+class TargetError(DlcalcError):
+    """A plan that its trainer cannot run; the text says why, and which plan comes nearest."""
+
+    exit_code = 3
 
 
 class CheckpointError(DlcalcError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import click
 
 from dlcalc import __version__
 from dlcalc.errors import DlcalcError
+from dlcalc.specs.target import READABLE
 
 if TYPE_CHECKING:
     from dlcalc.search.run import RunSource
@@ -26,6 +28,8 @@ Examples:
   3dtrn run.yaml --html report.html --trace step.json
   3dtrn run.yaml --json | jq .results.mfu
   3dtrn run.yaml --cite
+  3dtrn run.yaml --better
+  3dtrn --from megatron-lm args.txt --hardware h100 --devices 512
 
 \b
 Exit code: 0 the plan was estimated, also where it does not fit (the report says so); 2 the input is wrong.
@@ -34,6 +38,17 @@ Exit code: 0 the plan was estimated, also where it does not fit (the report says
 
 @click.command(epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--from", "source", metavar="TRAINER", type=click.Choice(READABLE), help="RUN is this trainer's own configuration."
+)
+@click.option("--hardware", metavar="NAME", help="With --from: the machine.")
+@click.option(
+    "--devices", metavar="N", type=click.IntRange(min=1), help="With --from: how many, where it does not say."
+)
+@click.option("--model", metavar="NAME|FILE", help="With --from: the model, in place of the one described.")
+@click.option("--seq-len", metavar="N", type=click.IntRange(min=1), help="With --from: where it does not say.")
+@click.option("--global-batch", metavar="N", type=click.IntRange(min=1), help="With --from: where it does not say.")
+@click.option("--better/--no-better", default=None, help="Search for faster plans.  [default: with --from]")
 @click.option("--rank", metavar="N", type=click.IntRange(min=1), help="Of a result: the N-th best plan.  [default: 1]")
 @click.option("--scenario", metavar="NAME", help="Of a result: the scenario, by its name or a part of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the report.")
@@ -59,23 +74,26 @@ Exit code: 0 the plan was estimated, also where it does not fit (the report says
 def main(
     run: Path,
     *,
-    rank: int | None,
-    scenario: str | None,
-    hardware_dirs: tuple[Path, ...],
     html: Path | None,
     trace: Path | None,
-    **shown: Any,  # noqa: ANN401 - how to print, passed on by name
+    as_json: bool,
+    cite: bool,
+    what_if: tuple[str, ...],
+    better: bool | None,
+    **opened: Any,  # noqa: ANN401 - where the run comes from, passed on by name
 ) -> None:
     """Take one training run apart: memory, computation, communication, pipeline, step time and MFU.
 
     RUN is a run file (model, parallelism, data, hardware), or the result directory of a search, of which --rank picks a
-    plan.
+    plan, or with --from what a trainer was called with: its arguments, its configuration file or the dump of it.
     """
     try:
-        from dlcalc.workflows_run import open_run, write_trace
+        from dlcalc.workflows_import import open_any_run
+        from dlcalc.workflows_run import write_trace
 
-        source = open_run(run, rank=rank, scenario=scenario, hardware_dirs=hardware_dirs)
-        show(source, html=html, **shown)
+        source = open_any_run(run, **opened)
+        wants_better = better if better is not None else opened["source"] is not None
+        show(source, as_json=as_json, cite=cite, what_if=what_if, html=html, better=wants_better)
         if trace is not None:
             write_trace(source, trace)
             click.echo(f"trace in {trace}; open it in ui.perfetto.dev or chrome://tracing", err=True)
@@ -84,24 +102,31 @@ def main(
         sys.exit(error.exit_code)
 
 
-def show(source: RunSource, *, as_json: bool, cite: bool, what_if: tuple[str, ...], html: Path | None) -> None:
+def show(
+    source: RunSource, *, as_json: bool, cite: bool, what_if: tuple[str, ...], html: Path | None, better: bool
+) -> None:
     """Print, and write the page."""
+    from dlcalc.report.better import better_section
     from dlcalc.report.run_report import citation_section, comparison_section, sections
     from dlcalc.report.sections import print_sections
     from dlcalc.report.terminal import make_console
     from dlcalc.search.run import parse_change
     from dlcalc.utils.jsontext import to_json
+    from dlcalc.workflows_better import better_plans
     from dlcalc.workflows_run import analyse, as_document, citations, compare, drawable_timeline, write_text
 
     changes = dict(parse_change(text) for text in what_if)
     comparison = compare(source, changes) if changes else None
     facts = comparison.before if comparison else analyse(source)
     cited = citations(source) if cite else ()
+    faster = better_plans(source) if better else None
     if as_json:
-        click.echo(to_json(as_document(facts, comparison, cited)))
+        document = as_document(facts, comparison, cited)
+        click.echo(to_json({**document, "better": asdict(faster)} if faster else document))
     else:
         printed = (comparison_section(comparison),) if comparison else sections(facts)
-        print_sections((*printed, *((citation_section(cited),) if cited else ())), make_console())
+        further = (*((better_section(faster),) if faster else ()), *((citation_section(cited),) if cited else ()))
+        print_sections((*printed, *further), make_console())
     if html is not None:
         from dlcalc.report.run_html import page
 

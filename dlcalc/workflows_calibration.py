@@ -33,7 +33,7 @@ from dlcalc.validation.constants import (
     profiles_of,
 )
 from dlcalc.validation.fit import Array, Fitted, fit_supported, fit_without
-from dlcalc.validation.models import read_models
+from dlcalc.validation.models import models_of_users, read_models
 from dlcalc.validation.rows import MeasuredRun, read_runs
 from dlcalc.validation.runs import RunReader
 from dlcalc.validation.screening import LeftOut, UsableRun, named, plan_words, screened
@@ -80,7 +80,7 @@ def run_calibration(
         load_framework(framework)
     if out is not None:
         _check_out(out, [*files, *([models] if models else []), *_own_files(hardware, known)])
-    reader = RunReader(read_models(models or config_dir() / "measured" / "models.yaml"), known.with_specs(machine))
+    reader = RunReader(read_models(models) if models else models_of_users(), known.with_specs(machine))
     runs = [_completed(run, machine.name, framework) for file in files for run in read_runs(file)]
     if not runs:
         raise DlcalcError(f"{', '.join(map(str, files))}: no measured run in it")

@@ -19,6 +19,7 @@ from dlcalc.costmodel.placement import Links, PlacedRates, links
 from dlcalc.costmodel.plans import Array, Plans
 from dlcalc.costmodel.stage_params import stage_params
 from dlcalc.costmodel.step_time import StepTime, mean_layers, model_times, recomputed_fraction, step_time
+from dlcalc.costmodel.targets.refusals import refused_by_target
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
@@ -177,6 +178,7 @@ def estimate(
         **constraints.refused_by_data(recipe, plans),
         **constraints.refused_by_framework(recipe, plans),
         **constraints.refused_by_custom_split(plans, custom_split),
+        **refused_by_target(recipe.target, model, recipe, plans),
     }
     return Estimate(
         model=model,

@@ -69,23 +69,30 @@ def torchrun_script(hosts: Sequence[str], *, node_devices: int, port: int = DEFA
 
     The first node is the master. ``NODE_NAME`` says which host this is where ``hostname`` does not.
     """
+    return _lines(
+        [
+            "#!/bin/sh",
+            "# Start on every node of the placement: sh torchrun.sh train.py ARGUMENTS",
+            *rank_by_host_name(hosts),
+            f"exec torchrun --nnodes={len(hosts)} --nproc-per-node={node_devices} --node-rank=$node_rank \\",
+            f'  --master-addr={shlex.quote(hosts[0])} --master-port="${{MASTER_PORT:-{port}}}" "$@"',
+        ]
+    )
+
+
+def rank_by_host_name(hosts: Sequence[str]) -> list[str]:
+    """Lines of a shell script that set ``node_rank`` by the name of the host, or of ``NODE_NAME``."""
     short = _short_names(hosts)
     cases = [
         f"{' | '.join(shlex.quote(word) for word in dict.fromkeys((host, short.get(host, host))))}) node_rank={rank} ;;"
         for rank, host in enumerate(hosts)
     ]
-    return _lines(
-        [
-            "#!/bin/sh",
-            "# Start on every node of the placement: sh torchrun.sh train.py ARGUMENTS",
-            'case "${NODE_NAME:=$(hostname)}" in',
-            *cases,
-            '*) echo "$NODE_NAME is not a node of this placement" >&2; exit 2 ;;',
-            "esac",
-            f"exec torchrun --nnodes={len(hosts)} --nproc-per-node={node_devices} --node-rank=$node_rank \\",
-            f'  --master-addr={shlex.quote(hosts[0])} --master-port="${{MASTER_PORT:-{port}}}" "$@"',
-        ]
-    )
+    return [
+        'case "${NODE_NAME:=$(hostname)}" in',
+        *cases,
+        '*) echo "$NODE_NAME is not a node of this placement" >&2; exit 2 ;;',
+        "esac",
+    ]
 
 
 def node_affinity(host: str) -> dict[str, object]:

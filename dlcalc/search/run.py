@@ -42,9 +42,8 @@ from dlcalc.specs.run import (
     PlanSection,
     RunSpec,
 )
-from dlcalc.specs.space import Cluster, RecipeSpec
+from dlcalc.specs.space import DEFAULT_FRAMEWORK, Cluster, RecipeSpec
 
-DEFAULT_FRAMEWORK = "megatron"
 MIB = 2.0**20
 Knob = float | str
 
@@ -103,6 +102,9 @@ class RunFile:
     data: Any
     marks: Marks
     registry: HardwareRegistry
+    model: ModelSpec | None = None
+    """The model, where it is no file's and no name's: a trainer's own configuration described it."""
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, file: Path, registry: HardwareRegistry) -> RunFile:
@@ -114,7 +116,7 @@ class RunFile:
         spec = parse_spec(self.data, RunSpec, file=self.file, marks=self.marks)
         if not changes:
             try:
-                return resolved(spec, self.file.stem, self.data, self.file.parent, self.registry)
+                return self._resolved(spec, self.data)
             except DlcalcError as error:
                 raise self._placed(error) from error
         data = copy.deepcopy(self.data)
@@ -123,12 +125,17 @@ class RunFile:
         told = " ".join(f"{key}={value}" for key, value in changes.items())
         try:
             changed = parse_spec(data, RunSpec, file=self.file, marks=self.marks)
-            return resolved(changed, self.file.stem, data, self.file.parent, self.registry)
+            return self._resolved(changed, data)
         except SpecError as error:
             texts = dict.fromkeys(f"{problem.field}: {problem.text}" for problem in error.problems)
             raise DlcalcError(f"--what-if {told}: " + "; ".join(texts)) from error
         except DlcalcError as error:
             raise DlcalcError(f"--what-if {told}: {error}") from error
+
+    def _resolved(self, spec: RunSpec, data: Mapping[str, Any]) -> Run:
+        own = self.model if self.model is not None and spec.model == self.model.name else None
+        run = resolved(spec, self.file.stem, data, self.file.parent, self.registry, own)
+        return replace(run, notes=(*self.notes, *run.notes))
 
     def _placed(self, error: DlcalcError) -> DlcalcError:
         """``error`` with the place in the file that it is about."""
@@ -219,10 +226,17 @@ def parse_change(text: str) -> tuple[str, Any]:
         raise DlcalcError(f"--what-if {text}: {mistake.problems[0].text}") from None
 
 
-def resolved(spec: RunSpec, name: str, written: Mapping[str, Any], folder: Path, registry: HardwareRegistry) -> Run:
-    """What ``spec`` stands for."""
+def resolved(
+    spec: RunSpec,
+    name: str,
+    written: Mapping[str, Any],
+    folder: Path,
+    registry: HardwareRegistry,
+    model: ModelSpec | None = None,
+) -> Run:
+    """What ``spec`` stands for; ``model`` where it is known already."""
     notes: list[str] = []
-    model = _model_of(spec, name, folder)
+    model = model or _model_of(spec, name, folder)
     wanted = spec.hardware.node_type if isinstance(spec.hardware, HardwareSection) else spec.hardware
     cluster = spec.cluster or ClusterSection()
     hardware = adapted(

@@ -23,7 +23,8 @@ def scenarios_of(space: SpaceSpec, folder: Path, registry: HardwareRegistry) -> 
     """Every combination of model, hardware, devices and recipe; paths in the file are relative to ``folder``."""
     models = [load_model(located(name, folder)) for name in space.model]
     machines = [adapted(registry.load(located(name, folder)), space.cluster) for name in space.hardware]
-    recipes = [(spec, recipe) for spec in space.recipe for recipe in resolved_recipes(spec, folder)]
+    wanted = [spec.model_copy(update={"target": spec.target or space.target}) for spec in space.recipe]
+    recipes = [(spec, recipe) for spec in wanted for recipe in resolved_recipes(spec, folder)]
     counts = [n for n in space.cluster.devices if space.max_devices is None or n <= space.max_devices]
     if not counts:
         raise DlcalcError(
@@ -38,7 +39,7 @@ def scenarios_of(space: SpaceSpec, folder: Path, registry: HardwareRegistry) -> 
 
 def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
     """One recipe per precision; the path of a framework profile is relative to ``folder``."""
-    profile = load_framework(located(spec.framework, folder), spec.profile)
+    profile = load_framework(located(spec.profile_name, folder), spec.profile)
     return [
         Recipe(
             seq_len=spec.seq_len,
@@ -48,6 +49,8 @@ def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
             mfu_convention=spec.mfu_convention,
             token_budget=spec.token_budget,
             cuda_graphs=spec.cuda_graphs,
+            scaling=spec.scaling_unit,
+            target=spec.target,
         )
         for precision in spec.precision
     ]

@@ -13,6 +13,11 @@ from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.load import config_dir, load_spec
 
 
+def framework_names() -> tuple[str, ...]:
+    """The built-in profiles."""
+    return tuple(sorted(file.stem for file in (config_dir() / "frameworks").glob("*.yaml")))
+
+
 def load_framework(name_or_path: str, changes: Mapping[str, Any] | None = None) -> FrameworkProfile:
     """The profile called so, with some of its settings replaced by ``changes``."""
     folder = config_dir() / "frameworks"
@@ -20,7 +25,7 @@ def load_framework(name_or_path: str, changes: Mapping[str, Any] | None = None) 
     if not file.is_file():
         file = Path(name_or_path)
         if file.suffix not in (".yaml", ".yml"):
-            raise UnknownNameError("framework", name_or_path, (known.stem for known in folder.glob("*.yaml")))
+            raise UnknownNameError("framework", name_or_path, framework_names())
     profile = load_spec(file, FrameworkProfile)
     if not changes:
         return profile

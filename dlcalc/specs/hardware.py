@@ -79,6 +79,8 @@ class Node(Spec):
     """Devices that share one NVLink-class domain."""
 
     n_devices: PositiveInt
+    n_host_devices: PositiveInt | None = None
+    """Devices that one operating system sees, where a node is several hosts (a rack of NVL72); None: all of them."""
     topology: Literal["switch", "mesh", "torus"] = "switch"
     """What the links form: through a switch any pair or group has the full rate; in a mesh each pair has its own
     link, so a group of n has (n - 1) / (n_devices - 1) of it; in a torus a group along one axis has that axis's."""

@@ -40,6 +40,11 @@ def model_names() -> tuple[str, ...]:
     return tuple(sorted({model.name for model in _built_in_models().values()}))
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a built-in model is called so."""
+    return _plain(name) in _built_in_models()
+
+
 @cache
 def _built_in_models() -> Mapping[str, ModelSpec]:
     """Every built-in model by its name and by each of its aliases."""

@@ -9,10 +9,14 @@ from pydantic import PositiveFloat, PositiveInt
 from dlcalc.specs.base import Spec
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import Precision
+from dlcalc.specs.target import Target
 
 MfuConvention = Literal["full_attention", "causal_attention", "six_n"]
 """full_attention: matmuls incl. LM head + 12 L s h-like attention, not halved (PaLM, Megatron); causal_attention: the
 same with causal attention halved (what flash attention computes); six_n: 6 x active parameters, no attention."""
+
+
+Scaling = Literal["tensor", "block"]
 
 
 class Recipe(Spec):
@@ -24,13 +28,15 @@ class Recipe(Spec):
     precision: Precision
     """Of the linear layers; attention and everything else runs in bf16 (fp16 for fp16)."""
     framework: FrameworkProfile
-    scaling: Literal["tensor", "block"] = "tensor"
+    scaling: Scaling = "tensor"
     """What one scale of an 8-bit matmul covers: a whole tensor, or a row or block of it, which is slower."""
     mfu_convention: MfuConvention = "full_attention"
     token_budget: PositiveFloat | None = None
     """Tokens of the whole run, for days and cost."""
     cuda_graphs: bool = False
     """Launches are replayed from a graph: no host launch floor."""
+    target: Target | None = None
+    """The trainer that a launch is to be written for; plans it cannot run are refused."""
 
     @property
     def tokens_per_step(self) -> float:

@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 
 from dlcalc.specs.base import Spec, TupleFromList
 from dlcalc.specs.hardware import Precision
-from dlcalc.specs.recipe import MfuConvention
+from dlcalc.specs.recipe import MfuConvention, Scaling
+from dlcalc.specs.target import PROFILE_OF_TARGET, Target
 
 
 def _tuple_of_one(value: object) -> object:
@@ -32,6 +33,7 @@ ZeroStage = Annotated[int, Field(ge=0, le=3)]
 ZeroStages = Annotated[tuple[ZeroStage, ...], OneOrMore, Field(min_length=1)]
 OffloadCounts = Annotated[tuple[LayerCount, ...], OneOrMore, Field(min_length=1)]
 AUTO: Choice = "auto"
+DEFAULT_FRAMEWORK = "megatron"
 
 
 class KnobRanges(Spec):
@@ -84,12 +86,17 @@ class RecipeSpec(Spec):
     global_batch: PositiveInt | None = None
     global_batch_tokens: PositiveInt | None = None
     precision: Annotated[tuple[Precision, ...], OneOrMore, Field(min_length=1)] = ("bf16",)
-    framework: str = "megatron"
+    framework: str | None = None
+    """A profile by name or path; None: the target's, or megatron."""
+    target: Target | None = None
+    """The trainer that a launch is to be written for; plans it cannot run are refused."""
     profile: dict[str, Any] = {}
     """Settings of the framework profile that this recipe changes, such as ``cross_entropy: fused``."""
     mfu_convention: MfuConvention = "full_attention"
     token_budget: PositiveFloat | None = None
     cuda_graphs: bool = False
+    scaling: Scaling | None = None
+    """What one scale of an 8-bit matmul covers; None: blocks (rows) under torchtitan, tensors elsewhere."""
     custom_split: Annotated[tuple[PositiveInt, ...], TupleFromList] | None = None
     """Layers of each pipeline chunk, for ``split: custom``."""
 
@@ -101,6 +108,15 @@ class RecipeSpec(Spec):
         if tokens is not None and tokens % self.seq_len:
             raise ValueError(f"global_batch_tokens = {tokens} must be a multiple of seq_len = {self.seq_len}")
         return self
+
+    @property
+    def profile_name(self) -> str:
+        """The framework profile, by name or path."""
+        return self.framework or (PROFILE_OF_TARGET[self.target] if self.target else DEFAULT_FRAMEWORK)
+
+    @property
+    def scaling_unit(self) -> Scaling:
+        return self.scaling or ("block" if self.target == "torchtitan" else "tensor")
 
     @property
     def sequences(self) -> int:
@@ -154,6 +170,8 @@ class SpaceSpec(Spec):
     max_devices: PositiveInt | None = None
     keep: Literal["auto", "all", "feasible", "pareto"] | TopRows = "auto"
     topology: Annotated[TopologySpec, BeforeValidator(_topology_of)] | None = None
+    target: Target | None = None
+    """Of every recipe that names none of its own."""
 
     @property
     def ranges(self) -> KnobRanges:

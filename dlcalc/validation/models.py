@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import yaml
 from pydantic import ValidationError
 
 from dlcalc.errors import DlcalcError, UnknownNameError, nearest
+from dlcalc.specs.load import config_dir
 from dlcalc.specs.model import MAX_LAYERS, ModelSpec
-from dlcalc.specs.model_registry import load_model, model_names
+from dlcalc.specs.model_registry import is_built_in, load_model, model_names
 from dlcalc.specs.wording import shown
 
 LARGEST = 10**9
@@ -59,6 +60,15 @@ def read_models(path: Path) -> Models:
         else:
             ignored |= {str(key) for key in dims if key not in ModelSpec.model_fields and key not in UNDERSTOOD}
     return Models(specs, refused, frozenset(ignored))
+
+
+def models_of_users() -> Models:
+    """The models that runs of users may name: those of the published runs, unless a built-in one is called so.
+
+    Published runs of some models (mpt, deepseek) had other dimensions than what is built in and what studies take.
+    """
+    published = read_models(config_dir() / "measured" / "models.yaml")
+    return replace(published, specs={name: one for name, one in published.specs.items() if not is_built_in(name)})
 
 
 UNDERSTOOD = frozenset({"swa_every"})

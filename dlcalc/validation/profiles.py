@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from dlcalc.hardware_registry import is_file_name
 from dlcalc.specs.framework import AttentionKernel, FrameworkProfile
-from dlcalc.specs.load import config_dir
+from dlcalc.specs.framework_registry import framework_names
 from dlcalc.specs.model import ModelSpec
 from dlcalc.validation import spelling
 from dlcalc.validation.mesh import Mesh
@@ -19,7 +19,7 @@ LEGACY_ATTENTION = ("megatron_fused", "unfused")
 
 def known_frameworks() -> frozenset[str]:
     """Names of the built-in profiles."""
-    return frozenset(file.stem for file in (config_dir() / "frameworks").glob("*.yaml"))
+    return frozenset(framework_names())
 
 
 def framework_of(run: MeasuredRun, *, known: frozenset[str], splits_layers: bool) -> spelling.Taken:

@@ -29,6 +29,7 @@ HONOURED = frozenset({
     "grad_dtype", "grad_reduce", "reduce_dtype", "mp_mode", "precision_aware_opt", "optimizer",
     "fp8_recipe", "fp4_recipe", "fp8", "cuda_graph", "moe_capacity_factor", "moe_pad_to_capacity", "moe_dispatcher",
     "megatron_fsdp", "fsdp_shard_group", "reshard_after_forward", "cpu_offload_layers",
+    "recompute_layers", "overlap_tp", "offload_optimizer", "split",
     "memory_is", "memory_kind", "scope",
 })  # fmt: skip
 """Keys of ``extras`` that change an estimate."""

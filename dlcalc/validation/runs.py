@@ -240,7 +240,7 @@ def _plan(
         run.text("recompute"),
         profile.recompute_modes,
         is_mla=model.is_mla,
-        layers_per_stage=lambda: -(-model.n_layers // pp),
+        layers_per_chunk=lambda: -(-model.n_layers // (pp * mesh.vpp)),
     )
     remarks += [remark for remark in (schedule.remark, redo.remark) if remark]
     zero = _zero_stage(run, profile)
@@ -248,13 +248,13 @@ def _plan(
     sequence_parallel = tp > 1 and (profile.sequence_parallel_default if sharded is None else sharded)
     overlap_grad = _or(run.flag("dp_overlap_grad", "overlap_grad_reduce"), profile.overlap_grad)
     overlap_param = run.flag("dp_overlap_param", "opt_step_param_gather_overlap")
-    overlap_tp = _or(run.flag("tp_comm_overlap", "async_tp"), profile.overlap_tp)
+    overlap_tp = _or(run.flag("overlap_tp", "tp_comm_overlap", "async_tp"), profile.overlap_tp)
     return Plans.point(
         tp=tp, cp=cp, pp=pp, dp=dp, vpp=mesh.vpp, schedule=schedule.word,
         ep=mesh.ep if expert else 1, etp=_expert_tp(mesh, profile) if expert else 1,
         split=_split(run, model, pp * mesh.vpp, custom),
         micro_batch=run.whole("micro_batch", 1),
-        recompute=redo.mode, recompute_layers=_recomputed_layers(redo.layers, model, mesh),
+        recompute=redo.mode, recompute_layers=_recomputed_layers(run, redo.layers, model, mesh),
         zero_stage=zero,
         dp_replicate=_replicas(run, dp * cp, remarks) if zero else 1,
         sequence_parallel=sequence_parallel,
@@ -262,6 +262,7 @@ def _plan(
         overlap_param=zero > 0 and _or(overlap_param, profile.overlap_param and (overlap_grad or zero == 3)),
         overlap_tp=sequence_parallel and overlap_tp,
         overlap_ep=expert and mesh.ep > 1 and _or(run.flag("a2a_overlap"), profile.overlap_ep),
+        offload_optimizer=_or(run.flag("offload_optimizer"), False),
         offload_layers=_offloaded_layers(run, model, mesh),
     )  # fmt: skip
 
@@ -299,10 +300,12 @@ def _replicas(run: MeasuredRun, ranks: int, remarks: list[str]) -> int:
     return int(ranks // group)
 
 
-def _recomputed_layers(per_chunk: int, model: ModelSpec, mesh: Mesh) -> int:
-    """Layers of a stage, of which a row counts those of one chunk."""
-    layers = per_chunk * mesh.vpp
-    return ALL_LAYERS if per_chunk == ALL_LAYERS or layers >= model.n_layers // mesh.pp else layers
+def _recomputed_layers(run: MeasuredRun, per_chunk: int, model: ModelSpec, mesh: Mesh) -> int:
+    """Layers of a chunk: as the row says in our words, or as it counts them in the trainer's."""
+    if said := run.extras.get("recompute_layers", ""):
+        return whole_number("recompute_layers", said, least=0)
+    every = per_chunk * mesh.vpp >= model.n_layers // mesh.pp
+    return ALL_LAYERS if per_chunk == ALL_LAYERS or every else per_chunk
 
 
 def _offloaded_layers(run: MeasuredRun, model: ModelSpec, mesh: Mesh) -> int:
@@ -313,6 +316,8 @@ def _offloaded_layers(run: MeasuredRun, model: ModelSpec, mesh: Mesh) -> int:
 def _split(run: MeasuredRun, model: ModelSpec, n_chunks: int, custom: tuple[int, ...] | None) -> str:
     if custom is not None:
         return "custom"
+    if run.extras.get("split", "") in ("even", "embedding_and_loss"):
+        return run.extras["split"]
     shared_out = any(run.flag(key) for key in ("uneven_pp", "emb_in_pp_split", "loss_in_pp_split"))
     return "embedding_and_loss" if n_chunks > 1 and (shared_out or model.n_layers % n_chunks) else "even"
 

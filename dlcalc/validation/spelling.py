@@ -199,7 +199,7 @@ PARTS = (
 
 
 def recompute_mode(
-    written: str, modes: Sequence[str], *, is_mla: bool, layers_per_stage: Callable[[], int]
+    written: str, modes: Sequence[str], *, is_mla: bool, layers_per_chunk: Callable[[], int]
 ) -> Recompute:
     """The mode, and how many layers of a chunk where they are counted; ``modes`` are the trainer's, default first."""
     asked = written.strip().lower()
@@ -215,7 +215,7 @@ def recompute_mode(
     if "selective" in what and not re.search(r"full|\d", what):
         return Recompute("selective", remark=f"recompute {written} taken as selective")
     if re.search(r"full|selective|block|uniform|checkpoint|ckpt", what):
-        return _counted(what, layers_per_stage)
+        return _counted(what, layers_per_chunk)
     for pattern, mode in PARTS:
         if re.search(pattern, what):
             return _without_latents(
@@ -230,11 +230,11 @@ def _without_latents(found: Recompute, written: str, *, is_mla: bool) -> Recompu
     return Recompute("norm_act", remark=f"recompute {written} taken as norm_act, as the model has no latent attention")
 
 
-def _counted(what: str, layers_per_stage: Callable[[], int]) -> Recompute:
+def _counted(what: str, layers_per_chunk: Callable[[], int]) -> Recompute:
     """Full recomputation of the layers counted, of one in so many, or of all (``uniform`` counts those of a group)."""
     if every := re.search(r"(?:every|selective)[_ ]?(other|\d+)", what):
         step = 2 if every[1] == "other" else max(1, int(every[1][:6]))
-        return Recompute("full", max(1, layers_per_stage() // step))
+        return Recompute("full", max(1, layers_per_chunk() // step))
     count = re.search(r"layers?\D{0,3}(\d+)|(\d+)_?layers?\b", what)
     if count is None or "uniform" in what:
         return Recompute("full")

@@ -1,0 +1,53 @@
+"""What somebody who starts a job with Megatron must know, because no option says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dlcalc.launch.job import Job
+from dlcalc.launch.megatron.describe import router_groups
+
+
+def notes_of(job: Job, *, real_data: str) -> tuple[str, ...]:
+    """Sentences for the README of a bundle."""
+    return (real_data, *_of_model(job), *_of_profile(job), *_of_plan(job))
+
+
+def _of_model(job: Job) -> Iterator[str]:
+    model = job.model
+    if not model.learned_positions:
+        yield "The base of the rotary embedding is Megatron's default; set it for real weights. No time depends on it."
+    if not model.gated_mlp:
+        yield "MLPs use GELU, as a model file does not name its activation."
+    if model.learned_positions and job.recipe.seq_len > model.max_seq:
+        yield f"Learned positions were extended from {model.max_seq} to the sequence of {job.recipe.seq_len} tokens."
+    if model.is_moe:
+        yield (
+            "The router is forced to send equally many tokens to every expert, as the estimate assumes; before real "
+            "training take that option out and choose how the load is balanced."
+        )
+    if model.expert_groups_per_token and router_groups(job) is None:
+        yield "The limit on groups of experts per token was left out: no number of groups fits the experts."
+    elif model.expert_groups_per_token:
+        yield f"Experts form {router_groups(job)} groups, of which a token reaches {model.expert_groups_per_token}."
+
+
+def _of_profile(job: Job) -> Iterator[str]:
+    profile, plan = job.recipe.framework, job.plan
+    if profile.cross_entropy == "gathered":
+        yield "The cross-entropy is parallel over the vocabulary, not gathered: it needs less memory than estimated."
+    if profile.cross_entropy == "fused" and job.target == "megatron-lm":
+        yield "Megatron-LM's own fused cross-entropy keeps an fp32 copy of the logits: more memory than estimated."
+    if profile.attention == "megatron_fused":
+        yield "Attention runs without a fused softmax, which Transformer Engine does not have."
+    if profile.grad_reduce_bytes == 2 and profile.grad_bytes != 2:
+        yield "Gradients that are reduced in 16 bits are also kept in 16 bits, which is less memory than estimated."
+    if not profile.overlaps_stage_sends and plan.vpp > 1 and plan.pp == 2:
+        yield "Two interleaved stages always send while computing."
+
+
+def _of_plan(job: Job) -> Iterator[str]:
+    if job.plan.recompute == "norm_act" and job.model.n_dense_layers:
+        yield "Activations of the dense layers are kept: only those of experts can be recomputed by themselves."
+    if job.plan.recompute == "full" and job.recipe.cuda_graphs:
+        yield "The whole step is one graph, because layers that recompute themselves cannot be graphs of their own."

@@ -1,0 +1,218 @@
+"""The use cases behind ``dlcalc-launch``: from a plan to the files that start it. Never click, never colours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from dlcalc.costmodel.estimate import OUT_OF_MEMORY
+from dlcalc.costmodel.plans import KNOBS, Plans, code_of
+from dlcalc.costmodel.uncertainty import step_time_interval_factors
+from dlcalc.errors import DlcalcError, ResultError, TargetError
+from dlcalc.launch.bundle import bundle
+from dlcalc.launch.chunks import chunk_layers
+from dlcalc.launch.hosts import hosts_of_placement
+from dlcalc.launch.job import Job, PlanValues, Prediction
+from dlcalc.launch.schedulers.write import Scheduler, start_command
+from dlcalc.launch.trainers.write import emitted
+from dlcalc.report.launch import LaunchFacts
+from dlcalc.report.plan_words import plan_words
+from dlcalc.results.reader import open_result
+from dlcalc.search.alternatives import Alternative, alternatives, changed, scenario_around
+from dlcalc.search.run import ResultRow, Run, RunSource
+from dlcalc.search.space import Scenario
+from dlcalc.specs.framework_registry import framework_names, load_framework
+from dlcalc.specs.recipe import Recipe
+from dlcalc.specs.space import KnobRanges
+from dlcalc.specs.target import PROFILE_OF_TARGET, PROFILES_OF_TARGET, Target
+from dlcalc.specs.uncertainty import load_uncertainty
+from dlcalc.utils import units
+from dlcalc.workflows_run import open_run
+
+MOST_PLANS = 50_000_000
+"""Of a study's own space that is searched for the nearest plan; of a larger one, what users vary."""
+
+
+def plan_launch(
+    path: Path,
+    *,
+    target: Target,
+    scheduler: Scheduler,
+    rank: int | None = None,
+    scenario: str | None = None,
+    nearest: bool = False,
+    name: str | None = None,
+    nodes_from: Path | None = None,
+    host_devices: int | None = None,
+    container: str | None = None,
+    folder: Path,
+    hardware_dirs: Sequence[Path] = (),
+) -> LaunchFacts:
+    """The files that start a plan: of a run file, or the row of rank ``rank`` of a result."""
+    source = open_run(path, rank=rank, scenario=scenario, hardware_dirs=hardware_dirs)
+    run = source.resolve({})
+    notes = list(run.notes)
+    run = replace(run, recipe=_for_target(run.recipe, target, notes))
+    if refusals := _refusals(run):
+        plans = alternatives(_scenario(run, source, path), _values(run).as_dict())
+        if not nearest or not plans:
+            raise TargetError(_refused_text(run, target, refusals, plans))
+        chosen = plans[0]
+        notes.append(f"not the plan that was asked for, which {target} cannot run ({'; '.join(refusals)})")
+        run = replace(run, plan=Plans.point(**{knob: code_of(knob, value) for knob, value in chosen.knobs.items()}))
+    job = job_of(run, target, name=name or _default_name(path, run), host_devices=host_devices, container=container)
+    if nodes_from is not None:
+        hosts = hosts_of_placement(_json(nodes_from), nodes_from, job.plan, job.host_devices)
+        job = replace(job, hosts=hosts)
+    part = emitted(job)
+    return _facts(job, bundle(job, part, scheduler), scheduler, folder, (*notes, *part.notes))
+
+
+def job_of(
+    run: Run,
+    target: Target,
+    *,
+    name: str,
+    host_devices: int | None = None,
+    hosts: tuple[str, ...] = (),
+    container: str | None = None,
+) -> Job:
+    """A run as it is to be launched by ``target``, with what the cost model says of it."""
+    plan = _values(run)
+    found = run.estimate()
+    step_time_s = float(found.step_time_s)
+    low, high = step_time_interval_factors(run.model, run.hardware, run.recipe, run.plan, load_uncertainty())
+    node = run.hardware.node
+    per_host = host_devices or min(node.n_host_devices or node.n_devices, plan.devices)
+    if plan.devices % per_host:
+        raise DlcalcError(f"--host-devices: {per_host} devices of a host do not divide the {plan.devices} of the plan")
+    return Job(
+        name=name,
+        target=target,
+        model=run.model,
+        hardware=run.hardware,
+        recipe=run.recipe,
+        plan=plan,
+        chunk_layers=chunk_layers(run.model, plan, run.custom_split),
+        prediction=Prediction(
+            step_time_s=step_time_s,
+            step_time_low_s=step_time_s * float(low),
+            step_time_high_s=step_time_s * float(high),
+            mfu=float(found.mfu),
+            tokens_per_s_per_device=float(found.tokens_per_s_per_device),
+            memory_bytes=float(found.memory_bytes),
+        ),
+        host_devices=per_host,
+        hosts=hosts,
+        container=container,
+    )
+
+
+def write_bundle(files: Mapping[str, str], folder: Path, *, overwrite: bool = False) -> tuple[Path, ...]:
+    """Write the files into ``folder``, which is made; one that holds anything else is left alone."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = sorted(entry.name for entry in folder.iterdir())
+        if there and not overwrite:
+            raise ResultError(f"{folder}: holds {there[0]} already; give --overwrite, or another place with -o")
+        written = []
+        for name, text in files.items():
+            path = folder / name
+            path.write_text(text, encoding="utf-8", newline="")
+            path.chmod(0o755 if text.startswith("#!") else 0o644)
+            written.append(path)
+        return tuple(written)
+    except OSError as error:
+        raise DlcalcError(f"{folder}: cannot be written ({(error.strerror or str(error)).lower()})") from error
+
+
+# ---- plans that cannot run ----------------------------------------------------------------------------------------
+
+
+def _values(run: Run) -> PlanValues:
+    return PlanValues.of({knob: float(getattr(run.plan, knob)) for knob in KNOBS})
+
+
+def _for_target(recipe: Recipe, target: Target, notes: list[str]) -> Recipe:
+    """The recipe in the hands of ``target``, whose costs replace those of another built-in trainer."""
+    own = recipe.framework.name
+    if own in framework_names() and own not in PROFILES_OF_TARGET[target]:
+        profile = PROFILE_OF_TARGET[target]
+        notes.append(f"estimated with the costs of {profile}, not of {own}, since {target} is to run it")
+        recipe = recipe.model_copy(update={"framework": load_framework(profile)})
+    return recipe.model_copy(update={"target": target})
+
+
+def _refusals(run: Run) -> list[str]:
+    found = run.estimate()
+    reasons = [reason for reason, mask in found.refused.items() if bool(mask.any())]
+    if float(found.memory_bytes) > found.capacity_bytes:
+        reasons.append(OUT_OF_MEMORY)
+    own = [reason for reason in reasons if not reason.startswith("the framework ")]
+    return own or reasons  # a profile that has no such thing stands beside a target that has no such thing
+
+
+def _scenario(run: Run, source: RunSource, path: Path) -> Scenario:
+    """The space that the plan came from; of a run file, what users vary."""
+    if not isinstance(source, ResultRow):
+        return scenario_around(run)
+    asked = open_result(path).origin(source.scenario).space
+    own = scenario_around(run, KnobRanges.model_validate(asked["ranges"]), asked.get("constraints") or ())
+    return own if own.n_plans <= MOST_PLANS else scenario_around(run, None, own.constraints)
+
+
+def _refused_text(run: Run, target: Target, refusals: Sequence[str], plans: Sequence[Alternative]) -> str:
+    values = _values(run).as_dict()
+    lines = [f"{target} cannot run {plan_words(values)}: {'; '.join(refusals)}"]
+    if not plans:
+        return f"{lines[0]}; and no other plan that it can run fits"
+    nearest, fastest = plans[0], min(plans, key=lambda plan: plan.step_time_s)
+    step = units.duration(float(run.estimate().step_time_s), 4)
+    changes = ", ".join(f"{knob} {values[knob]} -> {nearest.knobs[knob]}" for knob in changed(values, nearest.knobs))
+    lines.append(
+        f"the nearest plan it can run takes {units.duration(nearest.step_time_s, 4)} a step instead of {step}: "
+        f"{changes}; --nearest writes that one"
+    )
+    if fastest is not nearest:
+        lines.append(
+            f"the fastest it can run takes {units.duration(fastest.step_time_s, 4)}: {plan_words(fastest.knobs)}"
+        )
+    return "\n".join(lines)
+
+
+def _facts(
+    job: Job, files: Mapping[str, str], scheduler: Scheduler, folder: Path, notes: tuple[str, ...]
+) -> LaunchFacts:
+    return LaunchFacts(
+        name=job.name,
+        target=job.target,
+        scheduler=scheduler,
+        model=job.model.name,
+        hardware=job.hardware.name,
+        devices=job.devices,
+        hosts=job.n_hosts,
+        plan=job.plan.as_dict(),
+        **asdict(job.prediction),
+        folder=str(folder),
+        files=files,
+        start=start_command(scheduler, folder),
+        notes=notes,
+    )
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def _default_name(path: Path, run: Run) -> str:
+    return f"{run.model.name}-{run.devices}x{run.hardware.name}" if path.is_dir() else path.stem
+
+
+def _json(file: Path) -> object:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DlcalcError(f"{file}: cannot be read ({(error.strerror or str(error)).lower()})") from error
+    except (ValueError, RecursionError) as error:
+        raise DlcalcError(f"{file}: not JSON: what topoassign --json prints is wanted") from error
