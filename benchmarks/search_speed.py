@@ -18,7 +18,8 @@ from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.hardware_registry import HardwareRegistry
-from dlcalc.search.exhaustive import BLOCK_PLANS, Found, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, search_block
+from dlcalc.search.found import Found
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.space import SpaceSpec
 

@@ -22,7 +22,8 @@ from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
 from dlcalc.results.writer import StudyWriter, open_study
 from dlcalc.search.executors import shards_of
-from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
+from dlcalc.search.found import Found, Leaders, SortKey
 from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec

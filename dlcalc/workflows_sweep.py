@@ -16,7 +16,8 @@ from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.results.manifest import ShardRecord
 from dlcalc.results.writer import ShardHeader, ShardWriter, StudyWriter
 from dlcalc.search.executors import Shard, run
-from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, outputs_of, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, outputs_of, search_block
+from dlcalc.search.found import Found, Leaders, SortKey
 from dlcalc.search.pareto import ParetoFilter, front
 from dlcalc.search.space import Scenario
 

@@ -7,7 +7,7 @@ redo x tensor; only their sum is full-size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -92,7 +92,7 @@ class Footprint:
         return {name: np.take_along_axis(array, fullest, axis=0)[0] for name, array in zip(named, arrays, strict=True)}
 
 
-def fullest_stage_bytes(states_bytes: Array, passing_bytes: Array) -> Array:
+def fullest_stage_bytes(states_bytes: Sequence[Array] | Array, passing_bytes: Sequence[Array] | Array) -> Array:
     """Peak over the bounding stages (leading axis): the only full-size part of memory."""
     peak: Array = states_bytes[0] + passing_bytes[0]
     for stage in range(1, len(states_bytes)):
