@@ -94,7 +94,7 @@ class ShardWriter:
         self._capacity, self._filled = row_group_rows, 0
         self._buffers = {column.name: np.empty(row_group_rows, column.dtype) for column in BLOCK_COLUMNS}
         self._words = {name: pa.array(header.names[name], pa.string()) for name in WORDS}
-        self._labels = _constant_arrays(header, row_group_rows)
+        self._labels: dict[str, pa.Array] = {}
 
     def __enter__(self) -> Self:
         schema = SCHEMA.with_metadata(dict(self._header.metadata))
@@ -129,6 +129,8 @@ class ShardWriter:
     def _flush(self) -> None:
         if not self._filled:
             return
+        if not self._labels or self._filled > len(next(iter(self._labels.values()))):
+            self._labels = _constant_arrays(self._header, self._filled)  # a shard of few rows needs few
         arrays = [self._labels[column.name][: self._filled] for column in CONSTANT_COLUMNS]
         arrays += [self._array(column) for column in BLOCK_COLUMNS]
         batch = pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
