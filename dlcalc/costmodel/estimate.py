@@ -56,6 +56,7 @@ class Estimate:
             plans=self.plans.take_rows(rows),
             stages=StageLayers(**{name: take_rows(count, rows) for name, count in counts.items()}),
             refused={reason: take_rows(mask, rows) for reason, mask in self.refused.items()},
+            placed=self.placed and self.placed.take_rows(rows),
         )
 
     @cached_property

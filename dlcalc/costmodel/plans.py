@@ -113,7 +113,7 @@ class Plans:
         """The plans at flat positions ``index`` of the broadcast batch, as rows."""
         shape = self.shape
         where = np.unravel_index(index, shape) if shape else ()
-        return type(self)(**{knob: _pick(getattr(self, knob), where) for knob in KNOBS})
+        return type(self)(**{knob: pick(getattr(self, knob), where) for knob in KNOBS})
 
     def take_rows(self, rows: Sequence[Index]) -> Self:
         """The plans of a grid at positions ``rows`` of every axis."""
@@ -156,7 +156,10 @@ def take_rows(array: NDArray[T], rows: Sequence[Index]) -> NDArray[T]:  # type: 
     return array
 
 
-def _pick(array: Array, where: tuple[NDArray[np.int64], ...]) -> Array:
-    """Values of a knob at broadcast positions; an axis the knob does not have is read at 0."""
-    offset = len(where) - array.ndim
-    return np.asarray(array[tuple(w if n > 1 else 0 * w for w, n in zip(where[offset:], array.shape, strict=True))])
+def pick(array: NDArray[T], where: Sequence[Index]) -> NDArray[T]:  # type: ignore[type-var]
+    """Values of a broadcastable array at equally long positions along the axes of the full shape."""
+    used = [w for w, n in zip(where[len(where) - array.ndim :], array.shape, strict=True) if n > 1]
+    flat = array.squeeze()
+    if not used:
+        return np.full(np.shape(where[0]) if where else (), flat)
+    return np.take(flat, used[0]) if len(used) == 1 else np.asarray(flat[tuple(used)])

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.estimate import Estimate, any_of
 from dlcalc.costmodel.footprint import fullest_stage_bytes
-from dlcalc.costmodel.plans import Array, Index, T, take_rows
+from dlcalc.costmodel.plans import Array, Index, T, pick, take_rows
 from dlcalc.costmodel.step_time import Overlap, total_time_s
 
 TILE_PLANS = 1 << 15
 """A full-size array of this many takes 256 KiB, so that a few of them share a 1 MiB cache."""
-PART_POINTS = 1 << 15
+PART_POINTS = 1 << 16
 """Plans of a part, data axis apart: as many as its largest terms have values, per bounding stage."""
 CALL_POINTS = 1 << 13
 """What a part costs however small it is: as much as so many values of its terms."""
@@ -156,7 +156,8 @@ class Tile:
 
     def at(self, local: Index) -> tuple[Index, ...]:
         """Positions along the axes of the part of flat positions in the tile."""
-        return tuple(np.broadcast_to(w, self.step_time_s.shape).reshape(-1)[local] for w in self.where)
+        position = np.unravel_index(local, self.step_time_s.shape)
+        return tuple(pick(w, position) for w in self.where)
 
     def plan_index(self, local: Index) -> Index:
         """Flat positions in the grid of flat positions in the tile."""

@@ -61,13 +61,13 @@ from dlcalc.results.schema import (
     SCHEMA_VERSION,
     WITH_STATISTICS,
     WORDS,
+    ZSTD_LEVEL,
     Column,
 )
 from dlcalc.utils.jsontext import plain, to_json
 
 Block = Mapping[str, NDArray[Any]]
 
-_ZSTD_LEVEL = 1
 _SAVE_EVERY_S = 1.0
 
 
@@ -92,7 +92,7 @@ class ShardWriter:
         self._header, self._shard = header, shard
         self._partial = directory / f".{self.path.name}.{os.getpid()}.partial"
         self._capacity, self._filled = row_group_rows, 0
-        self._buffers = {column.name: np.empty(row_group_rows, column.dtype) for column in BLOCK_COLUMNS}
+        self._buffers = {column.name: np.empty(0, column.dtype) for column in BLOCK_COLUMNS}
         self._words = {name: pa.array(header.names[name], pa.string()) for name in WORDS}
         self._labels: dict[str, pa.Array] = {}
 
@@ -103,7 +103,7 @@ class ShardWriter:
                 self._partial,
                 schema,
                 compression="zstd",
-                compression_level=_ZSTD_LEVEL,
+                compression_level=ZSTD_LEVEL,
                 use_dictionary=DICTIONARY_ENCODED,
                 column_encoding=COLUMN_ENCODING,
                 write_statistics=WITH_STATISTICS,
@@ -117,6 +117,7 @@ class ShardWriter:
         done = 0
         while done < n_rows:
             take = min(n_rows - done, self._capacity - self._filled)
+            self._reserve(self._filled + take)
             for column in BLOCK_COLUMNS:
                 buffer = self._buffers[column.name]
                 part = block[column.name][done : done + take]
@@ -125,6 +126,15 @@ class ShardWriter:
             if self._filled == self._capacity:
                 self._flush()
         self.n_rows += n_rows
+
+    def _reserve(self, n_rows: int) -> None:
+        """Room for that many rows: no more than a row group, and little for a shard of few."""
+        room = len(next(iter(self._buffers.values())))
+        if n_rows > room:
+            room = min(self._capacity, max(n_rows, 4 * room))
+            for name, buffer in self._buffers.items():
+                self._buffers[name] = np.empty(room, buffer.dtype)
+                self._buffers[name][: self._filled] = buffer[: self._filled]
 
     def _flush(self) -> None:
         if not self._filled:

@@ -59,6 +59,12 @@ class Seek:
             wanted |= self.pareto.unbeaten(step_time_s, memory_bytes)
         return np.asarray(wanted)
 
+    @property
+    def miss_bound(self) -> float:
+        """Memory that a plan must not exceed to be among those closest to fitting."""
+        misses = self.found.misses.memory_bytes
+        return float(misses.max()) if len(misses) >= N_MISSES else np.inf
+
     def lead(self, tile: Tile, fits: Mask) -> None:
         """Let the plans of a tile compete with those found so far."""
         bound, near_s = self.lead_bound, self.near_s
@@ -73,9 +79,11 @@ class Seek:
 
     def miss(self, tile: Tile) -> None:
         """Keep the plans of a tile, none of which fits, that are closest to fitting."""
-        least = np.min(tile.memory_bytes, where=tile.runs, initial=np.inf)
-        closest = tile.runs & (tile.memory_bytes <= 1.1 * least)
-        self.found.misses = self.found.misses.join(self.chosen(closest, tile)).best(N_MISSES, "memory")
+        needs = np.where(tile.runs, tile.memory_bytes, np.inf)
+        most = np.partition(needs, N_MISSES - 1, axis=None)[N_MISSES - 1] if needs.size > N_MISSES else np.inf
+        closest = tile.runs & (tile.memory_bytes <= min(most, self.miss_bound))
+        if closest.any():
+            self.found.misses = self.found.misses.join(self.chosen(closest, tile)).best(N_MISSES, "memory")
 
     def chosen(self, mask: Mask, tile: Tile) -> Leaders:
         local = np.flatnonzero(np.broadcast_to(mask, tile.step_time_s.shape))
@@ -129,9 +137,8 @@ def _seek_misses(part: Part, seek: Seek) -> None:
     left = left[np.argsort(least[left])]
     n_at_once = max(1, TILE_PLANS // 16 // part.shape[1])
     for start in range(0, len(left), n_at_once):
-        misses = seek.found.misses
         now = left[start : start + n_at_once]
-        if len(misses.index) >= N_MISSES and least[now[0]] > misses.memory_bytes.max():
+        if least[now[0]] > seek.miss_bound:
             return
         seek.miss(tile_at(part, now))
 

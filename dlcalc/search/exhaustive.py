@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
 from dlcalc.costmodel.placement import PlacedRates
-from dlcalc.costmodel.plans import KNOBS, Array, Index
+from dlcalc.costmodel.plans import KNOBS, Array, Index, pick
 from dlcalc.costmodel.tiles import Part, Tile, parts, tiles
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.search.bounded import Seek, seek_best
@@ -147,10 +147,3 @@ def outputs_of(
         "memory_bytes": memory_bytes,
         "headroom_bytes": scenario.hardware.device.hbm_bytes - memory_bytes,
     }
-
-
-def pick(array: Array, where: tuple[Index, ...]) -> Array:
-    """Values of a broadcastable array at positions of the full shape."""
-    offset = len(where) - array.ndim
-    index = tuple(w if n > 1 else np.zeros_like(w) for w, n in zip(where[offset:], array.shape, strict=True))
-    return np.broadcast_to(array[index], where[0].shape) if array.ndim else np.full(where[0].shape, float(array))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dlcalc.costmodel.bounds import fitting, least_memory_bytes, least_step_time_s
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY
+from dlcalc.costmodel.placement import Crossing, unplaced
+from dlcalc.costmodel.plans import number
 from dlcalc.costmodel.tiles import parts, tile_at, tiles
 from dlcalc.search.exhaustive import evaluate, search_block
 from dlcalc.search.found import Found
@@ -86,6 +90,18 @@ def test_a_part_is_estimated_as_the_grid_is(brute_force):
         np.testing.assert_array_equal(tile.memory_bytes.reshape(-1)[local], memory[index])
         assert fitting(part).n_fit == np.count_nonzero(fits[index])
         assert fitting(part).n_run == len(index)
+
+
+def test_placed_plans_take_their_links_along(brute_force):
+    """Links that differ by pipeline, as those of placed plans do."""
+    case, _, _, _, every = brute_force
+    slower = Crossing(np.linspace(5e9, 5e10, case.shape[2]).reshape(1, 1, -1, 1, 1, 1), number(2e-6))
+    rates = replace(unplaced(case.hardware), pp=slower, shard=slower)
+    placed = replace(every, placed=rates)
+    step = np.broadcast_to(placed.step_time_s, case.shape).ravel()
+    fits = np.flatnonzero(np.broadcast_to(placed.fits, case.shape))
+    found = search_block(case, 0, case.shape[0], keep=40, placed=rates)
+    assert found.leaders.index.tolist() == fits[np.lexsort((fits, step[fits]))][:40].tolist()
 
 
 def test_nothing_beats_its_bounds(brute_force):
