@@ -161,7 +161,7 @@ def dry_run(space_file: Path, *, out: Path | None = None, hardware_dirs: Sequenc
     }
 
 
-BYTES_PER_ROW = 40
+BYTES_PER_ROW = 45
 """Of a compressed row, as measured by benchmarks/write_speed.py."""
 
 

@@ -25,7 +25,7 @@ SHARD_PLANS = 1 << 26
 WORTH_A_SHARD = 1 << 23
 N_SHARDS = 32
 """So many shards are wanted, that cores finish together, as long as each is worth one."""
-WORTH_A_POOL = 20_000_000
+WORTH_A_POOL = 8_000_000
 """Below this many plans a single process is done before others have started."""
 
 
