@@ -22,7 +22,7 @@ from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
 from dlcalc.results.writer import StudyWriter, open_study
-from dlcalc.search.executors import shards_of
+from dlcalc.search.executors import shards_of, shared_out
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
 from dlcalc.search.found import Found, Leaders, SortKey
 from dlcalc.search.space import Scenario
@@ -86,7 +86,8 @@ def run_search(
         else:
             sweep(scenarios, shards, study, headers, found, mode, n_kept, key, jobs, progress)
         seconds = time.perf_counter() - began
-        summary = _summary(space, scenarios, found, directory, seconds, top, key)
+        said = _scenario_summaries(scenarios, found, top, key, jobs)
+        summary = _summary(space, found, said, directory, seconds)
         if placing is not None:
             _place(placing, scenarios, found, study, summary, top, progress)
         study.finish(summary)
@@ -212,13 +213,7 @@ def list_models() -> list[ModelRow]:
 
 
 def _summary(
-    space: SpaceSpec,
-    scenarios: Sequence[Scenario],
-    found: Mapping[int, Found],
-    directory: Path,
-    seconds: float,
-    top: int,
-    key: SortKey,
+    space: SpaceSpec, found: Mapping[int, Found], said: list[ScenarioSummary], directory: Path, seconds: float
 ) -> Summary:
     n_plans = sum(f.n_plans for f in found.values())
     return {
@@ -230,9 +225,7 @@ def _summary(
         "plans_per_s": n_plans / seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "result": str(directory),
-        "scenarios": [
-            _scenario_summary(scenario, found[position], top, key) for position, scenario in enumerate(scenarios)
-        ],
+        "scenarios": said,
     }
 
 
@@ -242,6 +235,20 @@ def peak_rss_bytes() -> int:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return max(own, children) * unit
+
+
+WORTH_SHARING = 64
+"""Fewer scenarios are summed up sooner than another pool has started."""
+
+
+def _scenario_summaries(
+    scenarios: Sequence[Scenario], found: Mapping[int, Found], top: int, key: SortKey, jobs: int | None
+) -> list[ScenarioSummary]:
+    """One per scenario, in order; many are shared out like the shards were."""
+    tasks = [(scenario, found[position], top, key) for position, scenario in enumerate(scenarios)]
+    if len(tasks) < WORTH_SHARING:
+        return [_scenario_summary(*task) for task in tasks]
+    return shared_out(_scenario_summary, tasks, jobs=jobs)
 
 
 def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:

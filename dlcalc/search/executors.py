@@ -10,11 +10,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from dlcalc.errors import DlcalcError
 from dlcalc.search.space import Scenario
@@ -91,6 +92,26 @@ def run(work: Callable[[W], T], tasks: Sequence[W], *, jobs: int | None = None) 
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Arguments of one of many like calls."""
+
+    position: int
+    arguments: tuple[Any, ...]
+    n_plans: int = WORTH_A_POOL
+
+
+def shared_out(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], *, jobs: int | None = None) -> list[T]:
+    """``function`` of each of ``arguments``, in order."""
+    calls = [_Call(position, each) for position, each in enumerate(arguments)]
+    results = {call.position: result for call, result in run(partial(_called, function), calls, jobs=jobs)}
+    return [results[position] for position in range(len(calls))]
+
+
+def _called(function: Callable[..., T], call: _Call) -> T:
+    return function(*call.arguments)
 
 
 def _serve_one_parent() -> None:
