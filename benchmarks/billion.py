@@ -3,9 +3,10 @@
     python benchmarks/billion.py [--jobs 1 2] [--sizes 6 7 8 9]
 
 ``benchmarks/billion.yaml`` holds 1,000 scenarios: five models on twenty machines in ten sizes; smaller studies take the
-first of each. After it, single scenarios of 15 million to 2.7 billion plans: every knob over its whole range. The command is run as users run it, and everything is written. Seconds are of the clock, and of all cores
-together (``core-s``), which other work on the machine disturbs less. Memory is the sum of resident memory over all
-processes, sampled twenty times a second; pages that processes share count for each. Linux only.
+first of each. After it, single scenarios of 15 million to 2.7 billion plans: every knob over its whole range. The
+command is run as users run it, and everything is written. Seconds are of the clock, and of all cores together
+(``core-s``), which other work on the machine disturbs less. Memory is the sum of resident memory over all processes,
+sampled twenty times a second; pages that processes share count for each. Linux only.
 """
 
 from __future__ import annotations
