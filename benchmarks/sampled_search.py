@@ -2,9 +2,9 @@
 
     python benchmarks/sampled_search.py [--samplers tpe,nsga2] [--seeds 10] [--share 0.02] [--spaces llama3_70b]
 
-Every scenario is searched exhaustively first. A sampler may then estimate a share of its plans (and make 2,000 trials at
-most); its trials, of several plans each, are counted plan by plan. Printed for each scenario: the median over the seeds of
-the share that was estimated when the best plan so far came within 1 %, and how many seeds came so far.
+Every scenario is searched exhaustively first. A sampler may then estimate a share of its plans (and make 2,000 trials
+at most); its trials, of several plans each, are counted plan by plan. Printed for each scenario: the median over the
+seeds of the share that was estimated when the best plan came within 1 %, and how many seeds came so far.
 """
 
 from __future__ import annotations
@@ -72,15 +72,15 @@ def main() -> int:
     parser.add_argument("--spaces", default="", help="Only files whose name contains this.")
     arguments = parser.parse_args()
     missed = 0
-    for file in sorted(SPACES.glob(f"*{arguments.spaces}*.yaml")):
+    for file in sorted(SPACES.glob("*.yaml")):
+        if arguments.spaces not in file.name:
+            continue
         for scenario in scenarios_of(load_spec(file, SpaceSpec), file.parent, HardwareRegistry()):
             best_s = optimum_s(scenario)
             most = int(arguments.share * scenario.n_plans)
             for sampler in arguments.samplers.split(","):
                 began = time.perf_counter()
-                runs = [
-                    plans_until_close(scenario, sampler, seed, best_s, most) for seed in range(arguments.seeds)
-                ]
+                runs = [plans_until_close(scenario, sampler, seed, best_s, most) for seed in range(arguments.seeds)]
                 needed, ratios = np.array(runs).T
                 median = np.median(needed)
                 within = np.isfinite(median)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from dlcalc.search.exhaustive import BLOCK_PLANS, Found, search_block
 from dlcalc.search.goals import best_compromises, check_goals, values_of
 from dlcalc.search.sampled import Finished, SampledStudy, Told, open_sampled_study, shown_storage
 from dlcalc.search.space import Scenario
+from dlcalc.search.variables import Choice, Point
 from dlcalc.specs.sampling import SearchSpec
 from dlcalc.specs.space import SpaceSpec
 from dlcalc.workflows_sampled import identity_of, study_name
@@ -60,7 +61,7 @@ def _tried(
     identity = {"kind": designs.kind, **identity_of(designs.base, spec)}
     if spec.design is not None:
         identity["price"] = spec.design.usd_per_device_hour
-        check_goals(designs.made(_middle(designs), "design"), spec.goals)
+        check_goals(designs.made(_any_point(designs), "design"), spec.goals)
     else:
         check_goals(designs.base, spec.goals)
     study = open_sampled_study(spec, name, designs.variables, identity, journal=str(journal))
@@ -86,9 +87,7 @@ def _tried(
     return study, study.finished()
 
 
-def _middle(designs: Designs) -> dict[str, float | int | str | bool]:
-    from dlcalc.search.variables import Choice
-
+def _any_point(designs: Designs) -> Point:
     return {v.name: v.values[0] if isinstance(v, Choice) else v.low for v in designs.variables}
 
 
@@ -124,14 +123,15 @@ def _chosen(
     scenarios, rows = [], []
     for trial in (fitting[position] for position in spread):
         scenario = designs.made(trial.point, f"design {trial.number}")
-        variables = {name: value if isinstance(value, str) else float(value) for name, value in trial.point.items()}
+        variables: dict[str, float | str] = {
+            name: value if isinstance(value, str) else float(value) for name, value in trial.point.items()
+        }
         if scenario.custom_split:
-            variables = {"stages": " ".join(map(str, scenario.custom_split))} | {
-                name: variables[name] for name in ("pp", "vpp") if name in variables
-            }
+            cut: dict[str, float | str] = {"stages": " ".join(map(str, scenario.custom_split))}
+            variables = cut | {name: variables[name] for name in variables if name in ("pp", "vpp")}
         values = dict(zip(spec.goals, trial.told.values, strict=True))
         rows.append(DesignRow(scenario=scenario.name, trial=trial.number, variables=variables, values=values))
-        scenarios.append(replace(scenario))
+        scenarios.append(scenario)
     unchanged = best_of(designs.base, spec) if _has_goals(designs.base, spec) else None
     fits = unchanged is not None and unchanged.excess <= 0
     return scenarios, {

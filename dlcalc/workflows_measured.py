@@ -25,7 +25,7 @@ from dlcalc.search.measuring import Belief, belief
 from dlcalc.search.runner import arguments, run_command
 from dlcalc.search.sampled import shown_storage
 from dlcalc.search.space import Scenario
-from dlcalc.search.variables import Choice, Value
+from dlcalc.search.variables import Choice
 from dlcalc.specs.plan import PlanSection
 from dlcalc.specs.sampling import DEFAULT_TIMEOUT_S, SearchSpec
 from dlcalc.specs.space import SpaceSpec
@@ -149,9 +149,7 @@ def _measure(
         _run(spec, study, claim, candidates, directory, folder)
 
 
-def _next(
-    candidates: Candidates, known: Belief, runs: Sequence[PlanRun], wanted: Sequence[int]
-) -> int | None:
+def _next(candidates: Candidates, known: Belief, runs: Sequence[PlanRun], wanted: Sequence[int]) -> int | None:
     """The candidate to run next; None where no candidate can be faster than the best time measured."""
     if wanted:
         return wanted[0]
@@ -169,7 +167,9 @@ def _named(plan: PlanSection, candidates: Candidates) -> int:
     told = plan.model_dump(exclude_none=True)
     for knob, value in told.items():
         code = ALL_LAYERS if value == "all" else value
-        agrees &= np.array([candidates.knobs(row)[knob] == code for row in range(len(candidates.index))], dtype=np.bool_)
+        agrees &= np.array(
+            [candidates.knobs(row)[knob] == code for row in range(len(candidates.index))], dtype=np.bool_
+        )
     if not agrees.any():
         listed = ", ".join(f"{knob}={value}" for knob, value in told.items())
         raise DlcalcError(

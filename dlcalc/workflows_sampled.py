@@ -80,9 +80,7 @@ def sample_scenario(
     return Sampled(study, trials, plans)
 
 
-def one_batch(
-    scenario: Scenario, spec: SearchSpec, study: SampledStudy, coordinates: Coordinates, count: int
-) -> bool:
+def one_batch(scenario: Scenario, spec: SearchSpec, study: SampledStudy, coordinates: Coordinates, count: int) -> bool:
     """Ask for ``count`` points, estimate their plans together and tell; whether there was anything left to estimate."""
     asked = study.ask(count)
     taken = [(one, coordinates.take(one.point)) for one in asked]
@@ -114,7 +112,7 @@ def outcome(scenario: Scenario, spec: SearchSpec, found: Estimate, plans: Index,
         values=tuple(values.tolist()),
         excess=float(excess[best]),
         said={
-            "plan": plan_words(knobs),  # type: ignore[arg-type]
+            "plan": plan_words(knobs),
             "plan_index": int(plans[best]),
             PLAN_INDICES: plans.tolist(),
             "memory_gib": round(float(memory[best]) / GIB, 3),
@@ -219,7 +217,10 @@ def found_of(scenario: Scenario, plans: Index, n_kept: int, key: SortKey) -> tup
 
 
 def sampled_summary(
-    scenario: Scenario, spec: SearchSpec, sampled: Sampled, plan_rows: Any  # noqa: ANN401 - a function of workflows
+    scenario: Scenario,
+    spec: SearchSpec,
+    sampled: Sampled,
+    plan_rows: Any,  # noqa: ANN401 - a function of workflows
 ) -> SampledSummary:
     """How the scenario was searched, and what no plan beats in every objective."""
     trials = sampled.trials
@@ -254,4 +255,3 @@ def study_name(spec: SearchSpec, study: str, scenario: Scenario, n_scenarios: in
     """One study of Optuna per scenario."""
     name = spec.study_name or study
     return name if n_scenarios == 1 else f"{name}: {scenario.name}"
-

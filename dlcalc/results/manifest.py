@@ -8,7 +8,7 @@ Parquet reader skips:
         s000-000001.parquet
         _manifest.json          what made the study, and every finished shard with its counts and hash
         _summary.json           what was printed: the object of ``--json``
-        _measured.csv, _trials/ plans that were run, and what their runs were given and printed, where that was asked for
+        _measured.csv, _trials/ plans that were run, what their runs were given and printed, where that was asked for
         _placed/                the best plans as placed on a fabric, where that was asked for (results.placed)
 
 A file appears under its name only when it is whole (written under a hidden name, then renamed), and counts only

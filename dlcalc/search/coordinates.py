@@ -1,9 +1,9 @@
 """A scenario's plans as a few named numbers that a sampler can move, and the way from such numbers to plans.
 
-A product of all values of all knobs is mostly plans that cannot run: degrees whose product is not the number of devices,
-chunks that do not divide the layers, recomputation of more layers than there are. Here every point stands for plans
-that nothing but memory can refuse: those nearest to it, in doublings of degrees and words changed. A plan is taken only
-once; a point that is asked for again stands for its nearest neighbour.
+A product of all values of all knobs is mostly plans that cannot run: degrees whose product is not the number of
+devices, chunks that do not divide the layers, recomputation of more layers than there are. Here every point stands for
+plans that nothing but memory can refuse: those nearest to it, in doublings of degrees and words changed. A plan is
+taken only once; a point that is asked for again stands for its nearest neighbour.
 
 Recomputation trades memory for time, and a sampler that has to find the least that fits stumbles over memory all the
 time. So with ``folded``, a point leaves it open: it stands for every amount of recomputation that the rest allows.
@@ -13,6 +13,7 @@ Which plans run is known from the rules alone, one mesh at a time; no estimate i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
@@ -46,7 +47,7 @@ class Coordinates:
     folded: bool = True
     """Whether a point stands for every amount of recomputation."""
     _open: dict[int, Mask] = field(default_factory=dict)
-    """By mesh row: what runs and was not taken, on the other axes."""
+    """By mesh row: what runs and was not taken, on the other axes; folded, that of recomputation has one place."""
 
     @cached_property
     def all(self) -> tuple[Choice, ...]:
@@ -64,7 +65,7 @@ class Coordinates:
         return tuple(found)
 
     def take(self, point: Point) -> Index:
-        """The nearest plans to ``point`` that were not taken, which now are; of equals the first. Empty: none is left."""
+        """The nearest plans to ``point`` that were not taken, which now are; of equals the first. Empty: none left."""
         away = [self._distance(axis, point) for axis in range(6)]
         rest = reduce(np.add.outer, away[1:])
         nearest, found = np.inf, (-1, 0)
@@ -78,22 +79,28 @@ class Coordinates:
         row, local = found
         if row < 0:
             return np.empty(0, np.int64)
-        where = np.unravel_index(local, rest.shape)
-        chosen = (*where[: REDO - 1], slice(None) if self.folded else where[REDO - 1], *where[REDO:])
-        taken = np.zeros(rest.shape, dtype=np.bool_)
-        taken[chosen] = self._open[row][chosen]
-        self._open[row][chosen] = False
-        return np.flatnonzero(taken) + row * rest.size
+        self._open[row].flat[local] = False
+        place = [int(at) for at in np.unravel_index(local, rest.shape)]
+        others = self.scenario.shape[1:]
+        if not self.folded:
+            return np.array([np.ravel_multi_index((row, *place), self.scenario.shape)], dtype=np.int64)
+        amounts = np.flatnonzero(runs(self.scenario, row)[(*place[: REDO - 1], slice(None), *place[REDO:])])
+        where = [np.full(len(amounts), at) for at in place]
+        where[REDO - 1] = amounts
+        return np.asarray(np.ravel_multi_index(where, others) + row * math.prod(others))
 
     def mark(self, plans: Iterable[int]) -> None:
         """Plans that others have taken."""
-        size = self.scenario.n_plans // self.scenario.shape[0]
         for plan in plans:
-            self._open_at(plan // size).flat[plan % size] = False
+            row, *place = (int(at) for at in np.unravel_index(plan, self.scenario.shape))
+            if self.folded:
+                place[REDO - 1] = 0
+            self._open_at(row)[tuple(place)] = False
 
     def _open_at(self, row: int) -> Mask:
         if row not in self._open:
-            self._open[row] = runs(self.scenario, row)
+            possible = runs(self.scenario, row)
+            self._open[row] = possible.any(axis=REDO - 1, keepdims=True) if self.folded else possible
         return self._open[row]
 
     @cached_property
@@ -116,9 +123,9 @@ class Coordinates:
 
     def _distance(self, axis: int, point: Point) -> Array:
         """Doublings between each row of an axis and the point."""
-        total = np.zeros(self.scenario.shape[axis])
         if axis == REDO:
-            return total if self.folded else total + np.abs(self.redo_rank - float(point.get(RECOMPUTATION, 0)))
+            return np.zeros(1) if self.folded else np.abs(self.redo_rank - float(point.get(RECOMPUTATION, 0)))
+        total = np.zeros(self.scenario.shape[axis])
         for knob, codes in self.scenario.axes[axis].items():
             wanted = point.get(knob)
             if wanted is None:

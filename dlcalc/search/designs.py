@@ -130,9 +130,7 @@ def designed_hardware(hardware: HardwareSpec, numbers: Mapping[str, float], endi
     if "link_gb_per_s" in numbers:
         node_changes["link_gb_per_s"] = quoted(numbers["link_gb_per_s"])
     if "nic_gbit_per_s_per_device" in numbers:
-        fabric = fabric.model_copy(
-            update={"nic_gbit_per_s_per_device": quoted(numbers["nic_gbit_per_s_per_device"])}
-        )
+        fabric = fabric.model_copy(update={"nic_gbit_per_s_per_device": quoted(numbers["nic_gbit_per_s_per_device"])})
     described = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
     return hardware.model_copy(
         update={
@@ -153,8 +151,8 @@ def designed_hardware(hardware: HardwareSpec, numbers: Mapping[str, float], endi
 def stage_designs(base: Scenario) -> Designs:
     """Cuts of the layers into chunks that need not be equal.
 
-    Begins with those that trainers offer: equal chunks, and an embedding and a loss that count as a layer each. A cut is
-    ``pp`` x ``vpp`` chunks and three numbers: the layers of the first and of the last chunk over those of the
+    Begins with those that trainers offer: equal chunks, and an embedding and a loss that count as a layer each. A cut
+    is ``pp`` x ``vpp`` chunks and three numbers: the layers of the first and of the last chunk over those of the
     others (an embedding and a loss are work too), and a slope over the stages (earlier ones hold more micro-batches, so
     more memory).
     """
@@ -167,7 +165,7 @@ def stage_designs(base: Scenario) -> Designs:
         raise DlcalcError(f"search: uneven_stages: {base.name} has no pipeline (pp > 1) in its space")
     ends = [Interval(name, LEAST_END, MOST_END) for name in ("first_chunk", "last_chunk")]
     varied = [Choice(name, tuple(values)) for name, values in (("pp", pps), ("vpp", vpps)) if len(values) > 1]
-    variables = (*varied, *ends, Interval("slope", -MOST_SLOPE, MOST_SLOPE))
+    variables: tuple[Variable, ...] = (*varied, *ends, Interval("slope", -MOST_SLOPE, MOST_SLOPE))
 
     def made(point: Point, ending: str) -> Scenario:
         pp, vpp = int(point.get("pp", pps[0])), int(point.get("vpp", vpps[0]))
@@ -183,7 +181,7 @@ def stage_designs(base: Scenario) -> Designs:
         )
         return with_cut(base, cut, pp, vpp, ending)
 
-    known = [
+    known: list[Point] = [
         {"pp": pp, "vpp": vpp, "first_chunk": end, "last_chunk": end, "slope": 0.0}
         for pp in pps
         for vpp in vpps

@@ -44,13 +44,10 @@ def values_of(
     scenario: Scenario, goals: Sequence[Goal], step_time_s: Array, mfu_seconds: Array, memory_bytes: Array
 ) -> Array:
     """One row per plan, one column per objective."""
-    columns = {
-        "step_time": lambda: step_time_s,
-        "mfu": lambda: mfu_seconds / step_time_s,
-        "memory": lambda: memory_bytes / GIB,
-        "cost": lambda: cost_usd(scenario, step_time_s),
-    }
-    return np.stack([columns[goal]() for goal in goals], axis=-1)
+    columns = {"step_time": step_time_s, "mfu": mfu_seconds / step_time_s, "memory": memory_bytes / GIB}
+    if "cost" in goals:
+        columns["cost"] = cost_usd(scenario, step_time_s)
+    return np.stack([columns[goal] for goal in goals], axis=-1)
 
 
 def best_compromises(goals: Sequence[Goal], values: Array) -> NDArray[np.int64]:

@@ -3,10 +3,9 @@
 A study of Optuna holds the trials, in memory or in a storage that several processes share and that outlives them. What
 a trial stands for is none of its business: it is asked for points, and told what came out of them.
 
-Readable by other tools: parameters carry the names of knobs or of design variables, objectives their names and units,
-and what else is known of a trial is among its user attributes (``plan``, ``memory_gib``, ``reason`` ...). Ordered values
-are sampled by their position, which is what lets a sampler learn that 8 lies between 4 and 16; such a parameter is called
-``tp_position``.
+Readable by other tools: parameters carry the names of knobs or of design variables, objectives their names and units;
+what else is known of a trial is among its user attributes (``plan``, ``memory_gib``, ``reason`` ...). Ordered values
+are sampled by their position, so that 8 is known to lie between 4 and 16: the parameter is ``tp_position``.
 """
 
 from __future__ import annotations
@@ -155,7 +154,9 @@ def open_sampled_study(
 ) -> SampledStudy:
     """The study called ``name``, new or taken up; ``journal`` is the file of ``storage: journal``."""
     optuna = imported()
-    told = hashlib.sha256(json.dumps([identity, [repr(v) for v in variables]], sort_keys=True).encode()).hexdigest()[:16]
+    told = hashlib.sha256(json.dumps([identity, [repr(v) for v in variables]], sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
     with storage_errors(spec.storage), quiet():
         storage = storage_of(spec, journal)
         directions = ["maximize" if goal in MAXIMIZED else "minimize" for goal in spec.goals]
@@ -215,7 +216,8 @@ def suggested(trial: Trial, variable: Variable) -> Value:
         return trial.suggest_float(name, variable.low, variable.high, log=variable.log)
     if variable.is_ordered:
         return variable.values[trial.suggest_int(name, 0, len(variable.values) - 1)]
-    return trial.suggest_categorical(name, variable.values)
+    chosen: Value = trial.suggest_categorical(name, variable.values)  # type: ignore[assignment]  # never None here
+    return chosen
 
 
 def _written(variable: Variable, value: Value) -> tuple[str, Value]:
@@ -318,4 +320,3 @@ def storage_errors(storage: str | None) -> Iterator[None]:
         cause = error.__cause__ or getattr(error, "orig", None) or error
         why = " ".join(str(cause).split("\n(Background")[0].split())
         raise DlcalcError(f"search: storage: {shown_storage(storage)}: {why}") from error
-

@@ -126,7 +126,8 @@ class SearchSpec(Spec):
         if dialect not in STORAGES or not colon:
             near = suggestion(dialect, STORAGES) if dialect else ""
             raise ValueError(
-                f"{storage!r} is none of sqlite:///FILE, postgresql://USER@HOST/DATABASE, journal:///FILE, journal; {near}"
+                f"{storage!r} is none of sqlite:///FILE, postgresql://USER@HOST/DATABASE, journal:///FILE and journal; "
+                f"{near}"
             )
         if dialect in ("sqlite", "journal") and not rest.removeprefix("/"):
             raise ValueError(f"{storage!r} names no file; write {dialect}:///FILE")
@@ -153,7 +154,9 @@ class SearchSpec(Spec):
                 raise ValueError("objective: measured needs command, such as './run_trial.sh {plan}'")
             unused = ("sampler", "batch", "seed", "objectives", "design", "uneven_stages")
             if named := [key for key in unused if key in given]:
-                raise ValueError(f"{named[0]} means nothing with objective: measured, whose trials follow the estimates")
+                raise ValueError(
+                    f"{named[0]} means nothing with objective: measured, whose trials follow the estimates"
+                )
         elif named := [key for key in ("command", "timeout_s", "step_time_pattern") if key in given]:
             raise ValueError(f"{named[0]} needs objective: measured")
         if self.design is not None and self.uneven_stages:
