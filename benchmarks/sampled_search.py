@@ -66,7 +66,7 @@ def news(study: SampledStudy, since: int):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samplers", default="tpe")
+    parser.add_argument("--samplers", default="nsga2")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--share", type=float, default=0.02)
     parser.add_argument("--spaces", default="", help="Only files whose name contains this.")

@@ -20,7 +20,7 @@ from dlcalc.report.plan_words import plan_words
 from dlcalc.report.summary import MeasuredRow, MeasuredSummary
 from dlcalc.results.manifest import MEASURED_NAME, TRIALS_FOLDER, write_text
 from dlcalc.search.exhaustive import Leaders
-from dlcalc.search.measured_trials import INTERRUPTED, NO_LONGER, Claim, MeasuredStudy, PlanRun, open_measured_study
+from dlcalc.search.measured_trials import INTERRUPTED, Claim, MeasuredStudy, PlanRun, open_measured_study
 from dlcalc.search.measuring import Belief, belief
 from dlcalc.search.runner import arguments, run_command
 from dlcalc.search.sampled import shown_storage
@@ -141,12 +141,8 @@ def _measure(
                 "believed_step_time_s": round(float(np.exp(known.log_time[position])), 6),
             },
         )
-        if claim is None:
-            continue
-        if claim.plan_index not in candidates.position:
-            study.fail(claim, NO_LONGER)
-            continue
-        _run(spec, study, claim, candidates, directory, folder)
+        if claim is not None:
+            _run(spec, study, claim, candidates, directory, folder)
 
 
 def _next(candidates: Candidates, known: Belief, runs: Sequence[PlanRun], wanted: Sequence[int]) -> int | None:

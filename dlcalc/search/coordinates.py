@@ -84,7 +84,8 @@ class Coordinates:
         others = self.scenario.shape[1:]
         if not self.folded:
             return np.array([np.ravel_multi_index((row, *place), self.scenario.shape)], dtype=np.int64)
-        amounts = np.flatnonzero(runs(self.scenario, row)[(*place[: REDO - 1], slice(None), *place[REDO:])])
+        fibre = np.moveaxis(runs(self.scenario, row), REDO - 1, -1)[*place[: REDO - 1], *place[REDO:]]
+        amounts = np.flatnonzero(fibre)
         where = [np.full(len(amounts), at) for at in place]
         where[REDO - 1] = amounts
         return np.asarray(np.ravel_multi_index(where, others) + row * math.prod(others))
@@ -100,7 +101,7 @@ class Coordinates:
     def _open_at(self, row: int) -> Mask:
         if row not in self._open:
             possible = runs(self.scenario, row)
-            self._open[row] = possible.any(axis=REDO - 1, keepdims=True) if self.folded else possible
+            self._open[row] = np.asarray(possible.any(axis=REDO - 1, keepdims=True)) if self.folded else possible
         return self._open[row]
 
     @cached_property

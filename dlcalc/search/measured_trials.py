@@ -1,13 +1,14 @@
 """Runs of plans as trials of a study of Optuna, which several processes share and which outlives them.
 
 A trial has every knob as a parameter, so that ``optuna-dashboard`` shows them; its value is the measured step time.
-Which plan is next is not for a sampler of Optuna to say (``measuring``): it is enqueued, and asked for at once.
+Which plan is next is not for a sampler of Optuna to say (``measuring``).
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "interrupted"
 ANOTHER = "another process runs it"
-NO_LONGER = "can no longer win"
-NOT_RUN = (INTERRUPTED, ANOTHER, NO_LONGER)
+NOT_RUN = (INTERRUPTED, ANOTHER)
 """Reasons of trials that say nothing of their plan."""
 
 
@@ -73,17 +73,27 @@ class MeasuredStudy:
         return [trial for trial in found if "plan_index" in trial.user_attrs]
 
     def claim(self, plan_index: int, knobs: Mapping[str, Value], said: Said) -> Claim | None:
-        """Begin a run of this plan, or of one that was left waiting; None where another process has it."""
+        """Begin a run of this plan; None where another process has begun one.
+
+        A trial is added as one that runs: of two processes that add the same plan, the later one sees the other's.
+        (To enqueue it and ask for it would not do: on SQLite, two processes may be given the same trial.)
+        """
+        from optuna.distributions import CategoricalDistribution
+        from optuna.trial import Trial, TrialState, create_trial
+
+        name = f"{self._process}:{time.time_ns()}"
         with storage_errors(self._spec.storage):
-            attributes = {"plan_index": plan_index, **said}
-            self._sampled.study.enqueue_trial(dict(knobs), user_attrs=attributes)
-            trial = self._sampled.study.ask()
-            for knob in self._knobs:
-                trial.suggest_categorical(knob.name, knob.values)
-            trial.set_user_attr("process", self._process)
-            claimed = Claim(trial.number, int(trial.user_attrs["plan_index"]), trial)
-        others = [run for run in self.runs() if run.plan_index == claimed.plan_index and run.number < claimed.number]
-        if others:
+            self._sampled.study.add_trial(
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=dict(knobs),
+                    distributions={knob.name: CategoricalDistribution(knob.values) for knob in self._knobs},
+                    user_attrs={"plan_index": plan_index, "process": self._process, "claim": name, **said},
+                )
+            )
+            (own,) = [one for one in self._trials((TrialState.RUNNING,)) if one.user_attrs["claim"] == name]
+            claimed = Claim(own.number, plan_index, Trial(self._sampled.study, own._trial_id))  # Optuna names no other
+        if any(run.plan_index == plan_index and run.number < claimed.number for run in self.runs()):
             self.fail(claimed, ANOTHER)
             return None
         return claimed

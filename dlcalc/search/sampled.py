@@ -14,10 +14,11 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,14 @@ METRICS: Mapping[Goal, str] = {
 MAXIMIZED: frozenset[Goal] = frozenset({"mfu"})
 IDENTITY = "dlcalc_study"
 """Attribute of a study: what it is about, so that no other is taken up under its name."""
+CONSTRAINT = "memory beyond capacity"
+"""Of a trial: the share by which its plan needs more than there is."""
 STARTUP_TRIALS = 32
 """Drawn at random before a model of the trials is trusted."""
 POPULATION = 32
 PENALTY = 100.0
 """CMA-ES knows no constraints: for it, a plan that does not fit takes this many times as long."""
+CREATION_TRIES = 10
 INSTALL = "pip install 'dlcalc[optuna]'"
 
 
@@ -104,22 +108,29 @@ class SampledStudy:
         return {variable.name: suggested(trial, variable) for variable in self._variables}
 
     def tell(self, asked: Asked, told: Told) -> None:
-        """What came out of a point; kept at once."""
+        """What came out of a point; kept at once. One that another process has told, too, stays as it is."""
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        with storage_errors(self._spec.storage):
+        with storage_errors(self._spec.storage), suppress(UpdateFinishedTrialError):
             for name, value in told.said.items():
                 asked.trial.set_user_attr(name, value)
             if told.problem:
                 asked.trial.set_user_attr("reason", told.problem)
                 self.study.tell(asked.trial, state=TrialState.FAIL)
                 return
-            asked.trial.set_constraint("memory beyond capacity", told.excess)
-            values = told.values
-            if self._spec.sampler_name == "cmaes" and told.excess > 0:
-                sign = -1.0 if self._spec.goals[0] in MAXIMIZED else 1.0
-                values = tuple(sign * PENALTY * (abs(value) + told.excess) for value in values)
-            self.study.tell(asked.trial, values)
+            if self._spec.sampler_name != "cmaes":
+                asked.trial.set_constraint(CONSTRAINT, told.excess)
+                self.study.tell(asked.trial, told.values)
+                return
+            asked.trial.set_user_attr(CONSTRAINT, told.excess)
+            (value,) = told.values
+            self.study.tell(asked.trial, value if told.excess <= 0 else self._penalized(value, told.excess))
+
+    def _penalized(self, value: float, excess: float) -> float:
+        """Worse than every plan that fits, and the worse the less it does."""
+        times = PENALTY * (1.0 + excess)
+        return value / times if self._spec.goals[0] in MAXIMIZED else value * times
 
     def suggest_first(self, points: Sequence[Point]) -> None:
         """Points to begin with; variables they leave out are sampled."""
@@ -228,7 +239,7 @@ def _written(variable: Variable, value: Value) -> tuple[str, Value]:
 def _told(trial: FrozenTrial) -> Told:
     said = dict(trial.user_attrs)
     problem = str(said.pop("reason", "")) or ("" if trial.values else "no outcome was told")
-    excess = max((trial.constraints or {}).values(), default=0.0)
+    excess = (trial.constraints or {}).get(CONSTRAINT, said.pop(CONSTRAINT, 0.0))
     return Told(values=tuple(trial.values or ()), excess=excess, said=said, problem=problem)
 
 
@@ -266,7 +277,27 @@ def storage_of(spec: SearchSpec, journal: str) -> BaseStorage | str | None:
     from optuna.storages import RDBStorage
 
     patience = {"timeout": 60} if spec.storage.startswith("sqlite") else {}  # others may be writing
-    return RDBStorage(spec.storage, engine_kwargs={"connect_args": patience})
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    for left in reversed(range(CREATION_TRIES)):
+        try:
+            return RDBStorage(with_driver(spec.storage), engine_kwargs={"connect_args": patience})
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            if not left or not re.search("already exists|unique|duplicate", str(error), re.IGNORECASE):
+                raise
+            time.sleep(0.5)  # another process is creating the tables
+    raise AssertionError("the last try returns or raises")
+
+
+def with_driver(storage: str) -> str:
+    """The URL with a driver that is installed, where it names none: SQLAlchemy's own choice depends on its version."""
+    scheme, separator, rest = storage.partition("://")
+    if scheme != "postgresql":
+        return storage
+    driver = next((name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name)), None)
+    if driver is None:
+        raise DlcalcError(f"search: storage: {shown_storage(storage)} needs psycopg: {INSTALL}")
+    return f"{scheme}+{driver}{separator}{rest}"
 
 
 def journal_file(storage: str, default: str) -> str:
@@ -315,7 +346,7 @@ def storage_errors(storage: str | None) -> Iterator[None]:
         with quiet():
             yield
     except ImportError as error:
-        raise DlcalcError(f"search: storage: {shown_storage(storage)} needs {error.name}: {INSTALL}") from error
+        raise DlcalcError(f"search: storage: {shown_storage(storage)}: {error}") from error
     except (SQLAlchemyError, StorageInternalError, OSError) as error:
         cause = error.__cause__ or getattr(error, "orig", None) or error
         why = " ".join(str(cause).split("\n(Background")[0].split())

@@ -14,7 +14,10 @@ from dlcalc.specs.plan import PlanSection
 Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]
 Goal = Literal["step_time", "mfu", "memory", "cost"]
 
-DEFAULT_SAMPLER: Sampler = "tpe"
+PLAN_SAMPLER: Sampler = "nsga2"
+"""Where no sampler is named: for plans, of which thousands are estimated in the time that another takes to think."""
+DESIGN_SAMPLER: Sampler = "tpe"
+"""For designs, few and mostly continuous."""
 DEFAULT_TRIALS = 2000
 DEFAULT_RUNS = 20
 """Trials where each is a run on a cluster."""
@@ -188,7 +191,7 @@ class SearchSpec(Spec):
 
     @property
     def sampler_name(self) -> Sampler:
-        return self.sampler or DEFAULT_SAMPLER
+        return self.sampler or (DESIGN_SAMPLER if self.varies_scenario else PLAN_SAMPLER)
 
     @property
     def trials(self) -> int:

@@ -60,8 +60,9 @@ def test_a_mistake_is_named(tmp_path, lines, said):
 
 def test_what_is_left_out_has_a_default(tmp_path):
     search = read(tmp_path, "method: optuna")
-    assert (search.sampler_name, search.trials, search.goals) == ("tpe", 2000, ("step_time",))
+    assert (search.sampler_name, search.trials, search.goals) == ("nsga2", 2000, ("step_time",))
     assert search.samples_plans
+    assert read(tmp_path, "uneven_stages: true").sampler_name == "tpe"
     assert SearchSpec.model_validate({"objective": "measured", "command": "run"}).trials == 20
 
 
