@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,17 +48,17 @@ def design_scenarios(
     for base in scenarios:
         designs = hardware_designs(base, spec.design) if spec.design is not None else stage_designs(base)
         name = study_name(spec, space.study, base, len(scenarios))
-        study, trials = _tried(designs, spec, name, journal, progress)
+        study = _study_of(designs, spec, name, journal)
+        with closing(study):
+            trials = _tried(designs, spec, study, progress)
         found, summary = _chosen(designs, spec, study, trials)
         chosen += [base, *found]
         said.append(summary)
     return tuple(chosen), said
 
 
-def _tried(
-    designs: Designs, spec: SearchSpec, name: str, journal: Path, progress: Progress | None
-) -> tuple[SampledStudy, Sequence[Finished]]:
-    """Ask for designs until the study has its trials."""
+def _study_of(designs: Designs, spec: SearchSpec, name: str, journal: Path) -> SampledStudy:
+    """The study of these designs, which begins with those that are known."""
     identity = {"kind": designs.kind, **identity_of(designs.base, spec)}
     if spec.design is not None:
         identity["price"] = spec.design.usd_per_device_hour
@@ -67,6 +68,11 @@ def _tried(
     study = open_sampled_study(spec, name, designs.variables, identity, journal=str(journal))
     if study.is_new:
         study.suggest_first(designs.first)
+    return study
+
+
+def _tried(designs: Designs, spec: SearchSpec, study: SampledStudy, progress: Progress | None) -> Sequence[Finished]:
+    """Ask for designs until the study has its trials."""
     while (done := len(study.finished())) < spec.trials:
         if progress:
             progress(done, spec.trials, TRYING)
@@ -84,7 +90,7 @@ def _tried(
             price = scenario.hardware.price
             said |= {"usd_per_device_hour": f"{price.usd_per_device_hour:.4g}"} if price and spec.design else {}
             study.tell(asked, Told(best.values, best.excess, said))
-    return study, study.finished()
+    return study.finished()
 
 
 def _any_point(designs: Designs) -> Point:

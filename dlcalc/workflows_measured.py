@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,10 +96,10 @@ def measure_scenarios(
     for scenario, best in zip(scenarios, leaders, strict=True):
         candidates = Candidates.of(scenario, best)
         name = study_name(spec, space.study, scenario, len(scenarios))
-        study = _study_of(spec, name, candidates, directory)
-        _measure(spec, study, candidates, directory, folder, progress)
-        said.append(_summary(spec, study, candidates, directory / MEASURED_NAME))
-        rows += _rows(space.study, study, candidates)
+        with closing(_study_of(spec, name, candidates, directory)) as study:
+            _measure(spec, study, candidates, directory, folder, progress)
+            said.append(_summary(spec, study, candidates, directory / MEASURED_NAME))
+            rows += _rows(space.study, study, candidates)
     _write_csv(directory / MEASURED_NAME, rows)
     return said
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,9 +63,20 @@ def sample_scenario(
     coordinates = Coordinates(scenario, folded=len(spec.goals) == 1 and spec.goals[0] != "memory")
     if not coordinates.all:
         raise DlcalcError(f"{scenario.name}: leaves a sampler nothing to choose; leave out search")
+    known = [warm_point(plan, coordinates) for plan in spec.warm_start]
     study = open_sampled_study(spec, name, coordinates.all, identity_of(scenario, spec), journal=str(journal))
-    if study.is_new:
-        study.suggest_first([warm_point(plan, coordinates) for plan in spec.warm_start])
+    with closing(study):
+        if study.is_new:
+            study.suggest_first(known)
+        trials = _trials(scenario, spec, study, coordinates, progress)
+    plans = np.unique(np.array([plan for trial in trials for plan in plans_of(trial)], dtype=np.int64))
+    return Sampled(study, trials, plans)
+
+
+def _trials(
+    scenario: Scenario, spec: SearchSpec, study: SampledStudy, coordinates: Coordinates, progress: Progress | None
+) -> Sequence[Finished]:
+    """Batch after batch until there are as many as wanted, or no plan is left."""
     seen = 0
     while True:
         trials = study.finished()
@@ -74,10 +86,7 @@ def sample_scenario(
             progress(min(seen, spec.trials), spec.trials, SAMPLING)
         missing = min(spec.batch or BATCH, spec.trials - seen)
         if missing <= 0 or not one_batch(scenario, spec, study, coordinates, missing):
-            break
-    trials = study.finished()
-    plans = np.unique(np.array([plan for trial in trials for plan in plans_of(trial)], dtype=np.int64))
-    return Sampled(study, trials, plans)
+            return study.finished()
 
 
 def one_batch(scenario: Scenario, spec: SearchSpec, study: SampledStudy, coordinates: Coordinates, count: int) -> bool:

@@ -59,6 +59,10 @@ class MeasuredStudy:
     def name(self) -> str:
         return self._sampled.name
 
+    def close(self) -> None:
+        """Let go of the storage."""
+        self._sampled.close()
+
     def runs(self) -> list[PlanRun]:
         """Every plan that was run or is being run, in order."""
         from optuna.trial import TrialState

@@ -89,14 +89,29 @@ class Finished:
 class SampledStudy:
     """A study of Optuna over ``variables``."""
 
-    def __init__(self, study: Study, variables: Sequence[Variable], spec: SearchSpec, *, is_new: bool) -> None:
-        self.study, self._variables, self._spec = study, variables, spec
+    def __init__(
+        self,
+        study: Study,
+        storage: BaseStorage | None,
+        variables: Sequence[Variable],
+        spec: SearchSpec,
+        *,
+        is_new: bool,
+    ) -> None:
+        self.study, self._storage, self._variables, self._spec = study, storage, variables, spec
         self.is_new = is_new
         self.n_before = len(self.finished())
 
     @property
     def name(self) -> str:
         return self.study.study_name
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        if self._storage is not None:
+            self._storage.remove_session()
+            if hasattr(self._storage, "engine"):  # of a database
+                self._storage.engine.dispose()
 
     def ask(self, count: int) -> list[Asked]:
         """``count`` points to be evaluated together."""
@@ -184,7 +199,7 @@ def open_sampled_study(
                     f"give another study_name, or another storage"
                 ) from None
         study.sampler = sampler_of(spec, _seed(spec, study, is_new=is_new))
-    return SampledStudy(study, variables, spec, is_new=is_new)
+    return SampledStudy(study, storage, variables, spec, is_new=is_new)
 
 
 def _identity(study: Study, patience_s: float = 5.0) -> str | None:
@@ -265,7 +280,7 @@ def sampler_of(spec: SearchSpec, seed: int) -> BaseSampler:
     return samplers.CmaEsSampler(seed=seed, n_startup_trials=STARTUP_TRIALS, warn_independent_sampling=False)
 
 
-def storage_of(spec: SearchSpec, journal: str) -> BaseStorage | str | None:
+def storage_of(spec: SearchSpec, journal: str) -> BaseStorage | None:
     """Where trials are kept; None: in memory."""
     if spec.storage is None:
         return None
