@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -17,11 +18,22 @@ from dlcalc.costmodel.plans import KNOBS, NAMES, Index, value_of
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
-from dlcalc.report.summary import Breakdown, DryRun, HardwareRow, Miss, ModelRow, PlanRow, ScenarioSummary, Summary
+from dlcalc.report.summary import (
+    Breakdown,
+    DesignSummary,
+    DryRun,
+    HardwareRow,
+    Miss,
+    ModelRow,
+    PlanRow,
+    SampledSummary,
+    ScenarioSummary,
+    Summary,
+)
 from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
-from dlcalc.results.writer import StudyWriter, open_study
+from dlcalc.results.writer import ShardHeader, StudyWriter, open_study
 from dlcalc.search.executors import shards_of, shared_out
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
 from dlcalc.search.found import Found, Leaders, SortKey
@@ -67,8 +79,11 @@ def run_search(
     scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
     key: SortKey = "memory" if sort == "memory" else "step_time"
     n_kept, what = _keep_of(space, keep)
-    n_plans = sum(scenario.n_plans for scenario in scenarios)
     directory = out or Path("results") / space.study
+    designs: list[DesignSummary] = []
+    if space.search is not None and space.search.varies_scenario:
+        scenarios, designs = _designed(space, scenarios, directory, progress)
+    n_plans = sum(scenario.n_plans for scenario in scenarios)
     origin = _origin_of(space, space_file, scenarios, what=what, n_kept=n_kept, sort=key)
     shards = shards_of(scenarios)
     found = {position: Found() for position in range(len(scenarios))}
@@ -76,7 +91,11 @@ def run_search(
         counts_first = what == "auto" and n_plans > MOST_ROWS
         mode: Keep = "feasible" if what == "auto" else what  # type: ignore[assignment]
         headers = {position: study.header(position, NAMES) for position in found}
-        if counts_first:
+        sampled: dict[int, SampledSummary] = {}
+        if space.search is not None and space.search.samples_plans:
+            mode = "feasible" if counts_first else mode
+            sampled = _sample(space, scenarios, study, headers, found, mode, n_kept, key, progress)
+        elif counts_first:
             sweep(scenarios, shards, study, headers, found, None, n_kept, key, jobs, progress)
             if sum(f.n_fit for f in found.values()) <= MOST_ROWS:
                 found = {position: Found() for position in found}
@@ -88,10 +107,68 @@ def run_search(
         seconds = time.perf_counter() - began
         said = _scenario_summaries(scenarios, found, top, key, jobs)
         summary = _summary(space, found, said, directory, seconds)
+        for position, how in sampled.items():
+            summary["scenarios"][position]["sampled"] = how
+        if designs:
+            summary["designs"] = designs
         if placing is not None:
             _place(placing, scenarios, found, study, summary, top, progress)
+        if space.search is not None and space.search.measured:
+            _measure(space, space_file.parent, scenarios, found, directory, summary, progress)
         study.finish(summary)
     return summary
+
+
+def _sample(
+    space: SpaceSpec,
+    scenarios: Sequence[Scenario],
+    study: StudyWriter,
+    headers: Mapping[int, ShardHeader],
+    found: dict[int, Found],
+    what: Keep,
+    n_kept: int,
+    key: SortKey,
+    progress: Progress | None,
+) -> dict[int, SampledSummary]:
+    """Every scenario's plans, sampled and written; how, by position."""
+    from dlcalc.workflows_sampled import sample_scenario, sampled_summary, study_name, write_sampled
+
+    assert space.search is not None
+    said = {}
+    for position, scenario in enumerate(scenarios):
+        name = study_name(space.search, space.study, scenario, len(scenarios))
+        journal = study.directory.with_name(f"{study.directory.name}.journal")
+        sampled = sample_scenario(scenario, space.search, name, journal=journal, progress=progress)
+        found[position] = write_sampled(scenario, sampled, study, headers[position], what, n_kept, key)
+        said[position] = sampled_summary(scenario, space.search, sampled, _plan_rows)
+    return said
+
+
+def _designed(
+    space: SpaceSpec, scenarios: Sequence[Scenario], directory: Path, progress: Progress | None
+) -> tuple[tuple[Scenario, ...], list[DesignSummary]]:
+    """The scenarios as they are, each followed by the best of its designs."""
+    from dlcalc.workflows_designs import design_scenarios
+
+    journal = directory.with_name(f"{directory.name}.journal")
+    return design_scenarios(space, scenarios, journal=journal, progress=progress)
+
+
+def _measure(
+    space: SpaceSpec,
+    folder: Path,
+    scenarios: Sequence[Scenario],
+    found: Mapping[int, Found],
+    directory: Path,
+    summary: Summary,
+    progress: Progress | None,
+) -> None:
+    """Run the plans that may be the fastest, and say so in ``summary``."""
+    from dlcalc.workflows_measured import measure_scenarios
+
+    measured = measure_scenarios(space, scenarios, [found[p].leaders for p in found], directory, folder, progress)
+    for said, one in zip(summary["scenarios"], measured, strict=True):
+        said["measured"] = one
 
 
 def _placing_of(space: SpaceSpec, space_file: Path, *, sort: str, **asked: Any) -> Placing | None:  # noqa: ANN401
@@ -397,7 +474,7 @@ def _origin_of(
     return StudyOrigin(
         study=space.study,
         space_text=space_file.read_text(encoding="utf-8"),
-        settings={"keep": what, "leaders": n_kept, "sort": sort},
+        settings={"keep": what, "leaders": n_kept, "sort": sort, **_search_settings(space)},
         scenarios=tuple(
             ScenarioOrigin(
                 name=scenario.name,
@@ -415,3 +492,11 @@ def _origin_of(
             for scenario in scenarios
         ),
     )
+
+
+def _search_settings(space: SpaceSpec) -> dict[str, str]:
+    """What of the search decides which plans are written; more trials of the same study are the same study."""
+    if space.search is None or not space.search.samples_plans:
+        return {}
+    said = space.search.model_dump(mode="json", exclude={"n_trials", "storage", "batch"}, exclude_defaults=True)
+    return {"search": json.dumps({"sampler": space.search.sampler_name, **said}, sort_keys=True)}

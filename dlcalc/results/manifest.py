@@ -8,6 +8,7 @@ Parquet reader skips:
         s000-000001.parquet
         _manifest.json          what made the study, and every finished shard with its counts and hash
         _summary.json           what was printed: the object of ``--json``
+        _measured.csv, _trials/ plans that were run, what their runs were given and printed, where that was asked for
         _placed/                the best plans as placed on a fabric, where that was asked for (results.placed)
 
 A file appears under its name only when it is whole (written under a hidden name, then renamed), and counts only
@@ -43,6 +44,8 @@ MANIFEST_NAME = "_manifest.json"
 SUMMARY_NAME = "_summary.json"
 LOCK_NAME = ".lock"
 PLACED_FOLDER = "_placed"
+MEASURED_NAME = "_measured.csv"
+TRIALS_FOLDER = "_trials"
 PLACED_TABLES = ("plans.parquet", "placements.parquet")
 
 _SHARD_NAME = re.compile(r"s\d{3,}-\d{6,}\.parquet")
@@ -266,7 +269,7 @@ def shard_name(scenario: int, shard: int) -> str:
 
 def is_ours(name: str) -> bool:
     """Whether a result directory's file ``name`` is one that dlcalc writes."""
-    fixed = (MANIFEST_NAME, SUMMARY_NAME, LOCK_NAME, PLACED_FOLDER)
+    fixed = (MANIFEST_NAME, SUMMARY_NAME, LOCK_NAME, PLACED_FOLDER, MEASURED_NAME, TRIALS_FOLDER)
     return name in fixed or bool(_SHARD_NAME.fullmatch(name) or is_partial(name))
 
 

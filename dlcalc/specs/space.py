@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 from dlcalc.specs.base import Spec, TupleFromList
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.recipe import MfuConvention, Scaling
+from dlcalc.specs.sampling import SearchSpec
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
 
 
@@ -172,6 +173,8 @@ class SpaceSpec(Spec):
     topology: Annotated[TopologySpec, BeforeValidator(_topology_of)] | None = None
     target: Target | None = None
     """Of every recipe that names none of its own."""
+    search: SearchSpec | None = None
+    """None: every plan is estimated."""
 
     @property
     def ranges(self) -> KnobRanges:
