@@ -140,7 +140,7 @@ def _sample(
         journal = study.directory.with_name(f"{study.directory.name}.journal")
         sampled = sample_scenario(scenario, space.search, name, journal=journal, progress=progress)
         found[position] = write_sampled(scenario, sampled, study, headers[position], what, n_kept, key)
-        said[position] = sampled_summary(scenario, space.search, sampled, _plan_rows)
+        said[position] = sampled_summary(scenario, space.search, sampled, _rows_of_plans)
     return said
 
 
@@ -393,6 +393,10 @@ def _plan_rows(scenario: Scenario, parts: Sequence[Index]) -> tuple[Estimate | N
         rows.append(_ranked(scenario, columns, range(start, start + len(part))))
         start += len(part)
     return estimated, rows
+
+
+def _rows_of_plans(scenario: Scenario, index: Index) -> list[PlanRow]:
+    return _plan_rows(scenario, [index])[1][0]
 
 
 def _ranked(scenario: Scenario, columns: Mapping[str, Any], positions: range) -> list[PlanRow]:
