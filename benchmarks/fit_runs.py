@@ -109,6 +109,12 @@ def constants_to_fit() -> list[Constant]:
             ),
             Constant("framework", name, "step_overhead_us", 10000.0, 500.0, 100000.0, 1.0, "host time per step"),
         ]
+    found.append(
+        Constant(
+            "framework", "megatron_deepspeed", "unhidden_launches", 0.2, 0.01, 0.6, 1.0,
+            "share of launches that the device waits for",
+        )
+    )  # fmt: skip
     for name in ("fsdp_composer", "torchtitan", "megatron_core"):
         found.append(
             Constant(

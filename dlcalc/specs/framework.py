@@ -107,6 +107,9 @@ class FrameworkProfile(Spec):
     # what the framework itself costs
     host_launch_us: PositiveFloat
     """Time the host needs per launch, the Python in between included; a layer is never faster than its launches."""
+    unhidden_launches: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the host's launches that the device waits for however long its kernels are: the host does not run ahead
+    there."""
     memory_pass_factor: PositiveFloat = 1.0
     """Bytes that memory-bound operations really move over those counted: layout changes and copies nobody lists."""
     step_overhead_us: NonNegativeFloat = 0.0
