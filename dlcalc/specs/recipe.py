@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from dlcalc.specs.base import Spec
 from dlcalc.specs.framework import FrameworkProfile
@@ -31,6 +31,15 @@ class Recipe(Spec):
     """Tokens of the whole run, for days and cost."""
     cuda_graphs: bool = False
     """Launches are replayed from a graph: no host launch floor."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_in_precision(cls, given: Any) -> Any:
+        """Some trainers keep other gradients in fp16 than in bf16."""
+        profile = given.get("framework") if isinstance(given, dict) else None
+        if not isinstance(profile, FrameworkProfile):
+            return given
+        return {**given, "framework": profile.in_precision(str(given.get("precision")))}
 
     @property
     def tokens_per_step(self) -> float:
