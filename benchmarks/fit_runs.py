@@ -241,6 +241,9 @@ def changed(setting: RunSetting, values: dict[tuple[str, str, str], float]) -> t
         for (kind, owner, path), value in values.items()
         if kind == "framework" and recipe.framework.name in profiles_of(owner)
     }
+    if "host_launch_us" in settings:  # a row whose graphs replay some launches keeps its share of them
+        usual = load_framework(recipe.framework.name).host_launch_us
+        settings["host_launch_us"] *= recipe.framework.host_launch_us / usual
     if settings:
         recipe = recipe.model_copy(update={"framework": recipe.framework.model_copy(update=settings)})
     return hardware, recipe
