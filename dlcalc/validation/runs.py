@@ -269,11 +269,7 @@ def _plan(
 RECOMPUTE_OF_SOURCE = {"vtrain_single": "none"}
 """Sources whose figures contradict what their rows say of recomputation.
 
-vtrain_single: its times are sums of parts, exact to a microsecond: data-parallel groups of 2 cost the same 1,394 us
-whatever else differs, and groups of 4 at times less than groups of 2. So they come out of vTrain's own simulator, which
-recomputes nothing where there is one stage, and a layer's share is the same with several. With recomputation, 1,024 more
-tokens of hidden size 2,048 would run at 237 TFLOP/s, softmax, dropout and norms included.
-"""
+vtrain_single: why is in ``configs/measured/README.md``; the rows shipped are corrected, other copies may not be."""
 
 
 def _recompute_text(run: MeasuredRun, remarks: list[str]) -> str:
