@@ -82,7 +82,7 @@ def moe_launches_count(
     return ROUTING + 2.0 * local_experts * (1.0 + casts) + 1.0 + norms + residual + shared + collectives
 
 
-def replayed_share(
+def replayed_launches_fraction(
     model: ModelSpec, profile: FrameworkProfile, modules: Collection[str], *, local_experts: float, casts: float
 ) -> float:
     """Share of a layer's launches that belong to ``modules`` (attn, mlp, moe_router, moe_preprocess), never all of it.

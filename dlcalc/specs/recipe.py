@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
@@ -34,9 +34,11 @@ class Recipe(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _profile_in_precision(cls, given: Any) -> Any:
+    def _profile_in_precision(cls, given: object) -> object:
         """Some trainers keep other gradients in fp16 than in bf16."""
-        profile = given.get("framework") if isinstance(given, dict) else None
+        if not isinstance(given, dict):
+            return given
+        profile = given.get("framework")
         if not isinstance(profile, FrameworkProfile):
             return given
         return {**given, "framework": profile.in_precision(str(given.get("precision")))}

@@ -156,4 +156,6 @@ def _captured(run: MeasuredRun, model: ModelSpec, profile: FrameworkProfile, mes
     if not modules:
         return 0.0
     casts = 2.0 * bool(re.search(r"fp8|fp4|float8", run.text("precision").lower()))
-    return launches.replayed_share(model, profile, modules, local_experts=model.n_experts / mesh.ep, casts=casts)
+    return launches.replayed_launches_fraction(
+        model, profile, modules, local_experts=model.n_experts / mesh.ep, casts=casts
+    )

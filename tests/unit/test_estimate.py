@@ -41,7 +41,9 @@ def estimated(framework="megatron", changes=None, hardware=H100, **plan) -> Esti
 def test_launches_that_the_device_waits_for_come_on_top(micro_batch):
     """All of them: the sum of device and host. None: the longer of the two."""
     longer, between, both = (
-        float(estimated(changes={"host_launch_us": 20.0, "unhidden_launches": share}, micro_batch=micro_batch).step_time_s)
+        float(
+            estimated(changes={"host_launch_us": 20.0, "unhidden_launches": share}, micro_batch=micro_batch).step_time_s
+        )
         for share in (0.0, 0.5, 1.0)
     )
     assert longer < both
