@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from dlcalc.specs.base import Spec
 from dlcalc.specs.framework import FrameworkProfile
@@ -37,6 +37,17 @@ class Recipe(Spec):
     """Launches are replayed from a graph: no host launch floor."""
     target: Target | None = None
     """The trainer that a launch is to be written for; plans it cannot run are refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_in_precision(cls, given: object) -> object:
+        """Some trainers keep other gradients in fp16 than in bf16."""
+        if not isinstance(given, dict):
+            return given
+        profile = given.get("framework")
+        if not isinstance(profile, FrameworkProfile):
+            return given
+        return {**given, "framework": profile.in_precision(str(given.get("precision")))}
 
     @property
     def tokens_per_step(self) -> float:
