@@ -1,9 +1,9 @@
-"""Write the measured parts of README.md anew: the printed example, the accuracy table and the speed table.
+"""Write the measured parts of README.md and docs/ anew: printed examples, the accuracy table and the speed table.
 
-    python benchmarks/readme.py [--leave-out FILE]
+    python benchmarks/readme.py [--leave-out FILE] [--only compare]
 
 Each stands between two comments; nothing else is touched. ``--leave-out`` takes what ``fit_runs.py --leave-out``
-printed.
+printed; ``--only compare`` writes docs/compare.md alone.
 """
 
 from __future__ import annotations
@@ -92,10 +92,44 @@ def speed() -> str:
     return "```text\n" + run(sys.executable, "benchmarks/search_speed.py").strip() + "\n```"
 
 
+COMPARED = {
+    "compare": ((), "llama3-405b: the best plan", "Prices and powers"),
+    "limits": (
+        ("--budget-usd", "200e6", "--deadline-days", "90", "--tokens", "15T"),
+        "The fastest within",
+        "Nothing fits",
+    ),
+    "failures": (
+        ("--objective", "days", "--mtbf-hours-per-device", "50675", "--checkpoint-write-s", "60", "--restart-s", "600"),
+        "Failures every",
+        "Prices and powers",
+    ),
+}
+"""Options of each example of docs/compare.md, and the lines that what is shown begins with and ends before."""
+
+
+def compared(text: str) -> str:
+    """docs/compare.md with its examples printed anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        space = "search_spaces/sku_shootout_llama3_405b.yaml"
+        run(sys.executable, "-m", "dlcalc.dlcalc_search", space, "-o", f"{folder}/study", "--quiet")
+        for name, (options, first, last) in COMPARED.items():
+            printed = run(sys.executable, "-m", "dlcalc.dlcalc_compare", f"{folder}/study", *options)
+            lines = [line.rstrip() for line in printed.splitlines()]
+            begin, end = (next(i for i, line in enumerate(lines) if line.startswith(mark)) for mark in (first, last))
+            text = between(text, f"example: {name}", "```text\n" + "\n".join(lines[begin:end]).strip() + "\n```")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--leave-out", type=Path)
+    parser.add_argument("--only", choices=["compare"])
     arguments = parser.parse_args()
+    comparison = ROOT / "docs" / "compare.md"
+    comparison.write_text(compared(comparison.read_text()))
+    if arguments.only:
+        return
     file = ROOT / "README.md"
     text = file.read_text()
     text = between(text, "example: search", example())

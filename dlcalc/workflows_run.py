@@ -57,7 +57,7 @@ def open_run(
     """A run file, or the row of rank ``rank`` (1 is the best) of the result in a directory."""
     registry = HardwareRegistry(folders=hardware_search_path(hardware_dirs))
     if path.is_dir():
-        return _row_of(open_result(path), path, rank or 1, scenario, registry)
+        return row_of(open_result(path), path, rank or 1, scenario, registry)
     for option, given in (("--rank", rank), ("--scenario", scenario)):
         if given is not None:
             raise DlcalcError(f"{option} picks a row of a result; {path} is not a result directory")
@@ -338,9 +338,12 @@ def _term_differences(
 # ---- rows of a result ---------------------------------------------------------------------------------------------
 
 
-def _row_of(result: Result, path: Path, rank: int, scenario: str | None, registry: HardwareRegistry) -> ResultRow:
+def row_of(
+    result: Result, path: Path, rank: int, scenario: str | None, registry: HardwareRegistry, *, by: str | None = None
+) -> ResultRow:
+    """The row of rank ``rank``, as placed where it was; else by column ``by``, or as it was searched."""
     notes: list[str] = []
-    name = _scenario_of(result, scenario, notes)
+    name = scenario_name(result, scenario, notes)
     origin = result.origin(name)
     placed = result.placed_plans(name)
     row: Mapping[str, Any]
@@ -349,7 +352,7 @@ def _row_of(result: Result, path: Path, rank: int, scenario: str | None, registr
             raise DlcalcError(f"{path}: --rank {rank}: {name} has {len(placed):,} placed plans")
         row = placed[rank - 1]
     else:
-        row = _unplaced_row(result, path, name, rank, origin)
+        row = _unplaced_row(result, path, name, rank, origin, by)
         if result.placed is not None:
             notes.append("nothing of this scenario was placed; estimated without placement")
     if not result.is_complete:
@@ -392,9 +395,11 @@ def _rates_in(row: Mapping[str, Any]) -> PlacedRates:
     )
 
 
-def _unplaced_row(result: Result, path: Path, scenario: str, rank: int, origin: ScenarioOrigin) -> Mapping[str, Any]:
-    """The row of rank ``rank`` as the search ranked it."""
-    by = "memory_bytes" if result.settings().get("sort") == "memory" else "step_time_s"
+def _unplaced_row(
+    result: Result, path: Path, scenario: str, rank: int, origin: ScenarioOrigin, by: str | None
+) -> Mapping[str, Any]:
+    """The row of rank ``rank`` by column ``by``, else as the search ranked it."""
+    by = by or ("memory_bytes" if result.settings().get("sort") == "memory" else "step_time_s")
     capacity = origin.hardware.device.hbm_bytes * (1.0 - float(origin.space.get("memory_headroom", 0.0)))
     index, n_rows = _index_of_rank(result, scenario, rank, by, capacity)
     if index is None:
@@ -402,7 +407,7 @@ def _unplaced_row(result: Result, path: Path, scenario: str, rank: int, origin: 
     return _knobs_at(result, scenario, index)
 
 
-def _scenario_of(result: Result, wanted: str | None, notes: list[str]) -> str:
+def scenario_name(result: Result, wanted: str | None, notes: list[str]) -> str:
     """The scenario called so, or the only one whose name it is a part of; unless told, the first one that has rows."""
     names = result.scenarios
     if wanted is not None:
@@ -423,18 +428,16 @@ def _scenario_of(result: Result, wanted: str | None, notes: list[str]) -> str:
 
 
 def _index_of_rank(result: Result, scenario: str, rank: int, by: str, capacity_bytes: float) -> tuple[int | None, int]:
-    """Plan index of the rank-th best row that fits, ties in the order of the space; and how many rows fit."""
-    best = np.empty((0, 2))
+    """Plan index of the rank-th best row that fits, of equals the faster one first; and how many rows fit."""
+    best = np.empty((0, 3))
     n_fit = 0
-    for batch in result.batches(scenario, columns=[by, "plan_index", "memory_bytes"]):
+    for batch in result.batches(scenario, columns=["plan_index", "step_time_s", "memory_bytes"]):
         fits = batch.column("memory_bytes").to_numpy() <= capacity_bytes
         n_fit += int(np.count_nonzero(fits))
-        found = np.column_stack(
-            [batch.column(by).to_numpy()[fits], batch.column("plan_index").to_numpy()[fits].astype(np.float64)]
-        )
-        best = np.concatenate([best, found])
-        best = best[np.lexsort((best[:, 1], best[:, 0]))[:rank]]
-    return (int(best[rank - 1, 1]) if len(best) >= rank else None), n_fit
+        found = [batch.column(name).to_numpy()[fits].astype(np.float64) for name in (by, "step_time_s", "plan_index")]
+        best = np.concatenate([best, np.column_stack(found)])
+        best = best[np.lexsort((best[:, 2], best[:, 1], best[:, 0]))[:rank]]
+    return (int(best[rank - 1, 2]) if len(best) >= rank else None), n_fit
 
 
 def _knobs_at(result: Result, scenario: str, index: int) -> dict[str, Knob]:

@@ -97,7 +97,7 @@ def _shard(
             chosen: list[Mapping[str, Any]] = []
             _blocks(scenario, shard, found, n_kept, key, chosen.append, what)
             index = _chosen_plans(found, chosen, what)
-            if len(index):
+            if len(index):  # in a shard of which nothing fits there is nothing to estimate
                 rows.write(rows_of(scenario, index))
     per_row = scenario.n_plans // scenario.shape[0]
     record = rows.record(

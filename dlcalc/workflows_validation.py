@@ -40,10 +40,11 @@ def run_validation(
 ) -> ValidationSummary:
     """Compare the runs in ``files``, or those that are shipped, with their estimates; write what is asked for."""
     from dlcalc.report import validation_page  # rich is not needed to compare
+    from dlcalc.report.page.shell import require_plotly
 
     began = time.perf_counter()
     if html is not None:
-        validation_page.require_plotly()
+        require_plotly("--html")
     files = list(files) or shipped_runs()
     known = read_models(models or config_dir() / "measured" / "models.yaml")
     uncertainty = load_uncertainty()

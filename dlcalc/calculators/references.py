@@ -26,6 +26,12 @@ REFERENCES: dict[str, Reference] = {
         2023,
         "2305.13245",
     ),
+    "ang2005": Reference(
+        "The LMDI approach to decomposition analysis: a practical guide",
+        "Ang",
+        2005,
+        "https://doi.org/10.1016/j.enpol.2003.10.010",
+    ),
     "bang2024": _arxiv(
         "vTrain: A Simulation Framework for Evaluating Cost-effective and Compute-optimal "
         "Large Language Model Training",
@@ -34,6 +40,12 @@ REFERENCES: dict[str, Reference] = {
         "2312.12391",
     ),
     "chowdhery2022": _arxiv("PaLM: Scaling Language Modeling with Pathways", "Chowdhery et al.", 2022, "2204.02311"),
+    "daly2006": Reference(
+        "A higher order estimate of the optimum checkpoint interval for restart dumps",
+        "Daly",
+        2006,
+        "https://doi.org/10.1016/j.future.2004.11.016",
+    ),
     "dao2022": _arxiv(
         "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", "Dao et al.", 2022, "2205.14135"
     ),
@@ -135,6 +147,12 @@ REFERENCES: dict[str, Reference] = {
         "Thakur, Rabenseifner, Gropp",
         2005,
         "https://doi.org/10.1177/1094342005051521",
+    ),
+    "young1974": Reference(
+        "A first order approximation to the optimum checkpoint interval",
+        "Young",
+        1974,
+        "https://doi.org/10.1145/361147.361115",
     ),
     "zadouri2026": _arxiv(
         "FlashAttention-4: Algorithm and Kernel Pipelining Co-Design for Asymmetric Hardware Scaling",

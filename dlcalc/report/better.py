@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlcalc.report.plan_words import plan_words
-from dlcalc.report.run_report import Grid, Line, Part, Section
+from dlcalc.report.sections import Grid, Line, Part, Section
 from dlcalc.utils import units
 
 

@@ -11,7 +11,7 @@ from typing import IO
 from rich.console import Console
 from rich.text import Text
 
-from dlcalc.report.run_report import Facts, Grid, Line, Part, Section, print_sections
+from dlcalc.report.sections import Facts, Grid, Line, Part, Section, print_sections
 from dlcalc.report.topology_facts import Assignment, Drawing, Evaluation, KindHops, Shortfall
 from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.job import JobShape, Placement

@@ -7,7 +7,6 @@ lays them out and lets a reader fold switches, hide rings and search.
 from __future__ import annotations
 
 import colorsys
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from typing import Any
 
 from dlcalc import __version__
 from dlcalc.errors import TopologyError
+from dlcalc.report.page.shell import script_json
 from dlcalc.topology.fabric import Fabric, FabricNode
-from dlcalc.utils.jsontext import plain
 
 RING_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#332288", "#56B4E9", "#882255", "#999933")
 """Told apart by colour-blind readers (Okabe and Ito, Tol); further rings take hues in between."""
@@ -149,11 +148,6 @@ def ring_colour(position: int) -> str:
         return RING_COLOURS[position]
     hue = position * GOLDEN_ANGLE_FRACTION % 1.0
     return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, 0.42, 0.65))
-
-
-def script_json(value: object) -> str:
-    """JSON that may stand inside a script element: no ``<`` can end it."""
-    return json.dumps(plain(value), separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _pyvis() -> tuple[str, Any]:

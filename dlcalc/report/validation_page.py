@@ -26,16 +26,6 @@ MOST_VALUES = 40
 """Distinct values of a knob that make a legible axis."""
 
 
-def require_plotly() -> None:
-    """An error in one line if plots cannot be drawn here."""
-    try:
-        import plotly  # noqa: F401
-    except ImportError as error:
-        raise DlcalcError(
-            "--html draws with plotly, which is not installed; run: pip install 'dlcalc[report]'"
-        ) from error
-
-
 def write_page(path: Path, summary: ValidationSummary, points: Sequence[Point]) -> None:
     """The page of a validation."""
     try:

@@ -75,6 +75,24 @@ def model_size(text: str, what: str) -> float | None:
     return _in_range(float(number) * _SUFFIXES[suffix.casefold()], text, what)
 
 
+def token_count(text: str, what: str) -> float:
+    """Tokens that ``15T``, ``300b`` or ``15e12`` stands for."""
+    if _NUMBER.fullmatch(text.strip()):
+        return _in_range(float(text), text, what)
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or found[2].casefold() not in _SUFFIXES:
+        raise DlcalcError(f"{what}: {_shown(text)} is not a number of tokens; they are such as 15T, 300b or 15e12")
+    return _in_range(float(found[1]) * _SUFFIXES[found[2].casefold()], text, what)
+
+
+def named_number(text: str, what: str, example: str) -> tuple[str, float]:
+    """``NAME=NUMBER``, the number above 0."""
+    name, sign, value = text.rpartition("=")
+    if not sign or not name.strip() or not value.strip():
+        raise DlcalcError(f"{what}: {_shown(text)} is not NAME=NUMBER, such as {example}")
+    return name.strip(), positive_number(value, f"{what} {name.strip()}")
+
+
 def _in_range(value: float, text: str, what: str) -> float:
     if not value > 0:
         raise DlcalcError(f"{what}: {_shown(text)} must be above 0")

@@ -205,6 +205,16 @@ def test_when_nothing_fits_the_answer_says_what_nearly_did():
     assert len(pd.read_parquet("results/hopeless")) == 0
 
 
+@pytest.mark.parametrize("keep", ["5", "pareto"])
+def test_a_scenario_of_which_nothing_fits_leaves_the_others_their_best(keep):
+    Path("mixed.yaml").write_text(SMALL.replace("study: small", "study: mixed").replace("llama3-8b", "llama3-70b")
+                                  .replace("[8, 16]", "[8, 32]"))  # fmt: skip
+    summary = answer("mixed.yaml", "--keep", keep)
+
+    assert [scenario["n_fit"] > 0 for scenario in summary["scenarios"]] == [False, True]
+    assert set(pd.read_parquet("results/mixed")["devices"]) == {32}
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
