@@ -18,16 +18,14 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from dlcalc.errors import ResultError, UnknownNameError
+from dlcalc.results.files import PLACED_FOLDER, SUMMARY_NAME, file_sha256, read_json
 from dlcalc.results.manifest import (
-    PLACED_FOLDER,
-    SUMMARY_NAME,
     Manifest,
     PlacedRecord,
     ScenarioOrigin,
     ShardRecord,
     TableRecord,
-    file_sha256,
-    read_json,
+    noted_shards,
     read_manifest,
 )
 from dlcalc.results.placed import SCHEMAS
@@ -209,6 +207,9 @@ def open_result(directory: Path | str) -> Result:
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    if manifest.status == "running":
+        named = {shard.key: shard for shard in manifest.shards}
+        manifest = manifest.with_shards(noted_shards(directory, manifest) | named, "running", manifest.placed)
     for shard in manifest.shards:
         _check_file(directory / shard.file, shard)
     for name, table in (manifest.placed.tables if manifest.placed else {}).items():
