@@ -138,7 +138,7 @@ class Result:
         if self.placed is None:
             return []
         path = self.directory / PLACED_FOLDER / name
-        with _damage(path):
+        with damage(path):
             rows: list[Row] = pq.read_table(path, page_checksum_verification=True).to_pylist()
         return [row for row in rows if scenario is None or row["scenario"] == scenario]
 
@@ -149,7 +149,7 @@ class Result:
             folder = self.directory / PLACED_FOLDER
             expected |= {folder / name: table.sha256 for name, table in self.placed.tables.items()}
         for path, sha256 in expected.items():
-            with _damage(path):
+            with damage(path):
                 found = file_sha256(path)
             if found != sha256:
                 raise ResultError(f"{path}: damaged: not the bytes that were written; run the search again")
@@ -166,7 +166,7 @@ class Result:
             if name not in COLUMN_NAMES:
                 raise UnknownNameError("column", name, COLUMN_NAMES)
         for position, path in enumerate(self.files(scenario)):
-            with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
                 wanted = list(columns) if columns is not None else list(COLUMN_NAMES)
                 for batch in file.iter_batches(batch_size=n_rows, columns=wanted):
                     yield position, batch.select(wanted)
@@ -181,7 +181,7 @@ class Result:
 
     def _row(self, path: Path, row: int) -> Row:
         """One row of a file, reading the row group it is in."""
-        with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
                 n_rows = file.metadata.row_group(group).num_rows
                 if row < n_rows:
@@ -191,7 +191,7 @@ class Result:
         raise ResultError(f"{path}: damaged: rows are missing")
 
     def _metadata(self, path: Path, key: str) -> str:
-        with _damage(path), pq.ParquetFile(path) as file:
+        with damage(path), pq.ParquetFile(path) as file:
             metadata = file.schema_arrow.metadata or {}
         text = metadata.get((METADATA_PREFIX + key).encode())
         if text is None:
@@ -229,7 +229,7 @@ def _check_file(path: Path, shard: ShardRecord | TableRecord) -> None:
         raise ResultError(
             f"{path}: damaged: {found:,} bytes instead of {shard.n_bytes:,}; run the search again with --resume"
         )
-    with _damage(path), pq.ParquetFile(path) as file:
+    with damage(path), pq.ParquetFile(path) as file:
         known = SCHEMAS.get(path.name)
         if known is None:
             problem = schema_problem(file.schema_arrow)
@@ -243,7 +243,7 @@ def _check_file(path: Path, shard: ShardRecord | TableRecord) -> None:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def damage(path: Path) -> Iterator[None]:
     """Whatever Parquet says of a damaged file, in one line that names it."""
     try:
         yield

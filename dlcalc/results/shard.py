@@ -67,18 +67,8 @@ class ShardWriter:
         self._labels: dict[str, pa.Array] = {}
 
     def __enter__(self) -> Self:
-        schema = SCHEMA.with_metadata(dict(self._header.metadata))
         with disk_errors(self.path):
-            self._file = pq.ParquetWriter(
-                self._partial,
-                schema,
-                compression="zstd",
-                compression_level=ZSTD_LEVEL,
-                use_dictionary=DICTIONARY_ENCODED,
-                column_encoding=COLUMN_ENCODING,
-                write_statistics=WITH_STATISTICS,
-                write_page_checksum=True,
-            )
+            self._file = parquet_writer(self._partial, self._header.metadata)
         return self
 
     def write(self, block: Block) -> None:
@@ -168,17 +158,31 @@ class ShardWriter:
 
     def _note(self, said: dict[str, Any]) -> None:
         """Leave the record beside the file before it appears, so that no kill can part the two."""
-        self._record = ShardRecord(
-            scenario=self._header.scenario,
-            shard=self._shard,
-            file=self.path.name,
-            n_rows=self.n_rows,
-            n_bytes=self._partial.stat().st_size,
-            sha256=file_sha256(self._partial),
-            **said,
-        )
+        said = said | {"n_rows": self.n_rows}
+        self._record = record_of(self._partial, self.path.name, self._header.scenario, self._shard, said)
         note = ShardNote(study_sha256=self._header.study_sha256, record=self._record)
         write_text(self.path.parent / note_name(self.path.name), note.model_dump_json(), durable=False)
+
+
+def parquet_writer(path: Path, metadata: Mapping[Any, Any]) -> pq.ParquetWriter:
+    """A Parquet file as shards are stored."""
+    return pq.ParquetWriter(
+        path,
+        SCHEMA.with_metadata(dict(metadata)),
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        use_dictionary=DICTIONARY_ENCODED,
+        column_encoding=COLUMN_ENCODING,
+        write_statistics=WITH_STATISTICS,
+        write_page_checksum=True,
+    )
+
+
+def record_of(path: Path, name: str, scenario: int, shard: int, said: Mapping[str, Any]) -> ShardRecord:
+    """The record of a finished file that will be called ``name``."""
+    return ShardRecord(
+        scenario=scenario, shard=shard, file=name, n_bytes=path.stat().st_size, sha256=file_sha256(path), **said
+    )
 
 
 def _constant_arrays(header: ShardHeader, n_rows: int) -> dict[str, pa.Array]:
