@@ -14,6 +14,7 @@ Any process may write a shard, one process keeps the manifest:
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -171,7 +172,7 @@ def open_study(
     ``overwrite``; one that holds something else always.
     """
     with disk_errors(directory):
-        if directory.exists() and not directory.is_dir():
+        if os.path.exists(directory) and not os.path.isdir(directory):
             raise ResultError(f"{directory}: a file is in the way; choose another place with -o")
         directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):

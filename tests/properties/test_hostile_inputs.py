@@ -211,9 +211,11 @@ def test_documents_that_are_a_little_wrong(place, kind, data):
     document = damage(data.draw, data.draw(st.sampled_from(documents)))
     file = place / f"{kind.replace('.', '_')}.{suffix}"
     file.write_text(json.dumps(document, indent=1), encoding="utf-8")  # which is YAML too
-    assert is_told_well(read, file)
-    assert os.listdir(place) == [file.name]
-    file.unlink()
+    try:
+        assert is_told_well(read, file)
+        assert os.listdir(place) == [file.name]
+    finally:
+        file.unlink()
 
 
 BITS = (b"\t", b"&a *a", b"!!python/object:os.system ", b"<<: ", b"{", b"]", b"---\n", b"\xef\xbb\xbf", b"%YAML 9\n")
@@ -231,8 +233,10 @@ def test_text_that_is_cut_joined_or_not_text(place, kind, data):
         content = content[:at] + bits + content[at + data.draw(st.integers(0, 20)) :]
     file = place / f"text.{suffix}"
     file.write_bytes(content)
-    assert is_told_well(read, file)
-    file.unlink()
+    try:
+        assert is_told_well(read, file)
+    finally:
+        file.unlink()
 
 
 # --- tables of runs ---------------------------------------------------------------------------------------------
@@ -254,18 +258,21 @@ def test_tables_of_runs(place, data):
     header = HEADER if data.draw(st.integers(0, 4)) else data.draw(st.text(max_size=30))
     file = place / "runs.csv"
     file.write_text("\n".join([header, ",".join(row), ROW]), encoding="utf-8")
-    assert is_told_well(lambda file: run_validation([file]), file)
-    file.unlink()
+    try:
+        assert is_told_well(lambda file: run_validation([file]), file)
+    finally:
+        file.unlink()
 
 
 # --- results ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def result(place):
+def result(tmp_path_factory):
     """A study on disk, and the bytes of its files."""
-    directory = searched(place, "small", devices="8", keep=50)
-    (place / "small.yaml").unlink()
+    folder = tmp_path_factory.mktemp("results")
+    directory = searched(folder, "small", devices="8", keep=50)
+    (folder / "small.yaml").unlink()
     return directory, {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
@@ -436,3 +443,19 @@ def test_bombs_are_answered_in_bounded_time_and_memory(answers, kind, bomb):
     assert status == 0, said
     assert seconds < LONGEST_S
     assert taken < MOST_BYTES
+
+
+# --- names that no file system takes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["n" * 5000, "n" * 300 + ".yaml", "~nobody/x.yaml", "~nobody/x.json", "a\0b.yaml", "a\0b"]
+)
+@pytest.mark.parametrize("key", ["model", "hardware", "framework"])
+def test_names_that_cannot_be_files(place, key, name):
+    space = {**SPACE, "recipe": {**SPACE["recipe"]}}
+    (space["recipe"] if key == "framework" else space)[key] = name
+    (place / "names.yaml").write_text(json.dumps(space))
+    with pytest.raises(DlcalcError):
+        read_space(place / "names.yaml")
+    (place / "names.yaml").unlink()
