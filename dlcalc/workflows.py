@@ -6,7 +6,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ from dlcalc.report.summary import (
 from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
-from dlcalc.results.writer import ShardHeader, StudyWriter, open_study
+from dlcalc.results.shard import ShardHeader
+from dlcalc.results.writer import StudyWriter, open_study
 from dlcalc.search.executors import shards_of, shared_out
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
 from dlcalc.search.found import Found, Leaders, SortKey
@@ -68,6 +69,7 @@ def run_search(
     place: bool | None = None,
     place_meshes: int | None = None,
     progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Summary:
     """Search the study described by ``space_file``, write every kept plan, and say what was found.
 
@@ -88,6 +90,8 @@ def run_search(
     shards = shards_of(scenarios)
     found = {position: Found() for position in range(len(scenarios))}
     with open_study(directory, origin, resume=resume, overwrite=overwrite) as study:
+        if notify and study.n_kept and not resume:
+            notify(_half_finished(directory, study.n_kept, len(shards)))
         counts_first = what == "auto" and n_plans > MOST_ROWS
         mode: Keep = "feasible" if what == "auto" else what  # type: ignore[assignment]
         headers = {position: study.header(position, NAMES) for position in found}
@@ -169,6 +173,14 @@ def _measure(
     measured = measure_scenarios(space, scenarios, [found[p].leaders for p in found], directory, folder, progress)
     for said, one in zip(summary["scenarios"], measured, strict=True):
         said["measured"] = one
+
+
+def _half_finished(directory: Path, n_kept: int, n_shards: int) -> str:
+    """What is said where an earlier run of the same study was interrupted."""
+    return (
+        f"{directory}: an earlier run was interrupted; going on as with --resume: {n_kept} of {n_shards} shards are "
+        "there, the others are searched (--overwrite begins anew)"
+    )
 
 
 def _placing_of(space: SpaceSpec, space_file: Path, *, sort: str, **asked: Any) -> Placing | None:  # noqa: ANN401

@@ -19,7 +19,7 @@ from dlcalc.costmodel.plans import ALL_LAYERS, KNOBS, value_of
 from dlcalc.errors import DlcalcError
 from dlcalc.report.plan_words import plan_words
 from dlcalc.report.summary import MeasuredRow, MeasuredSummary
-from dlcalc.results.manifest import MEASURED_NAME, TRIALS_FOLDER, write_text
+from dlcalc.results.files import MEASURED_NAME, TRIALS_FOLDER, write_text
 from dlcalc.search.found import Leaders
 from dlcalc.search.measured_trials import INTERRUPTED, Claim, MeasuredStudy, PlanRun, open_measured_study
 from dlcalc.search.measuring import Belief, belief

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -66,9 +67,9 @@ def study_report(
     path: Path, *, rank: int = 1, scenario: str | None = None, sensitivity: bool = True
 ) -> tuple[StudyFacts, Timeline | None]:
     """What there is to say of the result in ``path`` and of its plan of rank ``rank``; and that plan's pipeline."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise ResultError(f"{path}: does not exist; give the result directory of a search")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ResultError(f"{path}: not a directory; give the result directory of a search")
     result = open_result(path)
     notes: list[str] = []
@@ -88,9 +89,9 @@ def study_report(
 def check_page(out: Path) -> None:
     """Say before any work is done that a page cannot be drawn, or not where it is to go."""
     require_plotly("-o")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise DlcalcError(f"{out}: cannot be written: no directory {out.parent}")
-    if out.is_dir():
+    if os.path.isdir(out):
         raise DlcalcError(f"{out}: cannot be written: it is a directory; name a file in it")
 
 

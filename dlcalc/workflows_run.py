@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,12 +57,12 @@ def open_run(
 ) -> RunSource:
     """A run file, or the row of rank ``rank`` (1 is the best) of the result in a directory."""
     registry = HardwareRegistry(folders=hardware_search_path(hardware_dirs))
-    if path.is_dir():
+    if os.path.isdir(path):
         return row_of(open_result(path), path, rank or 1, scenario, registry)
     for option, given in (("--rank", rank), ("--scenario", scenario)):
         if given is not None:
             raise DlcalcError(f"{option} picks a row of a result; {path} is not a result directory")
-    if not path.exists():
+    if not os.path.exists(path):
         raise DlcalcError(f"{path}: does not exist{_near(path)}")
     return RunFile.read(path, registry)
 

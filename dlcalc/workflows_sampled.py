@@ -17,7 +17,8 @@ from dlcalc.costmodel.plans import KNOBS, Array, value_of
 from dlcalc.errors import DlcalcError
 from dlcalc.report.plan_words import plan_words
 from dlcalc.report.summary import SampledSummary
-from dlcalc.results.writer import ShardHeader, ShardWriter, StudyWriter
+from dlcalc.results.shard import ShardHeader, ShardWriter
+from dlcalc.results.writer import StudyWriter
 from dlcalc.search.coordinates import RECOMPUTATION, Coordinates
 from dlcalc.search.exhaustive import Keep
 from dlcalc.search.found import N_MISSES, Found, Leaders, SortKey, within

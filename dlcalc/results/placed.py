@@ -18,14 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dlcalc.results.manifest import (
-    PLACED_FOLDER,
-    PLACED_TABLES,
-    PlacedRecord,
-    TableRecord,
-    disk_errors,
-    file_sha256,
-)
+from dlcalc.results.files import PLACED_FOLDER, disk_errors, file_sha256, partial_path
+from dlcalc.results.manifest import PLACED_TABLES, PlacedRecord, TableRecord
 from dlcalc.results.schema import COLUMNS, METADATA_PREFIX
 
 Rows = Sequence[Mapping[str, Any]]
@@ -123,7 +117,7 @@ def write_placed(directory: Path, tables: PlacedTables, metadata: Mapping[str, s
     for name, rows in (("plans.parquet", tables.plans), ("placements.parquet", tables.placements)):
         schema = SCHEMAS[name].with_metadata({**metadata, **own})
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-        path, partial = folder / name, folder / f".{name}.{os.getpid()}.partial"
+        path, partial = folder / name, partial_path(folder / name)
         with disk_errors(path):
             try:
                 pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
