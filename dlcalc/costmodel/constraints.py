@@ -136,17 +136,26 @@ def _indivisible(whole: Array | float, part: Array | float) -> Mask:
 
 
 def refused_by_framework(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
-    """What the recipe's framework does not do; its profile says what it does."""
+    """What the recipe's framework does not do; its profile says what it does.
+
+    Of schedules, recomputation and ZeRO stages a profile says what its users choose from. Where a target is named, its
+    own rules decide instead.
+    """
     profile = recipe.framework
+    offload = {
+        "activation offload excludes a pipeline": (plans.offload_layers > 0)
+        & (plans.pp > 1)
+        & (not profile.offloads_in_pipeline),
+    }
+    if recipe.target is not None:
+        return offload
     schedules = [SCHEDULES.index(name) for name in profile.schedules]
     modes = [RECOMPUTE_MODES.index(name) for name in profile.recompute_modes]
     return {
         "the framework has no such schedule": ~np.isin(plans.schedule, schedules),
         "the framework has no such recomputation": ~np.isin(plans.recompute, modes),
         "the framework has no such ZeRO stage": ~np.isin(plans.zero_stage, profile.zero_stages),
-        "activation offload excludes a pipeline": (plans.offload_layers > 0)
-        & (plans.pp > 1)
-        & (not profile.offloads_in_pipeline),
+        **offload,
     }
 
 

@@ -341,6 +341,7 @@ def _deepseek(config: Config) -> Dimensions:
         dimensions |= {"n_shared_experts": n_shared, "shared_ffn_hidden_size": n_shared * width}
         if config.count("n_group", default=0, least=0) > 1:
             dimensions["expert_groups_per_token"] = config.count("topk_group", default=0, least=0)
+            dimensions["expert_groups"] = config.count("n_group")
     if config.model_type != "deepseek_v2":
         dimensions["mtp_layers"] = config.count("num_nextn_predict_layers", "num_mtp_layers", default=0, least=0)
     return dimensions

@@ -71,6 +71,8 @@ class ModelSpec(Spec):
     moe_layer_freq are not read."""
     expert_groups_per_token: NonNegativeInt = 0
     """Groups of experts, laid out by node, that the router may send one token to; 0 = no limit."""
+    expert_groups: NonNegativeInt = 0
+    """Groups that the router divides the experts into; 0 = not known. No estimate reads it, a launch does."""
     expert_bias: bool = False
     router_bias: bool = False
     shared_expert_gate: bool = False

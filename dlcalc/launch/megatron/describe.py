@@ -109,15 +109,17 @@ def _mixture(job: Job) -> dict[str, Value]:
 
 
 def router_groups(job: Job) -> int | None:
-    """Groups of experts that a token may be sent to only some of: one per node that experts are spread over.
+    """Groups of experts that a token may be sent to only some of: the model's, else one per node that they are spread over.
 
-    At least twice those that a token may reach, or there would hardly be a limit; None without a limit, or where no
+    Of the latter at least twice those that a token may reach, or there would hardly be a limit; None without a limit, or where no
     such number divides the experts.
     """
     model, plan = job.model, job.plan
     limit = model.expert_groups_per_token
     if not limit or model.top_k % limit:
         return None
+    if model.expert_groups:
+        return model.expert_groups
     fewest = max(2 * limit, plan.ep * plan.etp // job.hardware.node.n_devices)
     most = model.n_experts * limit // model.top_k  # or the groups reached would have too few experts
     return next((n for n in range(fewest, most + 1) if model.n_experts % n == 0), None)
@@ -173,6 +175,8 @@ def _precision(job: Job) -> dict[str, Value]:
             low = {"fp8": "e4m3", "fp8_recipe": "mxfp8"}
         case "nvfp4":
             low = {"fp4": "e2m1", "fp4_recipe": "nvfp4"}
+    if "fp8" in low and job.plan.zero_stage == 1:  # or 16-bit weights and quantized copies of them are both kept
+        low["fp8_param_gather"] = True
     if low and job.model.is_moe:
         low["moe_router_padding_for_quantization"] = True
     in_16_bits = profile.grad_reduce_bytes == 2

@@ -122,6 +122,7 @@ def _mixture(said: Said, n_layers: int) -> dict[str, object]:
         "shared_ffn_hidden_size": shared,
         "shared_expert_gate": said.on("moe_shared_expert_gate"),
         "expert_groups_per_token": said.count("moe_router_group_topk"),
+        "expert_groups": said.count("moe_router_num_groups"),
         **_mixed_layers(kinds or (True,) * n_layers),
     }
 

@@ -187,6 +187,11 @@ def _assumed(said: Said) -> Iterator[str]:
         yield "The global batch is not said: Megatron takes one micro-batch per data-parallel rank."
     if said.on("fp8_param_gather") or said.on("fp4_param_gather"):
         yield "Weights are gathered in low precision, which is less to send than estimated."
+    elif said.get("fp8") or said.get("fp4"):
+        yield (
+            "Quantized copies of the weights, about 2 bytes a parameter of each device in 8 bits, are kept beside those in "
+            "16 bits and come on top of the estimate; --fp8-param-gather saves them."
+        )
     if said.on("fine_grained_activation_offloading"):
         yield "Offload of single activations is not modelled: it needs less memory than estimated."
     fraction = said.get("optimizer_offload_fraction")
