@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.plans import KNOBS, Plans, value_of
 from dlcalc.hardware_registry import HardwareRegistry
-from dlcalc.search.exhaustive import Found, search_block
+from dlcalc.search.exhaustive import search_block
+from dlcalc.search.found import Found
 from dlcalc.search.space import Scenario, axes_of
 from dlcalc.specs.load import config_dir
 from dlcalc.specs.space import KnobRanges

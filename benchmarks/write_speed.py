@@ -51,8 +51,17 @@ def _block(index: np.ndarray, rng: np.random.Generator, *, noise: bool) -> Block
     step = 10.0 + places["tp"] * 0.31 + places["micro_batch"] * 0.017 + places["overlap_tp"] * 0.005
     step = step + (rng.random(len(index)) if noise else places["recompute_layers"] * 0.003)
     memory = 4e10 * (1 + places["pp"] * 0.1 + (rng.random(len(index)) if noise else 0.0))
-    values = (step, 5 / step, 5.5 / step, 3e4 / step, memory, 8.5e10 - memory)
-    return block | {column.name: value for column, value in zip(OUTPUT_COLUMNS, values, strict=True)}
+    values = {
+        "step_time_s": step,
+        "step_time_low_s": step * 0.87,
+        "step_time_high_s": step * 1.15,
+        "mfu": 5 / step,
+        "hfu": 5 / step * (1 + places["recompute_layers"] * 0.03),
+        "tokens_per_s_per_device": 3e4 / step,
+        "memory_bytes": memory,
+        "headroom_bytes": 8.5e10 - memory,
+    }
+    return block | {column.name: values[column.name] for column in OUTPUT_COLUMNS}
 
 
 def measure(made: list[Block]) -> tuple[float, float, float]:

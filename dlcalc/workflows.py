@@ -13,7 +13,8 @@ import numpy as np
 
 from dlcalc.calculators import params
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
-from dlcalc.costmodel.plans import KNOBS, NAMES, value_of
+from dlcalc.costmodel.plans import KNOBS, NAMES, Index, value_of
+from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.report.summary import Breakdown, DryRun, HardwareRow, Miss, ModelRow, PlanRow, ScenarioSummary, Summary
@@ -22,13 +23,14 @@ from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
 from dlcalc.results.writer import StudyWriter, open_study
 from dlcalc.search.executors import shards_of
-from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
+from dlcalc.search.found import Found, Leaders, SortKey
 from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.space import SpaceSpec, TopRows
-from dlcalc.workflows_sweep import Progress, estimate_rows, rows_of, sweep
+from dlcalc.workflows_sweep import Progress, columns_of_rows, estimate_rows, sweep
 
 if TYPE_CHECKING:
     from dlcalc.workflows_placing import Placing
@@ -243,10 +245,10 @@ def peak_rss_bytes() -> int:
 
 
 def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:
-    best = found.leaders.best(top, key)
-    best_rows = _plan_rows(scenario, best.index)
+    best = found.leaders.best(top, key).index
     rivals = _rivals(scenario, found.leaders.best(LEADERS, "step_time"))
-    near = _plan_rows(scenario, found.near.index[:NEAR_ROWS])
+    worth, near, missed = _worth_measuring(scenario, rivals), found.near.index[:NEAR_ROWS], _missed(found)
+    estimated, (best_rows, worth_rows, near_rows, missed_rows) = _plan_rows(scenario, [best, worth, near, missed])
     recipe = scenario.recipe
     return {
         "name": scenario.name,
@@ -262,13 +264,13 @@ def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) 
         "n_fit": found.n_fit,
         "refused": dict(found.refused.most_common()),
         "best": best_rows,
-        "breakdown": breakdown(estimate_rows(scenario, best.index[:1])) if len(best.index) else None,
+        "breakdown": breakdown(estimated) if estimated and len(best) else None,
         "memory_capacity_bytes": scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom),
         "n_not_told_apart": len(rivals.index),
-        "worth_measuring": _worth_measuring(scenario, rivals),
+        "worth_measuring": worth_rows,
         "n_within_2_percent": len(found.near.index),
-        "within_2_percent": near,
-        "nearest_misses": _misses(scenario, found),
+        "within_2_percent": near_rows,
+        "nearest_misses": _misses(scenario, missed_rows),
     }
 
 
@@ -280,28 +282,40 @@ def _rivals(scenario: Scenario, leaders: Leaders) -> Leaders:
     """The plans that cannot be told apart from the fastest: within what differs between plans of one scenario."""
     if not len(leaders.index):
         return leaders
-    columns = rows_of(scenario, leaders.index[:1])
-    wide = float(columns["step_time_high_s"][0] / columns["step_time_s"][0]) - 1.0
+    fastest = scenario.rows(leaders.index[:1])
+    _, high = step_time_interval_factors(
+        scenario.model, scenario.hardware, scenario.recipe, fastest, scenario.uncertainty
+    )
+    wide = float(np.broadcast_to(high, 1)[0]) - 1.0
     return leaders.take(leaders.step_time_s <= leaders.step_time_s[0] * (1.0 + RELATIVE_SPREAD * wide))
 
 
-def _worth_measuring(scenario: Scenario, rivals: Leaders, most: int = 3) -> list[PlanRow]:
+def _worth_measuring(scenario: Scenario, rivals: Leaders, most: int = 3) -> Index:
     """The fastest rival of each mesh, the best meshes first: what differs most is what a run decides."""
-    if not len(rivals.index):
-        return []
     mesh = rivals.index // (scenario.n_plans // scenario.shape[0])
     _, first = np.unique(mesh, return_index=True)
-    return _plan_rows(scenario, rivals.index[np.sort(first)[:most]])
+    return rivals.index[np.sort(first)[:most]]
 
 
-def _plan_rows(scenario: Scenario, index: Any) -> list[PlanRow]:  # noqa: ANN401 an array of plan indices
+def _plan_rows(scenario: Scenario, parts: Sequence[Index]) -> tuple[Estimate | None, list[list[PlanRow]]]:
+    """The rows of each part, and the estimate of all of them in order: one call costs more than its rows."""
+    index = np.concatenate(parts)
     if not len(index):
-        return []
-    columns = rows_of(scenario, index)
+        return None, [[] for _ in parts]
+    estimated = estimate_rows(scenario, index)
+    columns = columns_of_rows(scenario, index, estimated)
+    rows, start = [], 0
+    for part in parts:
+        rows.append(_ranked(scenario, columns, range(start, start + len(part))))
+        start += len(part)
+    return estimated, rows
+
+
+def _ranked(scenario: Scenario, columns: Mapping[str, Any], positions: range) -> list[PlanRow]:
     recipe, hardware = scenario.recipe, scenario.hardware
     rows: list[PlanRow] = []
-    for position in range(len(index)):
-        row: dict[str, Any] = {"rank": position + 1, **knobs_at(columns, position)}
+    for position in positions:
+        row: dict[str, Any] = {"rank": position - positions.start + 1, **knobs_at(columns, position)}
         for column in COLUMNS:
             if column.kind == "quantity":
                 row[column.name] = float(columns[column.name][position])
@@ -336,22 +350,19 @@ def breakdown(found: Estimate, position: int = 0) -> Breakdown:
     }
 
 
-def _misses(scenario: Scenario, found: Found) -> list[Miss]:
-    if found.n_fit or not len(found.misses.index):
-        return []
-    columns = rows_of(scenario, found.misses.index)
+def _missed(found: Found) -> Index:
+    """Of a scenario in which nothing fits, what comes closest."""
+    return found.misses.index[:0] if found.n_fit else found.misses.index
+
+
+def _misses(scenario: Scenario, rows: Sequence[PlanRow]) -> list[Miss]:
     capacity = scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom)
     misses: list[Any] = []
-    for position in range(len(found.misses.index)):
-        memory = float(columns["memory_bytes"][position])
-        misses.append(
-            {
-                **knobs_at(columns, position),
-                "memory_bytes": memory,
-                "over_bytes": memory - capacity,
-                "reasons": [OUT_OF_MEMORY],
-            }
-        )
+    for row in rows:
+        knobs: dict[str, Any] = {knob: row[knob] for knob in KNOBS}  # type: ignore[literal-required]
+        memory = row["memory_bytes"]
+        over = {"memory_bytes": memory, "over_bytes": memory - capacity, "reasons": [OUT_OF_MEMORY]}
+        misses.append(knobs | over)
     return misses
 
 

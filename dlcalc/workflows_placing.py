@@ -29,7 +29,8 @@ from dlcalc.report.summary import Breakdown, PlacedRow, PlacedSummary
 from dlcalc.results.placed import KINDS, PlacedTables
 from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
-from dlcalc.search.exhaustive import Found, Leaders, search_block
+from dlcalc.search.exhaustive import search_block
+from dlcalc.search.found import Found, Leaders
 from dlcalc.search.space import Scenario
 from dlcalc.specs.load import load_yaml, spec_error
 from dlcalc.specs.space import TopologySpec

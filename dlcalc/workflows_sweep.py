@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,8 @@ from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.results.manifest import ShardRecord
 from dlcalc.results.writer import ShardHeader, ShardWriter, StudyWriter
 from dlcalc.search.executors import Shard, run
-from dlcalc.search.exhaustive import BLOCK_PLANS, Found, Keep, Leaders, SortKey, outputs_of, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, outputs_of, search_block
+from dlcalc.search.found import Found, Leaders, SortKey
 from dlcalc.search.pareto import ParetoFilter, front
 from dlcalc.search.space import Scenario
 
@@ -45,18 +47,19 @@ def sweep(
     """Evaluate every shard that is not finished yet; ``what`` None only counts and writes nothing."""
     total = sum(shard.n_plans for shard in shards)
     done = 0
-    todo = []
+    todo: list[_Task] = []
     for shard in shards:
         record = study.finished.get((shard.scenario, shard.number)) if what else None
         if record is None:
-            todo.append(shard)
+            todo.append(_Task(shard, scenarios[shard.scenario], headers[shard.scenario]))
             continue
         found[shard.scenario].add(_found_of(record), keep=n_kept, key=key)
         done += shard.n_plans
     if progress:
         progress(done, total)
-    work = partial(_shard, list(scenarios), study.directory, dict(headers), what, n_kept, key)
-    for shard, (part, record) in run(work, todo, jobs=jobs):
+    work = partial(_shard, study.directory, what, n_kept, key)
+    for task, (part, record) in run(work, todo, jobs=jobs):
+        shard = task.shard
         if record is not None:
             study.add(record)
         found[shard.scenario].add(part, keep=n_kept, key=key)
@@ -65,29 +68,36 @@ def sweep(
             progress(done, total)
 
 
+@dataclass(frozen=True)
+class _Task:
+    """A shard with what its process needs of the study, and no more."""
+
+    shard: Shard
+    scenario: Scenario
+    header: ShardHeader
+
+    @property
+    def n_plans(self) -> int:
+        return self.shard.n_plans
+
+
 def _shard(
-    scenarios: list[Scenario],
-    directory: Path,
-    headers: dict[int, ShardHeader],
-    what: Keep | None,
-    n_kept: int,
-    key: SortKey,
-    shard: Shard,
+    directory: Path, what: Keep | None, n_kept: int, key: SortKey, task: _Task
 ) -> tuple[Found, ShardRecord | None]:
     """One shard: evaluate its blocks, write its file."""
-    scenario = scenarios[shard.scenario]
+    shard, scenario = task.shard, task.scenario
     found = Found()
     if what is None:
         _blocks(scenario, shard, found, n_kept, key, None, "top")
         return found, None
-    with ShardWriter(directory, headers[shard.scenario], shard.number) as rows:
+    with ShardWriter(directory, task.header, shard.number) as rows:
         if what in ("all", "feasible"):
             _blocks(scenario, shard, found, n_kept, key, rows.write, what)
         else:
             chosen: list[Mapping[str, Any]] = []
             _blocks(scenario, shard, found, n_kept, key, chosen.append, what)
-            index = _chosen(found, chosen, what)
-            if len(index):  # in a shard of which nothing fits there is nothing to estimate
+            index = _chosen_plans(found, chosen, what)
+            if len(index):
                 rows.write(rows_of(scenario, index))
     per_row = scenario.n_plans // scenario.shape[0]
     record = rows.record(
@@ -130,20 +140,24 @@ def _blocks(
         found.add(part, keep=n_kept, key=key)
 
 
-def _chosen(found: Found, blocks: list[Mapping[str, Any]], what: Keep) -> Index:
-    """Plans of a shard that keeps only its best, or its best and its front: each once, in the space's order."""
+def _chosen_plans(found: Found, blocks: list[Mapping[str, Any]], what: Keep) -> Index:
+    """Plans of a shard that keeps only its best, or its best and its front: each plan once, in the space's order."""
     index = found.leaders.index
     if what == "pareto" and blocks:
-        candidates = np.concatenate([np.asarray(block["plan_index"]) for block in blocks])
-        steps = np.concatenate([np.asarray(block["step_time_s"]) for block in blocks])
-        memory = np.concatenate([np.asarray(block["memory_bytes"]) for block in blocks])
-        index = np.concatenate([index, candidates[front(steps, memory)]])
+        columns = ("plan_index", "step_time_s", "memory_bytes")
+        candidates, steps, memory = (np.concatenate([np.asarray(block[name]) for block in blocks]) for name in columns)
+        order = np.argsort(candidates)  # of equal plans the first of the space is kept
+        index = np.concatenate([index, candidates[order][front(steps[order], memory[order])]])
     return np.unique(index)
 
 
 def rows_of(scenario: Scenario, index: Index, placed: PlacedRates | None = None) -> dict[str, Any]:
     """Columns of a result for the plans at ``index``: estimated as rows, which gives what the grid gave."""
-    found = estimate_rows(scenario, index, placed)
+    return columns_of_rows(scenario, index, estimate_rows(scenario, index, placed))
+
+
+def columns_of_rows(scenario: Scenario, index: Index, found: Estimate) -> dict[str, Any]:
+    """Columns of a result for plans whose estimate ``found`` is."""
     where = (np.arange(len(index)),)
     columns: dict[str, Any] = {"plan_index": np.asarray(index, dtype=np.int64), **found.plans.columns()}
     step, memory = np.broadcast_to(found.step_time_s, len(index)), np.broadcast_to(found.memory_bytes, len(index))

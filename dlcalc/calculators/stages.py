@@ -8,6 +8,7 @@ pp - 1 - s``. How much time or memory a layer takes is not known here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,10 +87,9 @@ def stage_layers_count(
     pp, vpp, schedule, split = np.broadcast_arrays(pp, vpp, schedule, split)
     flat = np.stack([pp.ravel(), vpp.ravel(), schedule.ravel(), split.ravel()], axis=1)
     layouts, where = np.unique(flat, axis=0, return_inverse=True)  # few: a pipeline has few shapes
-    kinds = np.array([model.layer_is_windowed, model.layer_is_moe], dtype=float)
-    before = np.concatenate([np.zeros((2, 1)), np.cumsum(kinds, axis=1)], axis=1)  # (kind, layers + 1)
-    every = [_every_stage(before, layout, custom) for layout in layouts.tolist()]
-    bounding = [_bounding_stages(held) for held in every]
+    kinds = (model.layer_is_windowed, model.layer_is_moe)
+    pipelines = [_pipeline(kinds, tuple(layout), custom) for layout in layouts.tolist()]
+    every, bounding = [held for held, _ in pipelines], [chosen for _, chosen in pipelines]
     longest = max(len(chosen) for chosen in bounding)
     table = np.array(
         [
@@ -107,7 +107,19 @@ def stage_layers_count(
     return StageLayers(stage, windowed, full, dense, moe, embeddings, heads, most_layers=most, fewest_layers=fewest)
 
 
-def _every_stage(before: Array, layout: tuple[float, float, float, float], custom: tuple[int, ...] | None) -> Array:
+@lru_cache(maxsize=1 << 14)
+def _pipeline(
+    kinds: tuple[tuple[bool, ...], tuple[bool, ...]], layout: tuple[float, ...], custom: tuple[int, ...] | None
+) -> tuple[Array, list[int]]:
+    """Every stage of one pipeline, and which of them bound the others; scenarios of a study share these."""
+    windowed_and_moe = np.array(kinds, dtype=float)
+    before = np.concatenate([np.zeros((2, 1)), np.cumsum(windowed_and_moe, axis=1)], axis=1)  # (kind, layers + 1)
+    held = _every_stage(before, layout, custom)
+    held.flags.writeable = False
+    return held, _bounding_stages(held)
+
+
+def _every_stage(before: Array, layout: tuple[float, ...], custom: tuple[int, ...] | None) -> Array:
     """The arrays of :class:`StageLayers` (rows) on every stage of one pipeline (columns).
 
     ``before`` counts windowed and expert layers up to each.

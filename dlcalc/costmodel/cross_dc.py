@@ -75,7 +75,7 @@ def across_data_centres(found: Estimate, cross: CrossDcSection) -> tuple[Estimat
             gather_limit_s=_stretched(step.overlap.gather_limit_s, step.param_gather_sent_s, gather_s),
         ),
     )
-    result = replace(found, step=crossed)
+    result = replace(found, known_step=crossed)
     before, after = float(found.step_time_s), float(result.step_time_s)
     return result, CrossDcFacts(
         n_dcs=cross.n_dcs,

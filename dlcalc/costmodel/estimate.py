@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
 from math import prod
 
 import numpy as np
@@ -16,32 +16,73 @@ from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.footprint import Footprint, footprint, offloaded_layer_bytes
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links, PlacedRates, links
-from dlcalc.costmodel.plans import Array, Plans
-from dlcalc.costmodel.stage_params import stage_params
+from dlcalc.costmodel.plans import Array, Index, Plans, take_rows
+from dlcalc.costmodel.stage_params import StageParams, stage_params
 from dlcalc.costmodel.step_time import StepTime, mean_layers, model_times, recomputed_fraction, step_time
 from dlcalc.costmodel.targets.refusals import refused_by_target
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
 
+QUIET = partial(np.errstate, divide="ignore", invalid="ignore", over="ignore")
+"""Plans that are refused may divide by zero."""
 OUT_OF_MEMORY = "needs more memory than the device has"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time, memory and refusals of a batch of plans; every array broadcasts against the batch."""
+    """Time, memory and refusals of a batch of plans; every array broadcasts against the batch.
+
+    Time and memory are worked out when they are first asked for, so that who needs only one of them pays for one.
+    """
 
     model: ModelSpec
     machine: Machine
     plans: Plans
     stages: StageLayers
-    step: StepTime
-    footprint: Footprint
     refused: Mapping[str, Mask]
     """By reason, memory apart: on the axes that decide it."""
     capacity_bytes: float
     placed: PlacedRates | None = None
     """Links of the nodes that the plans are placed on; None: every link is the NIC's."""
+    known_step: StepTime | None = None
+    """The terms of time, where they are not what the plans alone make them."""
+
+    def part(self, rows: Sequence[Index]) -> Estimate:
+        """Of a grid, the plans at some positions of every axis; worked out on those alone."""
+        counts = {f.name: getattr(self.stages, f.name) for f in fields(StageLayers)}
+        return replace(
+            self,
+            plans=self.plans.take_rows(rows),
+            stages=StageLayers(**{name: take_rows(count, rows) for name, count in counts.items()}),
+            refused={reason: take_rows(mask, rows) for reason, mask in self.refused.items()},
+            placed=self.placed and self.placed.take_rows(rows),
+        )
+
+    @cached_property
+    def _kept(self) -> Plans:
+        return with_states_as_kept(self.plans, self.machine.recipe)
+
+    @cached_property
+    def _params(self) -> StageParams:
+        return stage_params(self.model, self._kept, self.stages)
+
+    @cached_property
+    def step(self) -> StepTime:
+        """The terms of time."""
+        if self.known_step is not None:
+            return self.known_step
+        plans, machine = self._kept, self.machine
+        with QUIET():
+            times = model_times(self.model, plans, self.links, machine)
+            offloaded = offloaded_layer_bytes(self.model, plans, machine)
+            return step_time(self.model, plans, self.links, self.stages, times, self._params, machine, offloaded)
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """The terms of memory."""
+        with QUIET():
+            return footprint(self.model, self._kept, self.stages, self._params, self.machine)
 
     @cached_property
     def links(self) -> Links:
@@ -155,38 +196,26 @@ def estimate(
     placed: PlacedRates | None = None,
 ) -> Estimate:
     """Time, memory and refusals of ``plans``: a point, rows or a grid; ``placed`` where their nodes are known."""
-    machine = Machine(hardware, recipe)
-    written, plans = plans, with_states_as_kept(plans, recipe)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # plans that are refused may divide by zero
+    with QUIET():
         stages = stage_layers_count(
             model, pp=plans.pp, vpp=plans.vpp, schedule=plans.schedule, split=plans.split, custom=custom_split
         )
-        where = links(plans, hardware, placed)
-        times = model_times(model, plans, where, machine)
-        params = stage_params(model, plans, stages)
-        step = step_time(
-            model, plans, where, stages, times, params, machine, offloaded_layer_bytes(model, plans, machine)
-        )
-        memory = footprint(model, plans, stages, params, machine)
-    plans = written
-    refused = {
-        **constraints.refused_by_mesh(model, recipe, plans),
-        **constraints.refused_by_batch(recipe, plans),
-        **constraints.refused_by_pipeline(model, recipe, plans, stages),
-        **constraints.refused_by_recompute(model, plans, stages),
-        **constraints.refused_by_tensor(model, recipe, plans),
-        **constraints.refused_by_data(recipe, plans),
-        **constraints.refused_by_framework(recipe, plans),
-        **constraints.refused_by_custom_split(plans, custom_split),
-        **refused_by_target(recipe.target, model, recipe, plans),
-    }
+        refused = {
+            **constraints.refused_by_mesh(model, recipe, plans),
+            **constraints.refused_by_batch(recipe, plans),
+            **constraints.refused_by_pipeline(model, recipe, plans, stages),
+            **constraints.refused_by_recompute(model, plans, stages),
+            **constraints.refused_by_tensor(model, recipe, plans),
+            **constraints.refused_by_data(recipe, plans),
+            **constraints.refused_by_framework(recipe, plans),
+            **constraints.refused_by_custom_split(plans, custom_split),
+            **refused_by_target(recipe.target, model, recipe, plans),
+        }
     return Estimate(
         model=model,
-        machine=machine,
+        machine=Machine(hardware, recipe),
         plans=plans,
         stages=stages,
-        step=step,
-        footprint=memory,
         refused=refused,
         capacity_bytes=hardware.device.hbm_bytes * (1.0 - memory_headroom),
         placed=placed,

@@ -7,7 +7,7 @@ redo x tensor; only their sum is full-size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -92,7 +92,7 @@ class Footprint:
         return {name: np.take_along_axis(array, fullest, axis=0)[0] for name, array in zip(named, arrays, strict=True)}
 
 
-def fullest_stage_bytes(states_bytes: Array, passing_bytes: Array) -> Array:
+def fullest_stage_bytes(states_bytes: Sequence[Array] | Array, passing_bytes: Sequence[Array] | Array) -> Array:
     """Peak over the bounding stages (leading axis): the only full-size part of memory."""
     peak: Array = states_bytes[0] + passing_bytes[0]
     for stage in range(1, len(states_bytes)):
@@ -117,7 +117,8 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
     gradients = states(float(profile.grad_bytes), 2)
     optimizer = states(float(profile.master_weight_bytes + profile.optimizer_state_bytes), 1) * on_device
 
-    activations = _activations(model, plans, stages, machine, tokens)
+    layer = layer_activations(model, plans, machine, tokens)
+    activations = _activations(model, plans, stages, machine, tokens, layer)
     gathered = (plans.zero_stage == 3) * memory.fsdp_working_set_bytes(
         held.layer_dense + held.layer_expert, weight_bytes=2.0, grad_reduce_bytes=float(profile.grad_reduce_bytes)
     )  # mesh x data
@@ -132,7 +133,7 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
     stage_buffers = memory.stage_buffer_bytes(
         model, tokens=tokens, tp=plans.tp, sequence_parallel=plans.sequence_parallel, pp=plans.pp, vpp=plans.vpp
     )
-    working = _working_set(model, plans, stages, machine, tokens)
+    working = _working_set(model, plans, stages, machine, tokens, layer)
     return Footprint(
         weights_bytes=weights,
         gradients_bytes=gradients,
@@ -157,6 +158,13 @@ class LayerActivations:
 
 def layer_activations(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array) -> LayerActivations:
     """Per kind of sublayer, named like the counts of StageLayers."""
+    return LayerActivations(
+        whole=_per_kind(model, plans, machine, tokens, number(memory.NONE)),
+        kept=_per_kind(model, plans, machine, tokens, plans.recompute),
+    )
+
+
+def _per_kind(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array, recompute: Array) -> dict[str, Array]:
     profile, recipe = machine.recipe.framework, machine.recipe
     input_bytes = machine.linear.input_bytes if profile.keeps_low_precision_inputs else memory.ACTIVATION_BYTES
     shared: dict[str, Any] = {
@@ -166,24 +174,21 @@ def layer_activations(model: ModelSpec, plans: Plans, machine: Machine, tokens: 
         "input_bytes": input_bytes,
     }
 
-    def kinds(recompute: Array) -> dict[str, Array]:
-        found: dict[str, Array] = {}
-        attention = memory.attention_activation_bytes(
-            model, profile, seq_k_tokens=float(recipe.seq_len), recompute=recompute, **shared
+    found: dict[str, Array] = {}
+    attention = memory.attention_activation_bytes(
+        model, profile, seq_k_tokens=float(recipe.seq_len), recompute=recompute, **shared
+    ).total_bytes
+    if any(model.layer_is_windowed):
+        found["windowed"] = attention
+    if not all(model.layer_is_windowed):
+        found["full"] = attention
+    if any(model.layer_is_moe):
+        found["moe"] = memory.moe_activation_bytes(
+            model, profile, etp=plans.etp, recompute=recompute, routed_factor=profile.routed_factor, **shared
         ).total_bytes
-        if any(model.layer_is_windowed):
-            found["windowed"] = attention
-        if not all(model.layer_is_windowed):
-            found["full"] = attention
-        if any(model.layer_is_moe):
-            found["moe"] = memory.moe_activation_bytes(
-                model, profile, etp=plans.etp, recompute=recompute, routed_factor=profile.routed_factor, **shared
-            ).total_bytes
-        if not all(model.layer_is_moe):
-            found["dense"] = memory.mlp_activation_bytes(model, profile, recompute=recompute, **shared).total_bytes
-        return found
-
-    return LayerActivations(whole=kinds(number(memory.NONE)), kept=kinds(plans.recompute))
+    if not all(model.layer_is_moe):
+        found["dense"] = memory.mlp_activation_bytes(model, profile, recompute=recompute, **shared).total_bytes
+    return found
 
 
 def offloaded_layer_bytes(model: ModelSpec, plans: Plans, machine: Machine) -> Array:
@@ -191,8 +196,7 @@ def offloaded_layer_bytes(model: ModelSpec, plans: Plans, machine: Machine) -> A
     if not np.any(plans.offload_layers):
         return number(0.0)
     tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
-    whole = layer_activations(model, plans, machine, tokens).whole
-    return _mean_layer(model, whole)
+    return _mean_layer(model, _per_kind(model, plans, machine, tokens, number(memory.NONE)))
 
 
 def _mean_layer(model: ModelSpec, per_kind: Mapping[str, Array]) -> Array:
@@ -201,7 +205,9 @@ def _mean_layer(model: ModelSpec, per_kind: Mapping[str, Array]) -> Array:
     return np.asarray(sum(counts[kind] / model.n_layers * array for kind, array in per_kind.items()))
 
 
-def _activations(model: ModelSpec, plans: Plans, stages: StageLayers, machine: Machine, tokens: Array) -> Array:
+def _activations(
+    model: ModelSpec, plans: Plans, stages: StageLayers, machine: Machine, tokens: Array, layer: LayerActivations
+) -> Array:
     """Of all micro-batches in flight; stage x mesh x batch x pipe x redo x tensor."""
     profile = machine.recipe.framework
     micro_batches = machine.recipe.global_batch / (plans.dp * plans.micro_batch)
@@ -209,7 +215,6 @@ def _activations(model: ModelSpec, plans: Plans, stages: StageLayers, machine: M
         plans.schedule, pp=plans.pp, vpp=plans.vpp, n_micro_batches=micro_batches, stage=stages.stage
     )
     in_flight = in_flight * (1.0 - 0.5 * (plans.schedule == DUALPIPE))  # a device counts both of its stages
-    layer = layer_activations(model, plans, machine, tokens)
     fraction = recomputed_fraction(plans, stages.layers)  # stage x mesh x pipe x redo
     offloaded = np.minimum(plans.offload_layers, stages.layers)
     on_device = 1.0 - offloaded / np.maximum(stages.layers, 1.0)
@@ -230,10 +235,11 @@ def _activations(model: ModelSpec, plans: Plans, stages: StageLayers, machine: M
     return np.asarray(in_flight * (held + edges))
 
 
-def _working_set(model: ModelSpec, plans: Plans, stages: StageLayers, machine: Machine, tokens: Array) -> Array:
+def _working_set(
+    model: ModelSpec, plans: Plans, stages: StageLayers, machine: Machine, tokens: Array, layer: LayerActivations
+) -> Array:
     """The more of: logits and loss; one layer's gradients with what recomputation brings back of it."""
     profile, recipe = machine.recipe.framework, machine.recipe
-    layer = layer_activations(model, plans, machine, tokens)
     whole, kept = _mean_layer(model, layer.whole), _mean_layer(model, layer.kept)
     backward = memory.backward_working_set_bytes(
         model,

@@ -10,12 +10,13 @@ are known, :class:`PlacedRates` says what their groups really get; topology work
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from dlcalc.calculators.communication import GroupLink
-from dlcalc.costmodel.plans import Array, Plans, number
+from dlcalc.costmodel.plans import Array, Index, Plans, number, take_rows
 from dlcalc.specs.hardware import HardwareSpec
 
 
@@ -41,6 +42,16 @@ class PlacedRates:
     ep: Crossing
     expert_shard: Crossing
     pp: Crossing
+
+    def take_rows(self, rows: Sequence[Index]) -> PlacedRates:
+        """What the plans of a grid get at positions ``rows`` of every axis."""
+        kinds = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PlacedRates(
+            **{
+                kind: Crossing(take_rows(one.bytes_per_s_per_device, rows), take_rows(one.latency_s, rows))
+                for kind, one in kinds.items()
+            }
+        )
 
 
 @dataclass(frozen=True)

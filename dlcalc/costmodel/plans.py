@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+T = TypeVar("T")
 
 
 def number(value: float) -> Array:
@@ -111,16 +113,11 @@ class Plans:
         """The plans at flat positions ``index`` of the broadcast batch, as rows."""
         shape = self.shape
         where = np.unravel_index(index, shape) if shape else ()
-        return type(self)(**{knob: _pick(getattr(self, knob), where) for knob in KNOBS})
+        return type(self)(**{knob: pick(getattr(self, knob), where) for knob in KNOBS})
 
-    def slice(self, start: int, stop: int) -> Self:
-        """Part of the first axis."""
-        return type(self)(
-            **{
-                knob: array[start:stop] if array.ndim and array.shape[0] > 1 else array
-                for knob, array in ((knob, getattr(self, knob)) for knob in KNOBS)
-            }
-        )
+    def take_rows(self, rows: Sequence[Index]) -> Self:
+        """The plans of a grid at positions ``rows`` of every axis."""
+        return type(self)(**{knob: take_rows(getattr(self, knob), rows) for knob in KNOBS})
 
     def columns(self) -> dict[str, Array]:
         """Every knob, broadcast to the full shape and flattened."""
@@ -149,7 +146,20 @@ def value_of(knob: str, code: float) -> int | bool | str:
     return bool(code) if knob in SWITCHES else int(code)
 
 
-def _pick(array: Array, where: tuple[NDArray[np.int64], ...]) -> Array:
-    """Values of a knob at broadcast positions; an axis the knob does not have is read at 0."""
-    offset = len(where) - array.ndim
-    return np.asarray(array[tuple(w if n > 1 else 0 * w for w, n in zip(where[offset:], array.shape, strict=True))])
+def take_rows(array: NDArray[T], rows: Sequence[Index]) -> NDArray[T]:  # type: ignore[type-var]
+    """Positions ``rows`` of the last axes; an axis that the array does not have, or along which it is one, stays."""
+    offset = array.ndim - len(rows)
+    for axis, chosen in enumerate(rows):
+        place = axis + offset
+        if place >= 0 and array.shape[place] > 1 and len(chosen) < array.shape[place]:
+            array = np.take(array, chosen, axis=place)
+    return array
+
+
+def pick(array: NDArray[T], where: Sequence[Index]) -> NDArray[T]:  # type: ignore[type-var]
+    """Values of a broadcastable array at equally long positions along the axes of the full shape."""
+    used = [w for w, n in zip(where[len(where) - array.ndim :], array.shape, strict=True) if n > 1]
+    flat = array.squeeze()
+    if not used:
+        return np.full(np.shape(where[0]) if where else (), flat)
+    return np.take(flat, used[0]) if len(used) == 1 else np.asarray(flat[tuple(used)])

@@ -1,16 +1,16 @@
-"""Totals of a grid in pieces that stay in cache.
+"""A grid of plans in pieces: only what can run is worked out, and totals stay in cache.
 
-An :class:`Estimate` of a grid holds its terms on their own axes; only the two totals, step time and peak memory, are as
-large as the grid. Here they are computed piece by piece: one mesh row and a few data rows at a time, and within it only
-the rows of the other axes on which some plan can run at all. Each piece costs about fifteen operations on arrays of
-some ten thousand elements.
+Most of a grid is refused by constraints that cost nothing to look at. A :class:`Part` is a few mesh rows with those
+rows of the other axes on which some of their plans can run; terms are computed for parts. Terms live on their own axes;
+only the two totals, step time and peak memory, are as large as the part, and a :class:`Tile` is a piece of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from functools import cached_property
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,118 +18,195 @@ from numpy.typing import NDArray
 from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.estimate import Estimate, any_of
 from dlcalc.costmodel.footprint import fullest_stage_bytes
-from dlcalc.costmodel.plans import Array
+from dlcalc.costmodel.plans import Array, Index, T, pick, take_rows
 from dlcalc.costmodel.step_time import Overlap, total_time_s
-
-Index = NDArray[np.int64]
-T = TypeVar("T")
 
 TILE_PLANS = 1 << 15
 """A full-size array of this many takes 256 KiB, so that a few of them share a 1 MiB cache."""
+PART_POINTS = 1 << 16
+"""Plans of a part, data axis apart: as many as its largest terms have values, per bounding stage."""
+CALL_POINTS = 1 << 13
+"""What a part costs however small it is: as much as so many values of its terms."""
 MESH, DATA = 0, 1
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Totals of some plans of a grid: the product of ``rows``, one list of positions per axis."""
+class Part:
+    """Some positions of every axis of a grid."""
 
+    found: Estimate
     rows: tuple[Index, ...]
+    """Positions in the grid, ascending, one list per axis."""
+    grid: tuple[int, ...]
+    closed: Mask
+    """Refused by what does not depend on the data axis, and"""
+    closed_by_data: Mask
+    """by what does."""
+    known_memory: tuple[Array, Array] | None = None
+
+    @cached_property
+    def memory(self) -> tuple[Array, Array]:
+        """States, and what micro-batches leave behind, on every bounding stage; infinite where refused."""
+        if self.known_memory is not None:
+            return self.known_memory
+        held = self.found.footprint
+        return (
+            np.where(self.closed_by_data, np.inf, held.states_bytes),
+            np.where(self.closed, np.inf, held.passing_bytes),
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(rows) for rows in self.rows)
+
+    @property
+    def point_shape(self) -> tuple[int, ...]:
+        """Without the data axis: a point stands for the plans that differ in nothing else."""
+        return tuple(1 if axis == DATA else length for axis, length in enumerate(self.shape))
+
+    def take(self, rows: Sequence[Index], *, with_memory: bool = False) -> Part:
+        """Positions of this part's axes; ``with_memory``: what is known of it is not worked out again."""
+        return Part(
+            found=self.found.part(rows),
+            rows=tuple(had[chosen] for had, chosen in zip(self.rows, rows, strict=True)),
+            grid=self.grid,
+            closed=take_rows(self.closed, rows),
+            closed_by_data=take_rows(self.closed_by_data, rows),
+            known_memory=(take_rows(self.memory[0], rows), take_rows(self.memory[1], rows)) if with_memory else None,
+        )
+
+    def plan_index(self, where: Sequence[Index]) -> Index:
+        """Flat positions in the grid of positions along the part's axes."""
+        at = tuple(rows[position] for rows, position in zip(self.rows, where, strict=True))
+        return np.ravel_multi_index(at, self.grid).astype(np.int64)
+
+
+def parts(found: Estimate, shape: Sequence[int], *, in_order: bool = False) -> Iterator[Part]:
+    """Every plan of the grid ``found`` that is not refused by a constraint, exactly once.
+
+    ``in_order``: mesh rows in ascending order; otherwise rows with the same open plans are taken together.
+    """
+    masks = list(found.refused.values())
+    whole = Part(
+        found=found,
+        rows=tuple(np.arange(length) for length in shape),
+        grid=tuple(shape),
+        closed=any_of([mask for mask in masks if mask.shape[DATA] == 1]),
+        closed_by_data=any_of([mask for mask in masks if mask.shape[DATA] > 1 or shape[DATA] == 1]),
+    )
+    open_ = _open_rows(whole)
+    meshes = np.flatnonzero(np.all([rows.any(axis=1) for rows in open_], axis=0))
+    if not in_order:
+        alike = [rows[mesh].tobytes() for mesh in meshes for rows in open_[DATA:]]
+        kinds = [tuple(alike[i : i + len(open_) - 1]) for i in range(0, len(alike), len(open_) - 1)]
+        meshes = meshes[sorted(range(len(meshes)), key=lambda position: kinds[position])]
+    for together in _groups(meshes, open_):
+        live = [np.flatnonzero(rows[together].any(axis=0)) for rows in open_[DATA - 1 :]]
+        yield whole.take([np.sort(together), *live])
+
+
+def _open_rows(part: Part) -> list[Mask]:
+    """Per axis but the mesh's, at which positions some plan of a mesh row is refused by neither of the two masks."""
+    found = []
+    for axis in range(DATA, len(part.shape)):
+        others = tuple(other for other in range(len(part.shape)) if other not in (MESH, axis))
+        open_ = ~(np.all(part.closed, axis=others) | np.all(part.closed_by_data, axis=others))
+        found.append(np.broadcast_to(open_, (part.shape[MESH], part.shape[axis])))
+    return found
+
+
+def _groups(meshes: Index, open_: Sequence[Mask]) -> Iterator[Index]:
+    """Neighbours among ``meshes`` that cost less together than apart."""
+    group: list[int] = []
+    apart_points = 0
+    live: list[Mask] = []
+    for mesh in meshes.tolist():
+        own = [rows[mesh] for rows in open_]
+        points = _n_points(own)
+        if group:
+            joined = [a | b for a, b in zip(live, own, strict=True)]
+            together = _n_points(joined) * (len(group) + 1)
+            if together <= min(PART_POINTS, apart_points + points + CALL_POINTS):
+                group, live, apart_points = [*group, mesh], joined, together
+                continue
+            yield np.array(group)
+        group, live, apart_points = [mesh], own, points
+    if group:
+        yield np.array(group)
+
+
+def _n_points(open_: Sequence[Mask]) -> int:
+    """Of one mesh row, on the axes after the data axis."""
+    return prod(int(np.count_nonzero(rows)) for rows in open_[DATA:])
+
+
+# ---- totals of every plan -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Totals of some plans of a part."""
+
+    part: Part
+    where: tuple[Index, ...]
+    """Positions along the part's axes, broadcastable to the shape of the totals."""
     step_time_s: Array
     memory_bytes: Array
     runs: Mask
 
-    def plan_index(self, local: Index, shape: Sequence[int]) -> Index:
-        """Flat positions in the grid of ``shape`` of flat positions in the tile."""
-        where = np.unravel_index(local, tuple(len(rows) for rows in self.rows))
-        return np.ravel_multi_index(
-            tuple(rows[position] for rows, position in zip(self.rows, where, strict=True)), tuple(shape)
-        ).astype(np.int64)
+    def at(self, local: Index) -> tuple[Index, ...]:
+        """Positions along the axes of the part of flat positions in the tile."""
+        position = np.unravel_index(local, self.step_time_s.shape)
+        return tuple(pick(w, position) for w in self.where)
+
+    def plan_index(self, local: Index) -> Index:
+        """Flat positions in the grid of flat positions in the tile."""
+        return self.part.plan_index(self.at(local))
 
 
-@dataclass(frozen=True)
-class _Totals:
-    """The arrays that totals are made of."""
-
-    pipeline_s: Array
-    sent_s: Array
-    overlap: Overlap
-    states_bytes: Array
-    passing_bytes: Array
-    refused: Mask
-    """By what does not depend on the data axis, and"""
-    refused_by_data: Mask
-    """by what does."""
-
-    def take(self, axis: int, rows: Index | slice) -> _Totals:
-        """The given positions of one axis of the grid."""
-        return _Totals(
-            pipeline_s=_take(self.pipeline_s, axis, rows),
-            sent_s=_take(self.sent_s, axis, rows),
-            overlap=Overlap(**{f.name: _take(getattr(self.overlap, f.name), axis, rows) for f in fields(Overlap)}),
-            states_bytes=_take(self.states_bytes, axis + 1, rows),
-            passing_bytes=_take(self.passing_bytes, axis + 1, rows),
-            refused=_take(self.refused, axis, rows),
-            refused_by_data=_take(self.refused_by_data, axis, rows),
-        )
+def tiles(part: Part) -> Iterator[Tile]:
+    """Totals of the part: a mesh row and some data rows at a time, of the other axes what is open there."""
+    open_ = _open_rows(part)
+    for mesh in range(part.shape[MESH]):
+        live = [np.array([mesh]), *(np.flatnonzero(rows[mesh]) for rows in open_)]
+        per_data_row = prod(len(rows) for rows in live[DATA + 1 :])
+        step = max(1, TILE_PLANS // max(1, per_data_row))
+        for start in range(0, len(live[DATA]), step):
+            yield _tile(part, [live[MESH], live[DATA][start : start + step], *live[DATA + 1 :]])
 
 
-def tiles(found: Estimate, shape: Sequence[int]) -> Iterator[Tile]:
-    """Every plan of the grid that is not refused by a constraint, exactly once."""
-    masks = list(found.refused.values())
-    whole = _Totals(
-        pipeline_s=found.step.pipeline_s,
-        sent_s=found.step.sent_s,
-        overlap=found.step.overlap,
-        states_bytes=found.footprint.states_bytes,
-        passing_bytes=found.footprint.passing_bytes,
-        refused=any_of([mask for mask in masks if mask.shape[DATA] == 1]),
-        refused_by_data=any_of([mask for mask in masks if mask.shape[DATA] > 1 or shape[DATA] == 1]),
-    )
-    for mesh in range(shape[MESH]):
-        part = whole.take(MESH, slice(mesh, mesh + 1))
-        rows = _live_rows(part, shape)
-        if any(len(live) == 0 for live in rows):
-            continue
-        rows[MESH] = np.array([mesh])
-        for axis in range(DATA, len(shape)):
-            if len(rows[axis]) < shape[axis]:
-                part = part.take(axis, rows[axis])
-        per_data_row = int(np.prod([len(live) for live in rows[DATA + 1 :]]))
-        step = max(1, TILE_PLANS // per_data_row)
-        for start in range(0, len(rows[DATA]), step):
-            yield _tile(
-                part.take(DATA, slice(start, start + step)),
-                [rows[MESH], rows[DATA][start : start + step], *rows[DATA + 1 :]],
-            )
-
-
-def _tile(part: _Totals, rows: list[Index]) -> Tile:
+def _tile(part: Part, rows: list[Index]) -> Tile:
     shape = tuple(len(live) for live in rows)
+    step, memory = part.found.step, part.found.footprint
+    overlap = Overlap(**{f.name: take_rows(getattr(step.overlap, f.name), rows) for f in fields(Overlap)})
+    time = total_time_s(take_rows(step.pipeline_s, rows), take_rows(step.sent_s, rows), overlap)
+    peak = fullest_stage_bytes(take_rows(memory.states_bytes, rows), take_rows(memory.passing_bytes, rows))
     return Tile(
-        rows=tuple(rows),
-        step_time_s=np.broadcast_to(total_time_s(part.pipeline_s, part.sent_s, part.overlap), shape),
-        memory_bytes=np.broadcast_to(fullest_stage_bytes(part.states_bytes, part.passing_bytes), shape),
-        runs=~(part.refused | part.refused_by_data),
+        part=part,
+        where=tuple(np.ix_(*rows)),
+        step_time_s=np.broadcast_to(time, shape),
+        memory_bytes=np.broadcast_to(peak, shape),
+        runs=~(take_rows(part.closed, rows) | take_rows(part.closed_by_data, rows)),
     )
 
 
-def _live_rows(part: _Totals, shape: Sequence[int]) -> list[Index]:
-    """Per axis, the positions at which not every plan is refused by one of the two masks."""
-    live = []
-    for axis, length in enumerate(shape):
-        refused = [
-            np.all(mask, axis=tuple(other for other in range(mask.ndim) if other != axis))
-            for mask in (part.refused, part.refused_by_data)
-        ]
-        open_ = ~(refused[0] | refused[1])
-        live.append(np.flatnonzero(open_ if axis == MESH else np.broadcast_to(open_, (length,))))
-    return live
+def tile_at(part: Part, points: Index) -> Tile:
+    """Totals of all plans of some points (flat, of :attr:`Part.point_shape`): a row per point, its data rows across."""
+    where = [position[:, None] for position in np.unravel_index(points, part.point_shape)]
+    where[DATA] = np.arange(part.shape[DATA])[None, :]
+    shape = (len(points), part.shape[DATA])
 
+    def at(array: NDArray[T]) -> NDArray[T]:  # type: ignore[type-var]
+        return np.asarray(array[tuple(w if n > 1 else 0 for w, n in zip(where, array.shape, strict=True))])
 
-def _take(array: NDArray[T], axis: int, rows: Index | slice) -> NDArray[T]:  # type: ignore[type-var]
-    """Positions of one axis; an array that does not have the axis stays what it is."""
-    if array.ndim <= axis or array.shape[axis] == 1:
-        return array
-    if isinstance(rows, slice):
-        return array[(slice(None),) * axis + (rows,)]
-    return np.take(array, rows, axis=axis)
+    step = part.found.step
+    overlap = Overlap(**{f.name: at(getattr(step.overlap, f.name)) for f in fields(Overlap)})
+    states, passing = ([at(on_stage) for on_stage in held] for held in part.memory)
+    peak = fullest_stage_bytes(states, passing)
+    return Tile(
+        part=part,
+        where=tuple(where),
+        step_time_s=np.broadcast_to(total_time_s(at(step.pipeline_s), at(step.sent_s), overlap), shape),
+        memory_bytes=np.broadcast_to(peak, shape),
+        runs=np.broadcast_to(~(at(part.closed) | at(part.closed_by_data)), shape),
+    )

@@ -61,13 +61,13 @@ from dlcalc.results.schema import (
     SCHEMA_VERSION,
     WITH_STATISTICS,
     WORDS,
+    ZSTD_LEVEL,
     Column,
 )
 from dlcalc.utils.jsontext import plain, to_json
 
 Block = Mapping[str, NDArray[Any]]
 
-_ZSTD_LEVEL = 1
 _SAVE_EVERY_S = 1.0
 
 
@@ -92,9 +92,9 @@ class ShardWriter:
         self._header, self._shard = header, shard
         self._partial = directory / f".{self.path.name}.{os.getpid()}.partial"
         self._capacity, self._filled = row_group_rows, 0
-        self._buffers = {column.name: np.empty(row_group_rows, column.dtype) for column in BLOCK_COLUMNS}
+        self._buffers = {column.name: np.empty(0, column.dtype) for column in BLOCK_COLUMNS}
         self._words = {name: pa.array(header.names[name], pa.string()) for name in WORDS}
-        self._labels = _constant_arrays(header, row_group_rows)
+        self._labels: dict[str, pa.Array] = {}
 
     def __enter__(self) -> Self:
         schema = SCHEMA.with_metadata(dict(self._header.metadata))
@@ -103,7 +103,7 @@ class ShardWriter:
                 self._partial,
                 schema,
                 compression="zstd",
-                compression_level=_ZSTD_LEVEL,
+                compression_level=ZSTD_LEVEL,
                 use_dictionary=DICTIONARY_ENCODED,
                 column_encoding=COLUMN_ENCODING,
                 write_statistics=WITH_STATISTICS,
@@ -117,6 +117,7 @@ class ShardWriter:
         done = 0
         while done < n_rows:
             take = min(n_rows - done, self._capacity - self._filled)
+            self._reserve(self._filled + take)
             for column in BLOCK_COLUMNS:
                 buffer = self._buffers[column.name]
                 part = block[column.name][done : done + take]
@@ -126,9 +127,20 @@ class ShardWriter:
                 self._flush()
         self.n_rows += n_rows
 
+    def _reserve(self, n_rows: int) -> None:
+        """Room for that many rows: no more than a row group, and little for a shard of few."""
+        room = len(next(iter(self._buffers.values())))
+        if n_rows > room:
+            room = min(self._capacity, max(n_rows, 4 * room))
+            for name, buffer in self._buffers.items():
+                self._buffers[name] = np.empty(room, buffer.dtype)
+                self._buffers[name][: self._filled] = buffer[: self._filled]
+
     def _flush(self) -> None:
         if not self._filled:
             return
+        if not self._labels or self._filled > len(next(iter(self._labels.values()))):
+            self._labels = _constant_arrays(self._header, self._filled)  # a shard of few rows needs few
         arrays = [self._labels[column.name][: self._filled] for column in CONSTANT_COLUMNS]
         arrays += [self._array(column) for column in BLOCK_COLUMNS]
         batch = pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)

@@ -14,16 +14,30 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from dlcalc.errors import DlcalcError
 from dlcalc.search.space import Scenario
 
 T = TypeVar("T")
-SHARD_PLANS = 1 << 24
-"""Plans in one shard: what one file holds, and what an interruption loses."""
-WORTH_A_POOL = 4_000_000
+SHARD_PLANS = 1 << 26
+"""At most so many plans in one shard: what one file holds, and what an interruption loses."""
+WORTH_A_SHARD = 1 << 23
+N_SHARDS = 32
+"""So many shards are wanted, that cores finish together, as long as each is worth one."""
+WORTH_A_POOL = 20_000_000
 """Below this many plans a single process is done before others have started."""
+
+
+class Task(Protocol):
+    """Some work: what it needs goes to the process that does it."""
+
+    @property
+    def n_plans(self) -> int:
+        """How much of it."""
+
+
+W = TypeVar("W", bound=Task)
 
 
 @dataclass(frozen=True)
@@ -39,31 +53,32 @@ class Shard:
 
 def shards_of(scenarios: Sequence[Scenario]) -> list[Shard]:
     """The study in pieces that depend on nothing but the study."""
+    n_plans = sum(scenario.n_plans for scenario in scenarios)
+    shard_plans = min(SHARD_PLANS, max(WORTH_A_SHARD, n_plans // N_SHARDS))
     shards = []
     for position, scenario in enumerate(scenarios):
         per_row = scenario.n_plans // scenario.shape[0]
         shards += [
             Shard(position, number, start, stop, per_row * (stop - start))
-            for number, (start, stop) in enumerate(scenario.blocks(SHARD_PLANS))
+            for number, (start, stop) in enumerate(scenario.blocks(shard_plans))
         ]
     return shards
 
 
-def run(work: Callable[[Shard], T], shards: Sequence[Shard], *, jobs: int | None = None) -> Iterator[tuple[Shard, T]]:
-    """Results of ``work`` as they come, in any order."""
-    n_plans = sum(shard.n_plans for shard in shards)
-    processes = min(jobs or os.cpu_count() or 1, len(shards))
+def run(work: Callable[[W], T], tasks: Sequence[W], *, jobs: int | None = None) -> Iterator[tuple[W, T]]:
+    """Results of ``work`` as they come, in any order; large tasks go first, so that cores finish together."""
+    n_plans = sum(task.n_plans for task in tasks)
+    processes = min(jobs or os.cpu_count() or 1, len(tasks))
     if processes <= 1 or (jobs is None and n_plans < WORTH_A_POOL):
-        for shard in shards:
-            yield shard, work(shard)
+        for task in tasks:
+            yield task, work(task)
         return
     context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_serve_one_parent) as pool:
-        todo = iter(shards)
-        running: dict[Future[T], Shard] = {}
+        running: dict[Future[T], W] = {}
         try:
-            for shard in todo:
-                running[pool.submit(work, shard)] = shard
+            for task in sorted(tasks, key=lambda task: -task.n_plans):
+                running[pool.submit(work, task)] = task
                 if len(running) >= 2 * processes:
                     yield from _finished(running)
             while running:
@@ -91,7 +106,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _finished(running: dict[Future[T], Shard]) -> Iterator[tuple[Shard, T]]:
+def _finished(running: dict[Future[T], W]) -> Iterator[tuple[W, T]]:
     done, _ = wait(running, return_when=FIRST_COMPLETED)
     for future in done:
         yield running.pop(future), future.result()

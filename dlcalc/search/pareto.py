@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dlcalc.costmodel.plans import Array
+from dlcalc.costmodel.constraints import Mask
+from dlcalc.costmodel.plans import Array, Index
 
 
-def front(step_time_s: Array, memory_bytes: Array) -> NDArray[np.int64]:
+def front(step_time_s: Array, memory_bytes: Array) -> Index:
     """Positions of the plans that are faster than every plan using no more memory; of equals the first."""
     order = np.lexsort((np.arange(len(step_time_s)), step_time_s, memory_bytes))
     steps = step_time_s[order]
@@ -23,18 +23,19 @@ class ParetoFilter:
         self.step_time_s = np.empty(0)
         self.memory_bytes = np.empty(0)
 
-    def candidates(self, step_time_s: Array, memory_bytes: Array) -> NDArray[np.int64]:
-        """Positions of a block's plans on the front of the block and of everything before it."""
-        if len(self.step_time_s):
-            slot = np.searchsorted(self.memory_bytes, memory_bytes, side="right")
-            bound = np.concatenate([[np.inf], self.step_time_s])[slot]  # fastest with no more memory
-            open_ = np.flatnonzero(step_time_s < bound)
-        else:
-            open_ = np.arange(len(step_time_s))
-        new = open_[front(step_time_s[open_], memory_bytes[open_])]
-        steps = np.concatenate([self.step_time_s, step_time_s[new]])
-        memories = np.concatenate([self.memory_bytes, memory_bytes[new]])
+    def unbeaten(self, step_time_s: Array, memory_bytes: Array) -> Mask:
+        """Where no plan seen so far is better in one and no worse in the other; equals are unbeaten."""
+        slot = np.searchsorted(self.memory_bytes, memory_bytes, side="right")
+        fastest = np.concatenate([[np.inf], self.step_time_s])[slot]  # with no more memory
+        its_memory = np.concatenate([[np.inf], self.memory_bytes])[slot]
+        return np.asarray((step_time_s < fastest) | ((step_time_s == fastest) & (memory_bytes == its_memory)))
+
+    def candidates(self, step_time_s: Array, memory_bytes: Array) -> Index:
+        """Positions of a block's plans on the front of the block and of everything before it, equals among them."""
+        open_ = np.flatnonzero(self.unbeaten(step_time_s, memory_bytes))
+        steps = np.concatenate([self.step_time_s, step_time_s[open_]])
+        memories = np.concatenate([self.memory_bytes, memory_bytes[open_]])
         kept = front(steps, memories)
         order = np.argsort(memories[kept])
         self.step_time_s, self.memory_bytes = steps[kept][order], memories[kept][order]
-        return np.asarray(new)
+        return open_[self.unbeaten(step_time_s[open_], memory_bytes[open_])]

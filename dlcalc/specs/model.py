@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -141,24 +142,17 @@ class ModelSpec(Spec):
     @property
     def layer_is_windowed(self) -> tuple[bool, ...]:
         """Per layer, whether its attention sees only the sliding window."""
-        if not self.sliding_window:
-            return (False,) * self.n_layers
-        pattern = self.window_pattern
-        return tuple(pattern[layer % len(pattern)] for layer in range(self.n_layers))
+        pattern = self.window_pattern if self.sliding_window else (False,)
+        return _repeated(tuple(pattern), self.n_layers)
 
     @property
     def layer_is_moe(self) -> tuple[bool, ...]:
         """Per layer, whether its MLP is a mixture of experts."""
+        if not self.is_moe:
+            return _repeated((False,), self.n_layers)
         if self.moe_pattern:
-            pattern = self.moe_pattern
-            return tuple(self.is_moe and pattern[layer % len(pattern)] for layer in range(self.n_layers))
-        first, every = self.first_dense_layers, self.moe_layer_freq
-        return tuple(
-            self.is_moe and layer >= first and (layer - first) % every == every - 1
-            if every > 1
-            else self.is_moe and layer >= first
-            for layer in range(self.n_layers)
-        )
+            return _repeated(tuple(self.moe_pattern), self.n_layers)
+        return _from_first(self.first_dense_layers, self.moe_layer_freq, self.n_layers)
 
     @property
     def n_moe_layers(self) -> int:
@@ -167,3 +161,16 @@ class ModelSpec(Spec):
     @property
     def n_dense_layers(self) -> int:
         return self.n_layers - self.n_moe_layers
+
+
+@lru_cache
+def _repeated(pattern: tuple[bool, ...], n_layers: int) -> tuple[bool, ...]:
+    """The pattern over and over; the equations ask for it often."""
+    return tuple(pattern[layer % len(pattern)] for layer in range(n_layers))
+
+
+@lru_cache
+def _from_first(first: int, every: int, n_layers: int) -> tuple[bool, ...]:
+    """The last of every so many layers, after the ``first`` ones."""
+    every = max(every, 1)
+    return tuple(layer >= first and (layer - first) % every == every - 1 for layer in range(n_layers))

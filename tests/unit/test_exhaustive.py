@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from dlcalc.costmodel.bounds import fitting, least_memory_bytes, least_step_time_s
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY
-from dlcalc.costmodel.tiles import tiles
-from dlcalc.search.exhaustive import Found, evaluate, search_block
+from dlcalc.costmodel.placement import Crossing, unplaced
+from dlcalc.costmodel.plans import number
+from dlcalc.costmodel.tiles import parts, tile_at, tiles
+from dlcalc.search.exhaustive import evaluate, search_block
+from dlcalc.search.found import Found
 from dlcalc.search.pareto import ParetoFilter, front
 from tests.scenarios import scenario
 
@@ -61,22 +67,55 @@ def test_refusals_are_counted_plan_by_plan(brute_force, block_rows):
     assert found.refused[OUT_OF_MEMORY] == np.count_nonzero(runs & (memory > every.capacity_bytes))
 
 
-@pytest.mark.parametrize("block_rows", [2, 10_000])
-def test_plans_estimated_in_full_are_counted(brute_force, block_rows):
-    """All that run, and of the refused ones those that share all their rows with one that runs."""
+def test_parts_hold_every_plan_that_runs_exactly_once(brute_force):
     case, _, _, _, every = brute_force
-    found = _search(case, block_rows)
-    looked_at = [tile for start in range(case.shape[0]) for tile in tiles(evaluate(case, start, start + 1), row(case))]
-    assert found.n_estimated == sum(tile.runs.size for tile in looked_at)
-    assert sum(np.count_nonzero(tile.runs) for tile in looked_at) == np.count_nonzero(
-        np.broadcast_to(every.runs, case.shape)
-    )
-    assert found.n_fit <= found.n_estimated < found.n_plans
+    runs = np.flatnonzero(np.broadcast_to(every.runs, case.shape))
+    for in_order in (True, False):
+        seen = [
+            tile.plan_index(np.flatnonzero(np.broadcast_to(tile.runs, tile.step_time_s.shape)))
+            for part in parts(every, case.shape, in_order=in_order)
+            for tile in tiles(part)
+        ]
+        np.testing.assert_array_equal(np.sort(np.concatenate(seen)), runs)
 
 
-def row(case):
-    """The shape of one mesh row of a case."""
-    return (1, *case.shape[1:])
+def test_a_part_is_estimated_as_the_grid_is(brute_force):
+    case, step, memory, fits, every = brute_force
+    for part in parts(every, case.shape):
+        points = np.arange(np.prod(part.point_shape))
+        tile = tile_at(part, points)
+        local = np.flatnonzero(tile.runs)
+        index = tile.plan_index(local)
+        np.testing.assert_array_equal(tile.step_time_s.reshape(-1)[local], step[index])
+        np.testing.assert_array_equal(tile.memory_bytes.reshape(-1)[local], memory[index])
+        assert fitting(part).n_fit == np.count_nonzero(fits[index])
+        assert fitting(part).n_run == len(index)
+
+
+def test_placed_plans_take_their_links_along(brute_force):
+    """Links that differ by pipeline, as those of placed plans do."""
+    case, _, _, _, every = brute_force
+    slower = Crossing(np.linspace(5e9, 5e10, case.shape[2]).reshape(1, 1, -1, 1, 1, 1), number(2e-6))
+    rates = replace(unplaced(case.hardware), pp=slower, shard=slower)
+    placed = replace(every, placed=rates)
+    step = np.broadcast_to(placed.step_time_s, case.shape).ravel()
+    fits = np.flatnonzero(np.broadcast_to(placed.fits, case.shape))
+    found = search_block(case, 0, case.shape[0], keep=40, placed=rates)
+    assert found.leaders.index.tolist() == fits[np.lexsort((fits, step[fits]))][:40].tolist()
+
+
+def test_nothing_beats_its_bounds(brute_force):
+    case, _, _, _, every = brute_force
+    for part in parts(every, case.shape):
+        fitting_points = np.flatnonzero(fitting(part).points)
+        tile = tile_at(part, fitting_points)
+        fits = tile.memory_bytes <= every.capacity_bytes
+        steps = np.where(fits, tile.step_time_s, np.inf).min(axis=1)
+        least_s = least_step_time_s(part).reshape(-1)[fitting_points]
+        assert np.all(least_s <= steps)
+        assert np.median(least_s / steps) > 0.9, "the bound says little"
+        least_bytes = least_memory_bytes(part).reshape(-1)[fitting_points]
+        np.testing.assert_array_equal(least_bytes, np.where(tile.runs, tile.memory_bytes, np.inf).min(axis=1))
 
 
 def test_every_mesh_is_a_product_of_the_devices():
