@@ -26,7 +26,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import EACCES, EDQUOT, EFBIG, ENOSPC, EPERM, EROFS
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
@@ -34,6 +33,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 from dlcalc import __version__
 from dlcalc.errors import ResultError
 from dlcalc.results.schema import SCHEMA_VERSION
+from dlcalc.results.storage import Location, names_in, partial_of, publish
 from dlcalc.specs.base import Spec
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
@@ -253,12 +253,6 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def shard_name(scenario: int, shard: int) -> str:
     """File name of a shard; sorts in the order of the space."""
     return f"s{scenario:03d}-{shard:06d}.parquet"
@@ -275,11 +269,11 @@ def is_partial(name: str) -> bool:
     return bool(_PARTIAL_NAME.fullmatch(name))
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Location) -> Manifest:
     """The manifest of a result directory; ``ResultError`` names what is wrong with it."""
     path = directory / MANIFEST_NAME
     try:
-        names = os.listdir(directory)
+        names = names_in(directory)
     except FileNotFoundError as error:
         raise ResultError(f"{directory}: no such result directory") from error
     except NotADirectoryError as error:
@@ -305,7 +299,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise ResultError(f"{path}: damaged: {where}: {first['msg']}; search again with --overwrite") from error
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is anything
+def read_json(path: Location) -> Any:  # noqa: ANN401 - JSON is anything
     """A JSON file of a result directory."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -315,12 +309,12 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is anything
         raise ResultError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def write_text(path: Path, text: str, *, durable: bool) -> None:
+def write_text(path: Location, text: str, *, durable: bool) -> None:
     """Replace ``path`` by ``text`` in one step, so that a reader sees the old file or the new one.
 
     ``durable`` makes that hold for a power cut as well.
     """
-    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    partial = partial_of(path)
     with disk_errors(path):
         try:
             with partial.open("w", encoding="utf-8") as file:
@@ -328,14 +322,14 @@ def write_text(path: Path, text: str, *, durable: bool) -> None:
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            partial.replace(path)
+            publish(partial, path)
         finally:
             with suppress(OSError):
                 partial.unlink()
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Location) -> Iterator[None]:
     """Whatever the file system answers, said in one line with what to do about it."""
     try:
         yield

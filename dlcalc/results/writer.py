@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EACCES, EAGAIN
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -42,7 +41,6 @@ from dlcalc.results.manifest import (
     Status,
     StudyOrigin,
     disk_errors,
-    file_sha256,
     is_ours,
     is_partial,
     read_manifest,
@@ -64,6 +62,7 @@ from dlcalc.results.schema import (
     ZSTD_LEVEL,
     Column,
 )
+from dlcalc.results.storage import Location, ObjectPath, file_sha256, names_in, partial_of, publish
 from dlcalc.utils.jsontext import plain, to_json
 
 Block = Mapping[str, NDArray[Any]]
@@ -85,16 +84,17 @@ class ShardWriter:
     """Rows of one shard. The file appears, whole, when the ``with`` block ends well; otherwise not at all."""
 
     def __init__(
-        self, directory: Path, header: ShardHeader, shard: int, *, row_group_rows: int = ROW_GROUP_ROWS
+        self, directory: Location, header: ShardHeader, shard: int, *, row_group_rows: int = ROW_GROUP_ROWS
     ) -> None:
         self.path = directory / shard_name(header.scenario, shard)
         self.n_rows = 0
         self._header, self._shard = header, shard
-        self._partial = directory / f".{self.path.name}.{os.getpid()}.partial"
+        self._partial = partial_of(self.path)
         self._capacity, self._filled = row_group_rows, 0
         self._buffers = {column.name: np.empty(0, column.dtype) for column in BLOCK_COLUMNS}
         self._words = {name: pa.array(header.names[name], pa.string()) for name in WORDS}
         self._labels: dict[str, pa.Array] = {}
+        self._n_bytes, self._sha256 = 0, ""
 
     def __enter__(self) -> Self:
         schema = SCHEMA.with_metadata(dict(self._header.metadata))
@@ -160,7 +160,8 @@ class ShardWriter:
                 self._flush()
                 with disk_errors(self.path):
                     self._file.close()
-                    self._partial.replace(self.path)
+                    self._n_bytes, self._sha256 = self._partial.stat().st_size, file_sha256(self._partial)
+                    publish(self._partial, self.path)
         finally:
             with suppress(OSError, pa.ArrowException):
                 self._file.close()
@@ -178,21 +179,20 @@ class ShardWriter:
         state: Mapping[str, Any] | None = None,
     ) -> ShardRecord:
         """The line of the manifest for this file, once it is closed."""
-        with disk_errors(self.path):
-            return ShardRecord(
-                scenario=self._header.scenario,
-                shard=self._shard,
-                start=int(start),
-                stop=int(stop),
-                file=self.path.name,
-                n_rows=self.n_rows,
-                n_bytes=self.path.stat().st_size,
-                sha256=file_sha256(self.path),
-                n_plans=int(n_plans),
-                n_fit=int(n_fit),
-                refused={reason: int(n_plans) for reason, n_plans in refused.items()},
-                state=plain(state or {}),
-            )
+        return ShardRecord(
+            scenario=self._header.scenario,
+            shard=self._shard,
+            start=int(start),
+            stop=int(stop),
+            file=self.path.name,
+            n_rows=self.n_rows,
+            n_bytes=self._n_bytes,
+            sha256=self._sha256,
+            n_plans=int(n_plans),
+            n_fit=int(n_fit),
+            refused={reason: int(n_plans) for reason, n_plans in refused.items()},
+            state=plain(state or {}),
+        )
 
 
 def _constant_arrays(header: ShardHeader, n_rows: int) -> dict[str, pa.Array]:
@@ -218,7 +218,7 @@ def _length(block: Block) -> int:
 class StudyWriter:
     """The manifest of a study being written. Made by :func:`open_study`."""
 
-    def __init__(self, directory: Path, origin: StudyOrigin, finished: Mapping[tuple[int, int], ShardRecord]) -> None:
+    def __init__(self, directory: Location, origin: StudyOrigin, finished: Mapping[tuple[int, int], ShardRecord]) -> None:
         self.directory = directory
         self._origin = origin
         self._manifest = Manifest.of(origin)
@@ -307,7 +307,7 @@ class StudyWriter:
 
 @contextmanager
 def open_study(
-    directory: Path, origin: StudyOrigin, *, resume: bool = False, overwrite: bool = False
+    directory: Location, origin: StudyOrigin, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[StudyWriter]:
     """A study being written in ``directory``; nobody else can write there meanwhile.
 
@@ -339,10 +339,10 @@ def open_study(
 
 
 def _finished_shards(
-    directory: Path, origin: StudyOrigin, *, resume: bool, overwrite: bool
+    directory: Location, origin: StudyOrigin, *, resume: bool, overwrite: bool
 ) -> dict[tuple[int, int], ShardRecord]:
     """The shards of an earlier run that still count; ``ResultError`` when the directory holds something else."""
-    foreign = sorted(name for name in os.listdir(directory) if not is_ours(name))
+    foreign = sorted(name for name in names_in(directory) if not is_ours(name))
     has_manifest = (directory / MANIFEST_NAME).exists()
     if foreign and not has_manifest:
         raise ResultError(f"{directory}: holds other files ({foreign[0]}) and no result; choose another place with -o")
@@ -361,24 +361,26 @@ def _finished_shards(
     return {record.key: record for record in there.shards if _is_whole(directory / record.file, record)}
 
 
-def _is_whole(path: Path, record: ShardRecord) -> bool:
+def _is_whole(path: Location, record: ShardRecord) -> bool:
     """Whether a shard's file is still what was written; if not, the shard is evaluated again."""
     try:
-        return path.stat().st_size == record.n_bytes and file_sha256(path) == record.sha256
+        if path.stat().st_size != record.n_bytes:
+            return False
+        return isinstance(path, ObjectPath) or file_sha256(path) == record.sha256  # a store checks what it keeps
     except OSError:
         return False
 
 
-def _sweep(directory: Path, unwanted: Callable[[str], bool]) -> None:
+def _sweep(directory: Location, unwanted: Callable[[str], bool]) -> None:
     """Delete what dlcalc wrote and no longer wants; never a file it did not write."""
-    for name in os.listdir(directory):
+    for name in names_in(directory):
         if is_ours(name) and unwanted(name):
             with suppress(FileNotFoundError):
                 (directory / name).unlink()
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Location) -> Iterator[None]:
     """Keep a second search out of ``directory``, on systems and file systems that know how.
 
     The lock is this process's alone: it ends with it, however that ends, and workers do not inherit it.
@@ -386,6 +388,9 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # not on Windows
+        yield
+        return
+    if isinstance(directory, ObjectPath):  # a store has no locks
         yield
         return
     path = directory / LOCK_NAME
