@@ -21,6 +21,7 @@ from dlcalc.report.summary import Breakdown, DryRun, HardwareRow, Miss, ModelRow
 from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
+from dlcalc.results.storage import Location, location
 from dlcalc.results.writer import StudyWriter, open_study
 from dlcalc.search.executors import shards_of
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
@@ -30,7 +31,7 @@ from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.space import SpaceSpec, TopRows
-from dlcalc.workflows_sweep import Progress, columns_of_rows, estimate_rows, sweep
+from dlcalc.workflows_sweep import Progress, columns_of_rows, estimate_rows, executor_of, sweep
 
 if TYPE_CHECKING:
     from dlcalc.workflows_placing import Placing
@@ -44,13 +45,15 @@ NEAR_ROWS = 20
 def run_search(
     space_file: Path,
     *,
-    out: Path | None = None,
+    out: Location | str | None = None,
     keep: str | int | None = None,
     top: int = 10,
     sort: str = "mfu",
     resume: bool = False,
     overwrite: bool = False,
     jobs: int | None = None,
+    executor: str = "local",
+    scheduler: str | None = None,
     hardware_dirs: Sequence[Path] = (),
     topology: str | None = None,
     place: bool | None = None,
@@ -68,23 +71,28 @@ def run_search(
     key: SortKey = "memory" if sort == "memory" else "step_time"
     n_kept, what = _keep_of(space, keep)
     n_plans = sum(scenario.n_plans for scenario in scenarios)
-    directory = out or Path("results") / space.study
+    directory = location(out or Path("results") / space.study)
     origin = _origin_of(space, space_file, scenarios, what=what, n_kept=n_kept, sort=key)
     shards = shards_of(scenarios)
     found = {position: Found() for position in range(len(scenarios))}
-    with open_study(directory, origin, resume=resume, overwrite=overwrite) as study:
+    with (
+        executor_of(executor, scheduler, jobs, directory) as where,
+        open_study(directory, origin, resume=resume, overwrite=overwrite) as study,
+    ):
         counts_first = what == "auto" and n_plans > MOST_ROWS
         mode: Keep = "feasible" if what == "auto" else what  # type: ignore[assignment]
         headers = {position: study.header(position, NAMES) for position in found}
         if counts_first:
-            sweep(scenarios, shards, study, headers, found, None, n_kept, key, jobs, progress)
+            sweep(scenarios, shards, study, headers, found, None, n_kept, key, where, progress)
             if sum(f.n_fit for f in found.values()) <= MOST_ROWS:
                 found = {position: Found() for position in found}
-                sweep(scenarios, shards, study, headers, found, "feasible", n_kept, key, jobs, progress)
+                sweep(scenarios, shards, study, headers, found, "feasible", n_kept, key, where, progress)
             else:
-                sweep(scenarios, shards, study, headers, {p: Found() for p in found}, "pareto", n_kept, key, jobs, None)
+                sweep(
+                    scenarios, shards, study, headers, {p: Found() for p in found}, "pareto", n_kept, key, where, None
+                )
         else:
-            sweep(scenarios, shards, study, headers, found, mode, n_kept, key, jobs, progress)
+            sweep(scenarios, shards, study, headers, found, mode, n_kept, key, where, progress)
         seconds = time.perf_counter() - began
         summary = _summary(space, scenarios, found, directory, seconds, top, key)
         if placing is not None:
@@ -129,7 +137,7 @@ def _place(
     summary["placing_s"] = time.perf_counter() - began
 
 
-def dry_run(space_file: Path, *, out: Path | None = None, hardware_dirs: Sequence[Path] = ()) -> DryRun:
+def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: Sequence[Path] = ()) -> DryRun:
     """Count the space and estimate time and size of the result, from one block actually evaluated."""
     space = load_spec(space_file, SpaceSpec)
     scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
@@ -215,7 +223,7 @@ def _summary(
     space: SpaceSpec,
     scenarios: Sequence[Scenario],
     found: Mapping[int, Found],
-    directory: Path,
+    directory: Location,
     seconds: float,
     top: int,
     key: SortKey,

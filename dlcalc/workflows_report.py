@@ -22,6 +22,7 @@ from dlcalc.report.study_facts import (
 from dlcalc.report.study_page import study_page
 from dlcalc.results.manifest import ScenarioOrigin
 from dlcalc.results.reader import Result, Row, open_result
+from dlcalc.results.storage import Location, location
 from dlcalc.search.run import ResultRow
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
@@ -63,10 +64,11 @@ DRIFT = 1e-3
 
 
 def study_report(
-    path: Path, *, rank: int = 1, scenario: str | None = None, sensitivity: bool = True
+    path: Location | str, *, rank: int = 1, scenario: str | None = None, sensitivity: bool = True
 ) -> tuple[StudyFacts, Timeline | None]:
     """What there is to say of the result in ``path`` and of its plan of rank ``rank``; and that plan's pipeline."""
-    if not path.exists():
+    path = location(path)
+    if isinstance(path, Path) and not path.exists():
         raise ResultError(f"{path}: does not exist; give the result directory of a search")
     if not path.is_dir():
         raise ResultError(f"{path}: not a directory; give the result directory of a search")

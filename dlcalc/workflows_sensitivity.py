@@ -16,7 +16,8 @@ from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import KNOBS, Plans, value_of
 from dlcalc.report.study_facts import PlanPoint, Sensitivity, WhatIf
 from dlcalc.results.manifest import ScenarioOrigin
-from dlcalc.search.exhaustive import BLOCK_PLANS, Found, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, search_block
+from dlcalc.search.found import Found
 from dlcalc.search.space import Scenario, axes_of
 from dlcalc.specs.base import Quoted
 from dlcalc.specs.hardware import HardwareSpec

@@ -1,8 +1,8 @@
 """Where a result lies: a directory, or the objects under an address such as ``s3://bucket/prefix``.
 
-:class:`ObjectPath` answers to what the rest of this package asks of a ``Path``. An object store has no rename, and needs
-none: an object is there, whole, once its upload has ended, and not at all before. It has no locks either, so nothing
-keeps two searches out of one prefix.
+:class:`ObjectPath` answers to what the rest of this package asks of a ``Path``. An object store has no rename, and
+needs none: an object is there, whole, once its upload has ended, and not at all before. It has no locks either, so
+nothing keeps two searches out of one prefix.
 
 Credentials come from the environment, as they do for every other tool of the store. What the address says after ``?``
 (``endpoint_override``, ``region``, ``scheme``) goes to pyarrow, which knows ``s3://`` and ``gs://`` (also ``gcs://``).
@@ -260,6 +260,6 @@ def missing_from(directory: Location, name: str, sha256: str) -> str | None:
     if found == sha256:
         return None
     return (
-        f"{directory}: not seen from {socket.gethostname()}; write to a file system that every worker shares, under the "
-        f"same path, or to an object store (-o s3://bucket/prefix)"
+        f"{directory}: not seen from {socket.gethostname()}; write to a file system that every worker shares, under "
+        "the same path, or to an object store (-o s3://bucket/prefix)"
     )

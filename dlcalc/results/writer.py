@@ -218,7 +218,9 @@ def _length(block: Block) -> int:
 class StudyWriter:
     """The manifest of a study being written. Made by :func:`open_study`."""
 
-    def __init__(self, directory: Location, origin: StudyOrigin, finished: Mapping[tuple[int, int], ShardRecord]) -> None:
+    def __init__(
+        self, directory: Location, origin: StudyOrigin, finished: Mapping[tuple[int, int], ShardRecord]
+    ) -> None:
         self.directory = directory
         self._origin = origin
         self._manifest = Manifest.of(origin)
