@@ -66,10 +66,13 @@ def sweep(
         found[shard.scenario].add(part, keep=n_kept, key=key)
         if record is not None:
             _arrived(study.directory, record)
-            study.add(record.model_copy(update={"state": _state_of(_still_leading(part, found[shard.scenario]))}))
+            study.add(_with_state(record, part, found[shard.scenario]))
         done += shard.n_plans
         if progress:
             progress(done, total)
+    if what:  # now that all is known, the manifest is the same in whatever order shards ended
+        for record in tuple(study.finished.values()):
+            study.add(_with_state(record, _found_of(record), found[record.scenario]))
 
 
 def executor_of(executor: str, scheduler: str | None, jobs: int | None, directory: Location) -> Executor:
@@ -116,13 +119,15 @@ def _arrived(directory: Location, record: ShardRecord) -> None:
         time.sleep(0.1)
 
 
-def _still_leading(part: Found, found: Found) -> Found:
-    """What of a shard's findings a resumed search could need: the rest is beaten by other shards that are finished."""
-    near = part.near.take(part.near.step_time_s <= NEAR_BEST * found.fastest)
-    bound = found.leaders.index
-    leaders = part.leaders.take(np.isin(part.leaders.index, bound))
-    misses = part.misses.take(np.isin(part.misses.index, found.misses.index))
-    return replace(part, leaders=leaders, near=near, misses=misses)
+def _with_state(record: ShardRecord, part: Found, found: Found) -> ShardRecord:
+    """The record of a shard with what a resumed search could need of it: the rest is beaten by shards that are done."""
+    leading = replace(
+        part,
+        leaders=part.leaders.take(np.isin(part.leaders.index, found.leaders.index)),
+        near=part.near.take(part.near.step_time_s <= NEAR_BEST * found.fastest),
+        misses=part.misses.take(np.isin(part.misses.index, found.misses.index)),
+    )
+    return record.model_copy(update={"state": _state_of(leading)})
 
 
 @dataclass(frozen=True)

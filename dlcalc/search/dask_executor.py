@@ -43,8 +43,8 @@ KEPT = "what was finished is kept: run again with --resume"
 class DaskExecutor:
     """Shards on the workers of the scheduler at ``address``, between ``with`` and its end."""
 
-    def __init__(self, address: str, *, workers_s: float = WORKERS_S) -> None:
-        self.address, self._workers_s = address, workers_s
+    def __init__(self, address: str) -> None:
+        self.address = address
         self._threads, self._counted_at_s = 0, -REFRESH_S
         self._client: Any = None
 
@@ -85,7 +85,7 @@ class DaskExecutor:
         except Exception as error:  # whatever a server says that is no scheduler
             reason = re.sub(r"in <[^>]*>: ", "", " ".join(str(error.__cause__ or error).split()))[:160]
             raise DlcalcError(
-                f"--scheduler {self.address}: no Dask scheduler answers there within {CONNECT_S:.0f} s "
+                f"--scheduler {self.address}: no Dask scheduler answers there within {CONNECT_S:g} s "
                 f"({reason or type(error).__name__})"
             ) from error
 
@@ -101,10 +101,10 @@ class DaskExecutor:
 
     def _wait_for_workers(self) -> None:
         try:
-            self._client.wait_for_workers(1, timeout=self._workers_s)
+            self._client.wait_for_workers(1, timeout=WORKERS_S)
         except TimeoutError as error:
             raise DlcalcError(
-                f"--scheduler {self.address}: no worker came within {self._workers_s:.0f} s; start some with: "
+                f"--scheduler {self.address}: no worker came within {WORKERS_S:g} s; start some with: "
                 f"dask worker {self.address}"
             ) from error
 
@@ -185,10 +185,10 @@ class DaskExecutor:
                     alone_since_s = None
                     continue
                 alone_since_s = alone_since_s or time.monotonic()
-                if time.monotonic() - alone_since_s >= self._workers_s:
+                if time.monotonic() - alone_since_s >= WORKERS_S:
                     raise DlcalcError(
                         f"--scheduler {self.address}: all workers were lost, and none came back within "
-                        f"{self._workers_s:.0f} s; {KEPT}"
+                        f"{WORKERS_S:g} s; {KEPT}"
                     ) from None
 
     def _explained(self, error: Exception) -> Exception:
