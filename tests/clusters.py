@@ -1,4 +1,4 @@
-"""A Dask cluster of real processes on this machine, and an S3 server, for tests of searches that run on many machines."""
+"""A Dask cluster of real processes and an S3 server, for tests of searches that run on many machines."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class Cluster:
     def _start(self, command: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen:
         told = {**os.environ, "PYTHONPATH": str(CHECKOUT), **(environment or {})}
         with (self.folder / f"{len(self.processes)}.log").open("w") as log:
-            process = subprocess.Popen([sys.executable, "-m", "dask", *command], env=told, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dask", *command], env=told, cwd=self.folder, stdout=log, stderr=log
+            )
         self.processes.append(process)
         return process
 

@@ -292,7 +292,8 @@ class StudyWriter:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary and call the study complete."""
         named = {record.file for record in self._finished.values()}
-        _sweep(self.directory, lambda name: name.endswith(".parquet") and name not in named)
+        # what a worker that was killed left behind goes too
+        _sweep(self.directory, lambda name: is_partial(name) or (name.endswith(".parquet") and name not in named))
         write_text(self.directory / SUMMARY_NAME, to_json(summary) + "\n", durable=True)
         self._write("complete")
 

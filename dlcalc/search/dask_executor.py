@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -93,7 +94,8 @@ class DaskExecutor:
         self._close()
 
     def _close(self) -> None:
-        self._client.close(timeout=CONNECT_S)
+        with suppress(Exception):  # nobody may be there to be told
+            self._client.close(timeout=CONNECT_S)
         self._restore_log()
 
     def _restore_log(self) -> None:
@@ -149,15 +151,25 @@ class DaskExecutor:
             while running:
                 yield self._next(running, done)
         finally:
-            if running:
-                self._client.cancel(list(running), force=True)
+            if running and self._client.status == "running":
+                with suppress(Exception):  # nobody may be there to be told
+                    self._client.cancel(list(running), force=True)
 
     def _n_threads(self) -> int:
         """Shards that the cluster can do at once, as of a few seconds ago."""
         if time.monotonic() - self._counted_at_s >= REFRESH_S:
-            self._threads = max(1, sum(self._client.nthreads().values()))
+            self._threads = max(1, self._count_threads())
             self._counted_at_s = time.monotonic()
         return self._threads
+
+    def _count_threads(self) -> int:
+        try:
+            return sum(self._client.nthreads().values())
+        except Exception as error:  # what Dask says of a scheduler that is gone is not always the same
+            raise self._lost() from error
+
+    def _lost(self) -> DlcalcError:
+        return DlcalcError(f"--scheduler {self.address}: the scheduler was lost; {KEPT}")
 
     def _next(self, running: dict[Any, W], done: queue.SimpleQueue[Any]) -> tuple[W, Any]:
         """The next task that ends, with its result; its future is let go at once."""
@@ -180,8 +192,8 @@ class DaskExecutor:
                 return done.get(timeout=REFRESH_S)
             except queue.Empty:
                 if self._client.status != "running":
-                    raise DlcalcError(f"--scheduler {self.address}: the scheduler was lost; {KEPT}") from None
-                if self._client.nthreads():
+                    raise self._lost() from None
+                if self._count_threads():
                     alone_since_s = None
                     continue
                 alone_since_s = alone_since_s or time.monotonic()
@@ -200,7 +212,7 @@ class DaskExecutor:
                     f"memory; give workers more of it, or fewer threads; {KEPT}"
                 )
             case "CancelledError" | "FutureCancelledError" | "CommClosedError" | "FuturesDictLost":
-                return DlcalcError(f"--scheduler {self.address}: the scheduler was lost; {KEPT}")
+                return self._lost()
         return error
 
 

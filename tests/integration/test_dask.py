@@ -141,9 +141,11 @@ def test_a_cluster_that_is_lost_ends_the_search_and_resuming_finishes_it(
             killed.append(total - done)
 
     told = {"out": tmp_path / "there", "executor": "dask"}
-    with dask_cluster(tmp_path / "cluster", 2) as cluster:
-        with pytest.raises(DlcalcError, match=rf"{says}.*run again with --resume"):
-            run_search(space, scheduler=cluster.address, progress=kill, **told)
+    with (
+        dask_cluster(tmp_path / "cluster", 2) as cluster,
+        pytest.raises(DlcalcError, match=rf"{says}.*run again with --resume"),
+    ):
+        run_search(space, scheduler=cluster.address, progress=kill, **told)
     assert killed[0] > 0
     assert 0 < len(open_result(tmp_path / "there").shards()) < len(here) - 1
     run_search(space, out=tmp_path / "there", jobs=1, resume=True)
