@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from dlcalc.results.schema import CONSTANT_COLUMNS, KNOB_COLUMNS, OUTPUT_COLUMNS, WORDS
-from dlcalc.results.writer import Block, ShardHeader, ShardWriter
+from dlcalc.results.shard import Block, ShardHeader, ShardWriter
 
 BLOCK_ROWS = 2**16
 AXES = {"tp": 4, "pp": 5, "dp": 9, "vpp": 5, "micro_batch": 4, "recompute_layers": 9, "zero_stage": 3, "overlap_tp": 2}
@@ -78,9 +78,9 @@ def measure(made: list[Block]) -> tuple[float, float, float]:
         with ShardWriter(Path(directory), header, 0) as shard:
             for block in made:
                 shard.write(block)
-        record = shard.record(start=0, stop=n_rows, n_plans=n_rows, n_fit=n_rows, refused={})
+            shard.describe(start=0, stop=n_rows, n_plans=n_rows, n_fit=n_rows, refused={})
         core_s, clock_s = time.process_time() - core_s, time.perf_counter() - clock_s
-    return n_rows / core_s, n_rows / clock_s, record.n_bytes / n_rows
+    return n_rows / core_s, n_rows / clock_s, shard.record.n_bytes / n_rows
 
 
 def main() -> None:

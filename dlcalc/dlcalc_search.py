@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,9 @@ from dlcalc.specs.target import READABLE, Target
 
 TOLD = ("hardware", "devices", "model", "seq_len", "global_batch")
 """What a trainer's own configuration may leave out."""
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells count it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and SIGTERM, as shells count them."""
+KEPT = "what was finished is kept; the same command goes on from there, with --resume or without"
 
 EPILOG = """
 \b
@@ -30,8 +35,30 @@ Examples:
   dlcalc-search --from megatron-lm args.txt --hardware h100 --devices 512
 
 \b
-Exit code: 0 a plan was found; 2 the input is wrong; 3 no plan fits, or none can be placed; 130 interrupted.
+Exit code: 0 a plan was found; 2 the input is wrong; 3 no plan fits, or none can be placed;
+130 interrupted, 143 terminated: what was finished is kept.
 """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as batch systems send before they kill: what Ctrl-C does, with another exit code."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Answer SIGTERM by ending in order; only a main thread can, and it gets its old answer back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def keep_choice(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | int | None:
@@ -164,8 +191,11 @@ def main(
     except DlcalcError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except Terminated:
+        click.echo(f"terminated: {KEPT}", err=True)
+        sys.exit(TERMINATED)
     except KeyboardInterrupt:
-        click.echo("interrupted: what was finished is kept; the same command goes on from there", err=True)
+        click.echo(f"interrupted: {KEPT}", err=True)
         sys.exit(INTERRUPTED)
 
 
@@ -184,15 +214,17 @@ def search(
     from dlcalc.utils.jsontext import to_json
 
     told = {name: choices.pop(name) for name in TOLD}
-    with SearchProgress(quiet=quiet) as progress:
+    with terminable(), SearchProgress(quiet=quiet) as progress:
         if source is None:
             from dlcalc.workflows import run_search
 
-            summary = run_search(space_file, top=top, progress=progress, **choices)
+            summary = run_search(space_file, top=top, progress=progress, notify=progress.say, **choices)
         else:
             from dlcalc.workflows_import import search_trainer_file
 
-            summary = search_trainer_file(source, space_file, told=told, top=top, progress=progress, **choices)
+            summary = search_trainer_file(
+                source, space_file, told=told, top=top, progress=progress, notify=progress.say, **choices
+            )
     if as_json:
         click.echo(to_json(summary))
     elif not quiet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,7 @@ def run_search(
     place: bool | None = None,
     place_meshes: int | None = None,
     progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Summary:
     """Search the study described by ``space_file``, write every kept plan, and say what was found.
 
@@ -79,6 +80,8 @@ def run_search(
         executor_of(executor, scheduler, jobs, directory) as where,
         open_study(directory, origin, resume=resume, overwrite=overwrite) as study,
     ):
+        if notify and study.n_kept and not resume:
+            notify(_half_finished(directory, study.n_kept, len(shards)))
         counts_first = what == "auto" and n_plans > MOST_ROWS
         mode: Keep = "feasible" if what == "auto" else what  # type: ignore[assignment]
         headers = {position: study.header(position, NAMES) for position in found}
@@ -99,6 +102,14 @@ def run_search(
             _place(placing, scenarios, found, study, summary, top, progress)
         study.finish(summary)
     return summary
+
+
+def _half_finished(directory: Location, n_kept: int, n_shards: int) -> str:
+    """What is said where an earlier run of the same study was interrupted."""
+    return (
+        f"{directory}: an earlier run was interrupted; going on as with --resume: {n_kept} of {n_shards} shards are "
+        "there, the others are searched (--overwrite begins anew)"
+    )
 
 
 def _placing_of(space: SpaceSpec, space_file: Path, *, sort: str, **asked: Any) -> Placing | None:  # noqa: ANN401

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.errors import DlcalcError, ResultError
-from dlcalc.results.manifest import MANIFEST_NAME, ShardRecord
+from dlcalc.results.files import MANIFEST_NAME
+from dlcalc.results.manifest import ShardRecord
+from dlcalc.results.shard import ShardHeader, ShardWriter
 from dlcalc.results.storage import Location, ObjectPath, file_sha256, missing_from
-from dlcalc.results.writer import ShardHeader, ShardWriter, StudyWriter
+from dlcalc.results.writer import StudyWriter
 from dlcalc.search.executors import Executor, LocalExecutor, Shard
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, outputs_of, search_block
 from dlcalc.search.found import NEAR_BEST, Found, Leaders, SortKey
@@ -52,11 +54,12 @@ def sweep(
     done = 0
     todo: list[_Task] = []
     for shard in shards:
-        record = study.finished.get((shard.scenario, shard.number)) if what else None
-        if record is None:
-            todo.append(_Task(shard, scenarios[shard.scenario], headers[shard.scenario]))
+        scenario = scenarios[shard.scenario]
+        earlier = _found_earlier(study, scenario, shard) if what else None
+        if earlier is None:
+            todo.append(_Task(shard, scenario, headers[shard.scenario]))
             continue
-        found[shard.scenario].add(_found_of(record), keep=n_kept, key=key)
+        found[shard.scenario].add(earlier, keep=n_kept, key=key)
         done += shard.n_plans
     if progress:
         progress(done, total)
@@ -71,8 +74,10 @@ def sweep(
         if progress:
             progress(done, total)
     if what:  # now that all is known, the manifest is the same in whatever order shards ended
-        for record in tuple(study.finished.values()):
-            study.add(_with_state(record, _found_of(record), found[record.scenario]))
+        for shard in shards:
+            if earlier := _found_earlier(study, scenarios[shard.scenario], shard):
+                record = study.finished[shard.scenario, shard.number]
+                study.amend(_with_state(record, earlier, found[shard.scenario]))
 
 
 def executor_of(executor: str, scheduler: str | None, jobs: int | None, directory: Location) -> Executor:
@@ -159,17 +164,24 @@ def _shard(
             chosen: list[Mapping[str, Any]] = []
             _blocks(scenario, shard, found, n_kept, key, chosen.append, what)
             index = _chosen_plans(found, chosen, what)
-            if len(index):
+            if len(index):  # in a shard of which nothing fits there is nothing to estimate
                 rows.write(rows_of(scenario, index))
+        start, stop = _plans_of(scenario, shard)
+        rows.describe(
+            start=start,
+            stop=stop,
+            n_plans=found.n_plans,
+            n_fit=found.n_fit,
+            refused=found.refused,
+            state=_state_of(found),
+        )
+    return found, rows.record
+
+
+def _plans_of(scenario: Scenario, shard: Shard) -> tuple[int, int]:
+    """Plan indices [start, stop) of a shard."""
     per_row = scenario.n_plans // scenario.shape[0]
-    record = rows.record(
-        start=shard.start * per_row,
-        stop=shard.stop * per_row,
-        n_plans=found.n_plans,
-        n_fit=found.n_fit,
-        refused=found.refused,
-    )
-    return found, record
+    return shard.start * per_row, shard.stop * per_row
 
 
 def _blocks(
@@ -246,17 +258,30 @@ def _state_of(found: Found) -> dict[str, Any]:
     }
 
 
-def _found_of(record: ShardRecord) -> Found:
-    parts = {
-        name: Leaders(np.array(index, dtype=np.int64), np.array(step), np.array(memory))
-        for name, (index, step, memory) in record.state.items()
-    }
+def _found_earlier(study: StudyWriter, scenario: Scenario, shard: Shard) -> Found | None:
+    """What an earlier run found in a shard; None where it must be evaluated."""
+    record = study.finished.get((shard.scenario, shard.number))
+    if record is None or (record.start, record.stop) != _plans_of(scenario, shard):
+        return None
+    try:
+        parts = {
+            name: Leaders(np.array(index, np.int64), np.array(step, np.float64), np.array(memory, np.float64))
+            for name, (index, step, memory) in record.state.items()
+        }
+        leaders, near, misses = parts["leaders"], parts["near"], parts["misses"]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None  # the file is whole, the manifest was written by hand
+    for part in (leaders, near, misses):
+        if {values.shape for values in (part.index, part.step_time_s, part.memory_bytes)} != {(len(part.index),)}:
+            return None
+        if np.any((part.index < record.start) | (part.index >= record.stop)):
+            return None
     return Found(
         n_plans=record.n_plans,
         n_fit=record.n_fit,
         n_refused=record.n_plans - record.n_fit,
         refused=Counter(record.refused),
-        leaders=parts["leaders"],
-        near=parts["near"],
-        misses=parts["misses"],
+        leaders=leaders,
+        near=near,
+        misses=misses,
     )

@@ -103,8 +103,13 @@ def print_sections(shown: Sequence[Section], console: Console) -> None:
             console.print(Text(rule, style="bold cyan"))
         else:
             console.print(Text(section.title, style="bold"))
-        for part in section.parts:
-            console.print(_rendered(part, console))
+        print_parts(section.parts, console)
+
+
+def print_parts(parts: Sequence[Part], console: Console) -> None:
+    """Parts without a heading."""
+    for part in parts:
+        console.print(_rendered(part, console), soft_wrap=isinstance(part, Verbatim))
 
 
 def _rendered(part: Part, console: Console) -> RenderableType:

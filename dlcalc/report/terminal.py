@@ -455,6 +455,7 @@ class SearchProgress:
 
     def __init__(self, *, quiet: bool = False, file: IO[str] | None = None) -> None:
         stream = file if file is not None else sys.stderr
+        self._quiet, self._stream = quiet, stream
         self._shown = not quiet and stream.isatty()
         self._last_s = 0.0
         if self._shown:
@@ -483,6 +484,13 @@ class SearchProgress:
             return
         self._last_s = now_s
         self._bar.update(self._task, completed=done, total=total, description=what, refresh=True)
+
+    def say(self, text: str) -> None:
+        """A line beside the bar; also where there is no bar."""
+        if self._shown:
+            self._bar.console.print(text, markup=False, soft_wrap=True)
+        elif not self._quiet:
+            print(text, file=self._stream)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._shown:

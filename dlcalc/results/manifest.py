@@ -1,53 +1,39 @@
 """What a result directory holds, and what made it.
 
-A study's directory is a Parquet dataset plus files whose names start with an underscore, which every
-Parquet reader skips:
-
-    results/<study>/
-        s000-000000.parquet     scenario 0, shard 0: complete, or not there
-        s000-000001.parquet
-        _manifest.json          what made the study, and every finished shard with its counts and hash
-        _summary.json           what was printed: the object of ``--json``
-        _placed/                the best plans as placed on a fabric, where that was asked for (results.placed)
-
-A file appears under its name only when it is whole (written under a hidden name, then renamed), and counts only
-once the manifest names it. So whatever interrupts a search, what is finished can be read, and a second run of the
-same study goes on from there. Two runs are the same study when space, resolved scenarios, settings and versions
-are the same; the files know nothing of block sizes or workers.
+A file appears under its name only when it is whole (written under a hidden name, then renamed), and counts only with a
+record of what it holds: in the manifest, or in its own note until the manifest follows. So whatever interrupts a
+search, what is finished can be read, and a second run of the same study goes on from there. Two runs are the same study
+when space, resolved scenarios, settings and versions are the same; the files know nothing of block sizes or workers.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
-import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from errno import EACCES, EDQUOT, EFBIG, ENOSPC, EPERM, EROFS
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from dlcalc import __version__
 from dlcalc.errors import ResultError
+from dlcalc.results.files import (
+    MANIFEST_NAME,
+    SHARD_NAME,
+    is_note,
+    names_in,
+    note_name,
+    read_json,
+    shard_name,
+    text_sha256,
+)
 from dlcalc.results.schema import SCHEMA_VERSION
-from dlcalc.results.storage import Location, names_in, partial_of, publish
+from dlcalc.results.storage import Location
 from dlcalc.specs.base import Spec
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
 
-MANIFEST_NAME = "_manifest.json"
-SUMMARY_NAME = "_summary.json"
-LOCK_NAME = ".lock"
-PLACED_FOLDER = "_placed"
 PLACED_TABLES = ("plans.parquet", "placements.parquet")
-
-_SHARD_NAME = re.compile(r"s\d{3,}-\d{6,}\.parquet")
-_PARTIAL_NAME = re.compile(r"\.(s\d{3,}-\d{6,}\.parquet|_manifest\.json|_summary\.json)\..*\.partial")
-_MAX_DIFFERENCES = 12
 
 Status = Literal["running", "complete"]
 Settings = Mapping[str, str | int | float | bool | None]
@@ -66,10 +52,11 @@ class ScenarioOrigin(Spec):
 
     def digest(self) -> ScenarioDigest:
         """Hashes of the parts, to tell which of them differs."""
-        parts = {part: _sha256(text) for part, text in self._parts().items()}
+        parts = {part: text_sha256(text) for part, text in self.parts().items()}
         return ScenarioDigest(name=self.name, devices=self.devices, parts=parts)
 
-    def _parts(self) -> dict[str, str]:
+    def parts(self) -> dict[str, str]:
+        """As texts that are the same when the parts are."""
         specs = {"model": self.model, "hardware": self.hardware, "recipe": self.recipe}
         texts = {part: json.dumps(spec.model_dump(mode="json"), sort_keys=True) for part, spec in specs.items()}
         return texts | {"space": json.dumps(self.space, sort_keys=True)}
@@ -110,7 +97,7 @@ class ShardRecord(Spec):
     start: NonNegativeInt
     stop: NonNegativeInt
     """Plan indices [start, stop) were evaluated."""
-    file: Annotated[str, Field(pattern=rf"^{_SHARD_NAME.pattern}$")]
+    file: Annotated[str, Field(pattern=rf"^{SHARD_NAME.pattern}$")]
     n_rows: NonNegativeInt
     n_bytes: PositiveInt
     sha256: str
@@ -180,7 +167,7 @@ class Manifest(Spec):
             dlcalc_version=origin.dlcalc_version,
             study=origin.study,
             status="running",
-            space_sha256=_sha256(origin.space_text),
+            space_sha256=text_sha256(origin.space_text),
             space_text=origin.space_text,
             settings=origin.settings,
             scenarios=tuple(scenario.digest() for scenario in origin.scenarios),
@@ -200,87 +187,24 @@ class Manifest(Spec):
         shards = ",\n  ".join(shard.model_dump_json() for shard in self.shards)
         return head.removesuffix("[]\n}") + f"[\n  {shards}\n ]\n}}\n"
 
-    def differences(self, other: Manifest) -> list[str]:
-        """Why ``other`` is not the same study, one line per difference; empty when it is."""
-        lines = [
-            f"{what}: {ours} there, {theirs} now"
-            for what, ours, theirs in (
-                ("study", self.study, other.study),
-                ("dlcalc", self.dlcalc_version, other.dlcalc_version),
-                ("schema", self.schema_version, other.schema_version),
-            )
-            if ours != theirs
-        ]
-        lines += _setting_differences(self.settings, other.settings)
-        scenarios = _scenario_differences(self.scenarios, other.scenarios)
-        if scenarios and self.space_sha256 != other.space_sha256:
-            lines += _text_differences(self.space_text, other.space_text)
-        return lines + scenarios
+    @property
+    def study_sha256(self) -> str:
+        """The same for runs that are the same study."""
+        parts = (self.schema_version, self.dlcalc_version, self.study, dict(self.settings))
+        return text_sha256(json.dumps([*parts, [scenario.model_dump() for scenario in self.scenarios]], sort_keys=True))
 
 
-def _setting_differences(ours: Settings, theirs: Settings) -> list[str]:
-    keys = sorted(ours.keys() | theirs.keys())
-    return [f"{key}: {ours.get(key)} there, {theirs.get(key)} now" for key in keys if ours.get(key) != theirs.get(key)]
+class ShardNote(Spec):
+    """What a finished shard holds, said beside it until the manifest says it."""
 
-
-def _scenario_differences(ours: tuple[ScenarioDigest, ...], theirs: tuple[ScenarioDigest, ...]) -> list[str]:
-    """Scenarios by position, because shards name them by position."""
-    if [scenario.name for scenario in ours] != [scenario.name for scenario in theirs]:
-        return [f"scenarios: {_names(ours)} there, {_names(theirs)} now"]
-    lines = []
-    for old, new in zip(ours, theirs, strict=True):
-        changed = [part for part in old.parts if old.parts[part] != new.parts.get(part)]
-        changed += [] if old.devices == new.devices else ["devices"]
-        if changed:
-            lines.append(f"scenario {new.name}: different {', '.join(changed)}")
-    return lines
-
-
-def _names(scenarios: tuple[ScenarioDigest, ...]) -> str:
-    shown = ", ".join(scenario.name for scenario in scenarios[:4])
-    return shown if len(scenarios) <= 4 else f"{shown} and {len(scenarios) - 4} more"
-
-
-def _text_differences(ours: str, theirs: str) -> list[str]:
-    """Changed lines of the space file, ``-`` there and ``+`` now."""
-    lines = difflib.unified_diff(ours.splitlines(), theirs.splitlines(), lineterm="", n=0)
-    changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
-    left_out = len(changed) - _MAX_DIFFERENCES
-    return changed[:_MAX_DIFFERENCES] + ([f"... and {left_out} more lines"] if left_out > 0 else [])
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def shard_name(scenario: int, shard: int) -> str:
-    """File name of a shard; sorts in the order of the space."""
-    return f"s{scenario:03d}-{shard:06d}.parquet"
-
-
-def is_ours(name: str) -> bool:
-    """Whether a result directory's file ``name`` is one that dlcalc writes."""
-    fixed = (MANIFEST_NAME, SUMMARY_NAME, LOCK_NAME, PLACED_FOLDER)
-    return name in fixed or bool(_SHARD_NAME.fullmatch(name) or is_partial(name))
-
-
-def is_partial(name: str) -> bool:
-    """Whether ``name`` is what an interrupted write leaves behind."""
-    return bool(_PARTIAL_NAME.fullmatch(name))
+    study_sha256: str
+    record: ShardRecord
 
 
 def read_manifest(directory: Location) -> Manifest:
     """The manifest of a result directory; ``ResultError`` names what is wrong with it."""
     path = directory / MANIFEST_NAME
-    try:
-        names = names_in(directory)
-    except FileNotFoundError as error:
-        raise ResultError(f"{directory}: no such result directory") from error
-    except NotADirectoryError as error:
-        raise ResultError(f"{directory}: a file; a result is the directory that dlcalc-search wrote") from error
-    except OSError as error:
-        raise ResultError(f"{directory}: cannot be read ({error.strerror})") from error
-    if MANIFEST_NAME not in names:
+    if MANIFEST_NAME not in names_in(directory):
         raise ResultError(f"{directory}: not a result of dlcalc-search ({MANIFEST_NAME} is missing)")
     document = read_json(path)
     if not isinstance(document, dict) or document.get("format") != Manifest.model_fields["format"].default:
@@ -299,51 +223,20 @@ def read_manifest(directory: Location) -> Manifest:
         raise ResultError(f"{path}: damaged: {where}: {first['msg']}; search again with --overwrite") from error
 
 
-def read_json(path: Location) -> Any:  # noqa: ANN401 - JSON is anything
-    """A JSON file of a result directory."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path}: damaged: not JSON ({error}); search again with --overwrite") from error
-    except OSError as error:
-        raise ResultError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def write_text(path: Location, text: str, *, durable: bool) -> None:
-    """Replace ``path`` by ``text`` in one step, so that a reader sees the old file or the new one.
-
-    ``durable`` makes that hold for a power cut as well.
-    """
-    partial = partial_of(path)
-    with disk_errors(path):
+def noted_shards(directory: Location, manifest: Manifest) -> dict[tuple[int, int], ShardRecord]:
+    """Shards of a study that were finished after its manifest was last written, as the notes beside them say."""
+    found = {}
+    for name in names_in(directory):
+        if not is_note(name):
+            continue
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            publish(partial, path)
-        finally:
-            with suppress(OSError):
-                partial.unlink()
-
-
-@contextmanager
-def disk_errors(path: Location) -> Iterator[None]:
-    """Whatever the file system answers, said in one line with what to do about it."""
-    try:
-        yield
-    except OSError as error:
-        raise ResultError(f"{path}: {_disk_problem(error)}") from error
-
-
-def _disk_problem(error: OSError) -> str:
-    kept = "what was finished is kept: run again with --resume"
-    if error.errno in (ENOSPC, EDQUOT):
-        return f"the disk is full; free some space ({kept}), or choose another place with -o"
-    if error.errno == EFBIG:
-        return f"the file would exceed the largest size allowed here ({kept}), or choose another place with -o"
-    if error.errno in (EACCES, EPERM, EROFS):
-        return f"cannot be written ({os.strerror(error.errno).lower()}); choose another place with -o"
-    reason = os.strerror(error.errno).lower() if error.errno else str(error)
-    return f"cannot be written ({reason})"
+            note = ShardNote.model_validate(read_json(directory / name))
+            size = (directory / note.record.file).stat().st_size
+        except (ResultError, ValidationError, OSError):
+            continue  # the shard did not get its name yet, or the note is damaged and its shard searched again
+        record = note.record
+        is_of_study = note.study_sha256 == manifest.study_sha256 and record.scenario < len(manifest.scenarios)
+        is_own = name == note_name(record.file) and record.file == shard_name(*record.key)
+        if is_of_study and is_own and size == record.n_bytes:
+            found[record.key] = record
+    return found

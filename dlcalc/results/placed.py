@@ -16,15 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dlcalc.results.manifest import (
-    PLACED_FOLDER,
-    PLACED_TABLES,
-    PlacedRecord,
-    TableRecord,
-    disk_errors,
-)
+from dlcalc.results.files import PLACED_FOLDER, disk_errors
+from dlcalc.results.manifest import PLACED_TABLES, PlacedRecord, TableRecord
 from dlcalc.results.schema import COLUMNS, METADATA_PREFIX
-from dlcalc.results.storage import Location, file_sha256, names_in, partial_of, publish
+from dlcalc.results.storage import Location, file_sha256, listed, partial_path, publish
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -121,8 +116,7 @@ def write_placed(directory: Location, tables: PlacedTables, metadata: Mapping[st
     for name, rows in (("plans.parquet", tables.plans), ("placements.parquet", tables.placements)):
         schema = SCHEMAS[name].with_metadata({**metadata, **own})
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-        path = folder / name
-        partial = partial_of(path)
+        path, partial = folder / name, partial_path(folder / name)
         with disk_errors(path):
             try:
                 pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
@@ -152,7 +146,7 @@ def forget_placed(directory: Location) -> None:
 
 def _ours(folder: Location) -> Iterable[Location]:
     try:
-        names = names_in(folder)
+        names = listed(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
     partials = tuple(f".{name}." for name in PLACED_TABLES)

@@ -17,15 +17,14 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from dlcalc.errors import ResultError, UnknownNameError
+from dlcalc.results.files import PLACED_FOLDER, SUMMARY_NAME, read_json
 from dlcalc.results.manifest import (
-    PLACED_FOLDER,
-    SUMMARY_NAME,
     Manifest,
     PlacedRecord,
     ScenarioOrigin,
     ShardRecord,
     TableRecord,
-    read_json,
+    noted_shards,
     read_manifest,
 )
 from dlcalc.results.placed import SCHEMAS
@@ -139,7 +138,7 @@ class Result:
         if self.placed is None:
             return []
         path = self.directory / PLACED_FOLDER / name
-        with _damage(path):
+        with damage(path):
             rows: list[Row] = pq.read_table(readable(path), page_checksum_verification=True).to_pylist()
         return [row for row in rows if scenario is None or row["scenario"] == scenario]
 
@@ -150,7 +149,7 @@ class Result:
             folder = self.directory / PLACED_FOLDER
             expected |= {folder / name: table.sha256 for name, table in self.placed.tables.items()}
         for path, sha256 in expected.items():
-            with _damage(path):
+            with damage(path):
                 found = file_sha256(path)
             if found != sha256:
                 raise ResultError(f"{path}: damaged: not the bytes that were written; run the search again")
@@ -167,7 +166,7 @@ class Result:
             if name not in COLUMN_NAMES:
                 raise UnknownNameError("column", name, COLUMN_NAMES)
         for position, path in enumerate(self.files(scenario)):
-            with _damage(path), pq.ParquetFile(readable(path), page_checksum_verification=True) as file:
+            with damage(path), pq.ParquetFile(readable(path), page_checksum_verification=True) as file:
                 wanted = list(columns) if columns is not None else list(COLUMN_NAMES)
                 for batch in file.iter_batches(batch_size=n_rows, columns=wanted):
                     yield position, batch.select(wanted)
@@ -182,7 +181,7 @@ class Result:
 
     def _row(self, path: Location, row: int) -> Row:
         """One row of a file, reading the row group it is in."""
-        with _damage(path), pq.ParquetFile(readable(path), page_checksum_verification=True) as file:
+        with damage(path), pq.ParquetFile(readable(path), page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
                 n_rows = file.metadata.row_group(group).num_rows
                 if row < n_rows:
@@ -192,7 +191,7 @@ class Result:
         raise ResultError(f"{path}: damaged: rows are missing")
 
     def _metadata(self, path: Location, key: str) -> str:
-        with _damage(path), pq.ParquetFile(readable(path)) as file:
+        with damage(path), pq.ParquetFile(readable(path)) as file:
             metadata = file.schema_arrow.metadata or {}
         text = metadata.get((METADATA_PREFIX + key).encode())
         if text is None:
@@ -208,6 +207,9 @@ def open_result(directory: Location | str) -> Result:
     """
     directory = location(directory)
     manifest = read_manifest(directory)
+    if manifest.status == "running":
+        named = {shard.key: shard for shard in manifest.shards}
+        manifest = manifest.with_shards(noted_shards(directory, manifest) | named, "running", manifest.placed)
     for shard in manifest.shards:
         _check_file(directory / shard.file, shard)
     for name, table in (manifest.placed.tables if manifest.placed else {}).items():
@@ -227,7 +229,7 @@ def _check_file(path: Location, shard: ShardRecord | TableRecord) -> None:
         raise ResultError(
             f"{path}: damaged: {found:,} bytes instead of {shard.n_bytes:,}; run the search again with --resume"
         )
-    with _damage(path), pq.ParquetFile(readable(path)) as file:
+    with damage(path), pq.ParquetFile(readable(path)) as file:
         known = SCHEMAS.get(path.name)
         if known is None:
             problem = schema_problem(file.schema_arrow)
@@ -241,7 +243,7 @@ def _check_file(path: Location, shard: ShardRecord | TableRecord) -> None:
 
 
 @contextmanager
-def _damage(path: Location) -> Iterator[None]:
+def damage(path: Location) -> Iterator[None]:
     """Whatever Parquet says of a damaged file, in one line that names it."""
     try:
         with store_errors(path):

@@ -61,6 +61,10 @@ class ObjectPath:
     def bucket(self) -> str:
         return self.key.partition("/")[0]
 
+    @property
+    def parent(self) -> ObjectPath:
+        return replace(self, key=self.key.rpartition("/")[0])
+
     def resolve(self) -> ObjectPath:
         """Itself: a store has no links."""
         return self
@@ -104,6 +108,11 @@ class ObjectPath:
                 return bytes(file.read())
 
         return self._asked(read).decode(encoding)
+
+    @property
+    def filesystem(self) -> Any:  # noqa: ANN401 - a pyarrow filesystem
+        """In which :attr:`key` is the path."""
+        return self._asked(lambda fs: fs)
 
     def open_input(self) -> Any:  # noqa: ANN401 - a pyarrow file
         """To be read in any order, as Parquet is."""
@@ -173,7 +182,16 @@ def _filesystem(scheme: str, bucket: str, query: str) -> Any:  # noqa: ANN401 - 
     return filesystem
 
 
-def names_in(directory: Location) -> list[str]:
+def fetch(source: Location, target: Path) -> None:
+    """Copy ``source`` to this machine."""
+    if isinstance(source, Path):
+        shutil.copyfile(source, target)
+        return
+    with source.open_input() as file, target.open("wb") as copy:
+        shutil.copyfileobj(file, copy, 1 << 22)
+
+
+def listed(directory: Location) -> list[str]:
     """Names of what lies directly in ``directory``."""
     return os.listdir(directory) if isinstance(directory, Path) else directory.names()
 
@@ -189,13 +207,13 @@ def file_sha256(path: Location) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def partial_of(path: Location) -> Path:
+def partial_path(path: Location) -> Path:
     """Where ``path`` is written before it is published: beside it, or in the temporary folder on its way to a store.
 
     No two writers share one, on whatever machine: a shard may be written twice when its worker was given up for lost.
     """
     folder = path.parent if isinstance(path, Path) else Path(tempfile.gettempdir())
-    return folder / f".{path.name}.{uuid4().hex}.partial"
+    return folder / f".{path.name}.{uuid4().int}.partial"
 
 
 def publish(partial: Path, path: Location) -> None:

@@ -139,21 +139,31 @@ class DaskExecutor:
                 raise DlcalcError(f"worker {worker}: {problem}")
         running: dict[Any, W] = {}
         done: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        name, own = f"dlcalc-{uuid4().hex[:8]}", versions()
+        waiting = sorted(tasks, key=lambda task: task.n_plans)
+        name = f"dlcalc-{uuid4().hex[:8]}"
         try:
-            for number, task in enumerate(sorted(tasks, key=lambda task: -task.n_plans)):
-                while len(running) >= 2 * self._n_threads():
-                    yield self._next(running, done)
-                sent = pickle.dumps((work, task))
-                future = self._client.submit(_do, sent, own, key=f"{name}-{number}", pure=False)
-                running[future] = task
-                future.add_done_callback(done.put)
-            while running:
-                yield self._next(running, done)
+            while waiting or running:
+                room = min(2 * self._n_threads() - len(running), len(waiting))
+                if room > 0:
+                    some = [waiting.pop() for _ in range(room)]
+                    self._send(work, some, f"{name}-{len(waiting)}", running, done)
+                yield from self._finished(running, done)
         finally:
             if running and self._client.status == "running":
                 with suppress(Exception):  # nobody may be there to be told
                     self._client.cancel(list(running), force=True)
+
+    def _send(
+        self, work: Callable[[W], T], tasks: Sequence[W], name: str, running: dict[Any, W], done: queue.SimpleQueue[Any]
+    ) -> None:
+        """Put tasks under way, in one message."""
+        sent = [pickle.dumps((work, task)) for task in tasks]
+        keys = [f"{name}-{number}" for number in range(len(tasks))]
+        for future, task in zip(
+            self._client.map(_do, sent, expected=versions(), key=keys, pure=False), tasks, strict=True
+        ):
+            running[future] = task
+            future.add_done_callback(done.put)
 
     def _n_threads(self) -> int:
         """Shards that the cluster can do at once, as of a few seconds ago."""
@@ -171,18 +181,22 @@ class DaskExecutor:
     def _lost(self) -> DlcalcError:
         return DlcalcError(f"--scheduler {self.address}: the scheduler was lost; {KEPT}")
 
-    def _next(self, running: dict[Any, W], done: queue.SimpleQueue[Any]) -> tuple[W, Any]:
-        """The next task that ends, with its result; its future is let go at once."""
-        future = self._ended(done)
-        task = running.pop(future)
+    def _finished(self, running: dict[Any, W], done: queue.SimpleQueue[Any]) -> list[tuple[W, Any]]:
+        """The tasks that have ended, one at least, with their results; their futures are let go at once."""
+        ended = [self._ended(done)]
+        with suppress(queue.Empty):
+            while True:
+                ended.append(done.get_nowait())
         try:
-            return task, future.result()
+            results = self._client.gather(ended)
         except DlcalcError:
             raise
         except Exception as error:
             raise self._explained(error) from error
-        finally:
+        tasks = [running.pop(future) for future in ended]
+        for future in ended:
             future.release()
+        return list(zip(tasks, results, strict=True))
 
     def _ended(self, done: queue.SimpleQueue[Any]) -> Any:  # noqa: ANN401 - a Future of Dask
         """A future that ended; ``DlcalcError`` when nobody is left who could end one."""

@@ -126,8 +126,8 @@ def run(
                 yield from _finished(running)
         except BrokenProcessPool as error:
             raise DlcalcError(
-                "a worker process was lost, perhaps for want of memory; what was finished is kept: run again, "
-                "with fewer --jobs"
+                "a worker process was lost, perhaps for want of memory; what was finished is kept: run again with "
+                "--resume, and fewer --jobs"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -137,6 +137,7 @@ def run(
 def _serve_one_parent() -> None:
     """In a worker: leave Ctrl-C to the parent, and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's answer, which a fork inherits
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -307,7 +307,10 @@ def test_ctrl_c_keeps_what_was_finished(monkeypatch, jobs):
 
     assert done.returncode == 130, done.stderr
     assert done.stdout == ""
-    assert done.stderr == "interrupted: what was finished is kept; the same command goes on from there\n"
+    assert (
+        done.stderr
+        == "interrupted: what was finished is kept; the same command goes on from there, with --resume or without\n"
+    )
     assert len(open_result("results/small").shards()) >= 2
 
     _goes_on(monkeypatch)

@@ -22,10 +22,12 @@ from hypothesis import strategies as st
 from dlcalc import __version__
 from dlcalc.errors import ResultError, UnknownNameError
 from dlcalc.hardware_registry import load_hardware
-from dlcalc.results.manifest import MANIFEST_NAME, SUMMARY_NAME, ScenarioOrigin, StudyOrigin, read_manifest, shard_name
+from dlcalc.results.files import INPUTS_NAME, MANIFEST_NAME, SUMMARY_NAME, shard_name
+from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin, read_manifest
 from dlcalc.results.reader import open_result
 from dlcalc.results.schema import BLOCK_COLUMNS, COLUMN_NAMES, COLUMNS, KNOBS, SCHEMA, WORDS
-from dlcalc.results.writer import ShardWriter, open_study
+from dlcalc.results.shard import ShardWriter
+from dlcalc.results.writer import open_study
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.recipe import Recipe
@@ -79,8 +81,9 @@ def write_shard(study, scenario, shard, block, **options):
     header = study.header(scenario, NAMES)
     with ShardWriter(study.directory, header, shard, **options) as rows:
         rows.write(block)
-    n_rows = len(block["plan_index"])
-    study.add(rows.record(start=0, stop=n_rows, n_plans=2 * n_rows, n_fit=n_rows, refused={"memory": n_rows}))
+        n_rows = len(block["plan_index"])
+        rows.describe(start=0, stop=n_rows, n_plans=2 * n_rows, n_fit=n_rows, refused={"memory": n_rows})
+    study.add(rows.record)
 
 
 def write_study(directory, origin, n_rows=50, **options):
@@ -298,7 +301,8 @@ def test_any_rows_come_back_however_they_are_cut(tmp_path_factory, origin, parts
                 rows.write(part)
                 for values in part.values():
                     values[:] = 0  # a caller may use its arrays again
-        study.add(rows.record(start=0, stop=1, n_plans=1, n_fit=1, refused={}))
+            rows.describe(start=0, stop=1, n_plans=1, n_fit=1, refused={})
+        study.add(rows.record)
         study.finish(SUMMARY)
 
     table = pa.Table.from_batches(open_result(directory).batches(), SCHEMA)
@@ -347,8 +351,11 @@ die = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 writer._SAVE_EVERY_S = 0.0
 with writer.open_study(directory, origin) as study:
     write_shard(study, 0, 0, block_of(50, 0))
-    if when == "before the rename":
+    replace = Path.replace
+    if when == "before the note":
         Path.replace = die
+    elif when == "before the rename":
+        Path.replace = lambda path, target: die() if target.suffix == ".parquet" else replace(path, target)
     elif when == "before the manifest":
         writer.write_text = die
     write_shard(study, 0, 1, block_of(50, 1, first=50))
@@ -365,7 +372,8 @@ def run_python(script, *arguments, **options):
 
 
 @pytest.mark.parametrize(
-    ("when", "n_finished"), [("before the rename", 1), ("before the manifest", 1), ("after the manifest", 2)]
+    ("when", "n_finished"),
+    [("before the note", 1), ("before the rename", 1), ("before the manifest", 2), ("after the manifest", 2)],
 )
 def test_a_killed_search_leaves_a_result_and_goes_on(tmp_path, origin, when, n_finished):
     directory = tmp_path / "killed"
@@ -389,7 +397,9 @@ def test_a_killed_search_leaves_a_result_and_goes_on(tmp_path, origin, when, n_f
                 write_shard(study, 0, shard, block_of(50, shard, first=50 * shard))
         study.finish(SUMMARY)
 
-    assert sorted(os.listdir(directory)) == [MANIFEST_NAME, SUMMARY_NAME, shard_name(0, 0), shard_name(0, 1)]
+    assert sorted(os.listdir(directory)) == [
+        *(INPUTS_NAME, MANIFEST_NAME, SUMMARY_NAME, shard_name(0, 0), shard_name(0, 1))
+    ]
     assert [row["plan_index"] for row in open_result(directory).rows()] == list(range(100))
     assert len(pd.read_parquet(directory)) == 100
 
@@ -412,7 +422,55 @@ def test_a_complete_study_is_searched_again_unless_resumed(study_dir, origin):
         study.finish(SUMMARY)
     with open_study(study_dir, origin) as study:
         assert not study.finished
+        write_shard(study, 0, 1, block_of(50, 1, first=50))
+    result = open_result(study_dir)  # a search that stops here took nothing away
+    assert not result.is_complete
+    assert len(result.shards()) == 4
+    result.verify()
+
+    with open_study(study_dir, origin, overwrite=True) as study:
+        assert not study.finished
     assert not list(study_dir.glob("*.parquet"))
+
+
+def test_plans_whose_manifest_is_lost_are_not_replaced_unasked(study_dir, origin):
+    manifest = (study_dir / MANIFEST_NAME).read_bytes()
+    (study_dir / MANIFEST_NAME).unlink()
+    with pytest.raises(ResultError, match=r"holds plans \(s000-000000.parquet\) but not what made them"):
+        write_study(study_dir, origin)
+    (study_dir / MANIFEST_NAME).write_bytes(manifest)
+    open_result(study_dir).verify()
+
+
+def test_another_machine_is_refused_with_the_field_that_differs(study_dir, origin):
+    device = origin.scenarios[1].hardware.device
+    more = device.model_copy(update={"hbm_gib": device.hbm_gib.model_copy(update={"value": 96.0})})
+    hardware = origin.scenarios[1].hardware.model_copy(update={"device": more})
+    scenarios = tuple(scenario.model_copy(update={"hardware": hardware}) for scenario in origin.scenarios)
+    with (
+        pytest.raises(ResultError) as refused,
+        open_study(study_dir, origin.model_copy(update={"scenarios": scenarios}), resume=True),
+    ):
+        pass
+    said = str(refused.value).splitlines()
+    assert said[-1] == "  hardware: device.hbm_gib.value: 80.0 there, 96.0 now"  # once, though two scenarios have it
+    assert "scenario llama3-8b on 8 h100, bf16: different hardware" in said[1]
+
+
+def test_a_note_of_another_study_counts_for_nothing(study_dir, origin):
+    """As after a kill in the middle of --overwrite: old files are there, and the manifest is the new study's."""
+    note = study_dir / ".s000-000000.parquet.json"
+    record = open_result(study_dir).shards()[0]
+    for study_sha256, n_finished in (("of another", 0), (read_manifest(study_dir).study_sha256, 1)):
+        write_study(study_dir, origin)
+        text = (study_dir / MANIFEST_NAME).read_text()
+        document = json.loads(text) | {"status": "running", "shards": []}
+        (study_dir / MANIFEST_NAME).write_text(json.dumps(document))
+        note.write_text(json.dumps({"study_sha256": study_sha256, "record": record.model_dump()}))
+        assert len(open_result(study_dir).shards()) == n_finished
+        with open_study(study_dir, origin) as study:
+            assert len(study.finished) == n_finished
+        assert len(list(study_dir.glob("*.parquet"))) == n_finished
 
 
 def test_a_damaged_shard_is_searched_again(study_dir, origin):
@@ -492,9 +550,9 @@ def test_dropping_a_scenario_deletes_its_files_alone(study_dir, origin):
 HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
-from dlcalc.results.writer import _locked
+from dlcalc.results.files import locked
 Path(sys.argv[1]).mkdir()
-with _locked(Path(sys.argv[1])):
+with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -520,7 +578,8 @@ from pathlib import Path
 from test_results import NAMES, block_of
 from dlcalc.errors import ResultError
 from dlcalc.results.manifest import StudyOrigin
-from dlcalc.results.writer import ShardWriter, open_study
+from dlcalc.results.shard import ShardWriter
+from dlcalc.results.writer import open_study
 
 origin = StudyOrigin.model_validate_json(Path(sys.argv[2]).read_text())
 try:
@@ -544,7 +603,7 @@ def test_a_file_that_cannot_grow_is_said_in_one_line(tmp_path, origin):
     assert done.stderr == ""
     assert "s000-000000.parquet: the file would exceed the largest size" in done.stdout
     assert done.stdout.count("\n") == 1
-    assert os.listdir(tmp_path / "r") == [MANIFEST_NAME]
+    assert sorted(os.listdir(tmp_path / "r")) == [INPUTS_NAME, MANIFEST_NAME]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
