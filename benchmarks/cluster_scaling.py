@@ -2,11 +2,11 @@
 
     python benchmarks/cluster_scaling.py [--plans 1e12] [--cores 1000] [--workers 1 2] [--tasks 2000]
 
-Everything is measured on this machine, workers being processes of it with one thread each:
+Everything is measured on this machine, workers being processes of it:
 
 shard      the whole work of a shard of the largest size (search, file, hash), in seconds of one core
 task       what a shard costs beside its work: so many tasks that do nothing but return what a shard returns, through
-           the same executor; client, scheduler and the way between them, which do one after the other
+           the same executor, hundreds of them under way; client, scheduler and workers share this machine's cores
 start      from the command's first call to the first shard on its way
 workers    one study, searched on one worker and on more; both ends of it included
 
@@ -42,6 +42,8 @@ from dlcalc.workflows import _origin_of, run_search
 from dlcalc.workflows_sweep import _shard, _Task
 
 KEPT = 100
+THREADS = 200
+"""Of a worker in the measurement of tasks that do nothing: as many are under way as on a cluster of many cores."""
 SPACE = f"""
 study: reference
 model: llama3-70b
@@ -73,9 +75,9 @@ def space_file(folder: Path, devices: str) -> Path:
 
 
 @contextmanager
-def cluster(n_workers: int) -> Iterator[str]:
+def cluster(n_workers: int, threads: int = 1) -> Iterator[str]:
     """The address of a scheduler with so many workers."""
-    told = {"threads_per_worker": 1, "processes": True, "dashboard_address": None, "memory_limit": 0}
+    told = {"threads_per_worker": threads, "processes": True, "dashboard_address": None, "memory_limit": 0}
     with LocalCluster(n_workers=n_workers, **told) as started:
         yield started.scheduler_address
 
@@ -127,7 +129,7 @@ def main() -> None:
         print(
             f"shard     {shard_s:.3f} core-s for {SHARD_PLANS:,} plans ({1 / per_plan / 1e6:.1f} M plans/s on one core)"
         )
-        with cluster(max(told.workers)) as address:
+        with cluster(max(told.workers), THREADS) as address:
             start_s, task_s = measured_task(address, result, told.tasks)
         print(f"task      {task_s * 1e3:.2f} ms, {len(result):,} bytes returned; start {start_s:.2f} s")
         seconds: dict[int, float] = {}

@@ -89,7 +89,8 @@ def test_processes_write_to_a_store(store, space, monkeypatch):
 
 
 def test_every_command_reads_from_a_store(searched, tmp_path):
-    rows = sorted(open_result(searched).rows(), key=lambda row: row["step_time_s"])
+    result = open_result(searched)
+    rows = sorted(result.rows(result.scenarios[0]), key=lambda row: row["step_time_s"])
     plan = run(training_3d, searched, "--rank", 1, "--json")
     assert plan.exit_code == 0, plan.output
     assert json.loads(plan.stdout)["results"]["iteration_s"] == pytest.approx(rows[0]["step_time_s"])
