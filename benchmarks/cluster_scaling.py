@@ -8,7 +8,7 @@ shard      the whole work of a shard of the largest size (search, file, hash), i
 task       what a shard costs beside its work: so many tasks that do nothing but return what a shard returns, through
            the same executor, hundreds of them under way; client, scheduler and workers share this machine's cores
 start      from the command's first call to the first shard on its way
-workers    one study, searched on one worker and on more; both ends of it included
+workers    one study, searched on one worker and on more, both ends of it included: seconds of the clock and of cores
 
 A cluster with many cores waits for whichever is slower, its cores or its scheduler, and in the end for one last shard:
 
@@ -28,7 +28,7 @@ from functools import partial
 from math import ceil
 from pathlib import Path
 
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 
 from dlcalc.costmodel.plans import NAMES
 from dlcalc.hardware_registry import HardwareRegistry
@@ -113,6 +113,27 @@ def measured_task(address: str, result: bytes, n_tasks: int) -> tuple[float, flo
         return first - began, (time.perf_counter() - first) / (n_tasks - 1)
 
 
+@dataclass(frozen=True)
+class Searched:
+    """A study on some workers: seconds of the clock, and of each worker's core, which other work disturbs less."""
+
+    n_plans: int
+    seconds: float
+    core_s: list[float]
+
+
+def measured_study(file: Path, out: Path, address: str) -> Searched:
+    """The study searched twice, of which the second time counts: by then workers have loaded what they need."""
+    with Client(address, set_as_default=False) as client:
+        for overwrite in (False, True):
+            before = client.run(time.process_time)
+            began = time.perf_counter()
+            found = run_search(file, out=out, executor="dask", scheduler=address, overwrite=overwrite)
+            seconds = time.perf_counter() - began
+            after = client.run(time.process_time)
+    return Searched(found["n_plans"], seconds, [after[worker] - before[worker] for worker in after])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plans", type=float, default=1e12)
@@ -132,17 +153,16 @@ def main() -> None:
         with cluster(max(told.workers), THREADS) as address:
             start_s, task_s = measured_task(address, result, told.tasks)
         print(f"task      {task_s * 1e3:.2f} ms, {len(result):,} bytes returned; start {start_s:.2f} s")
-        seconds: dict[int, float] = {}
+        first: Searched | None = None
         for n_workers in told.workers:
             with cluster(n_workers) as address:
-                began = time.perf_counter()
-                found = run_search(
-                    space_file(folder, told.devices), out=folder / f"w{n_workers}", executor="dask", scheduler=address
-                )
-                seconds[n_workers] = time.perf_counter() - began
-            speedup = seconds[told.workers[0]] / seconds[n_workers]
+                now = measured_study(space_file(folder, told.devices), folder / f"w{n_workers}", address)
+            first = first or now
+            cores = ", ".join(f"{core_s:.2f}" for core_s in now.core_s)
+            faster, share = first.seconds / now.seconds, max(now.core_s) / max(first.core_s)
             print(
-                f"workers   {n_workers}: {found['n_plans']:,} plans in {seconds[n_workers]:.2f} s, {speedup:.2f} times"
+                f"workers   {n_workers}: {now.n_plans:,} plans in {now.seconds:.2f} s ({faster:.2f} times as fast); "
+                f"core-s {cores} (the busiest has {share:.0%} of one's)"
             )
     n_shards = ceil(told.plans / SHARD_PLANS)
     cores_s, scheduler_s = n_shards * shard_s / told.cores, n_shards * task_s

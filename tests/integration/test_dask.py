@@ -233,19 +233,24 @@ def test_options_that_do_not_go_together(space, tmp_path, options, says):
 SEARCH = """
 import json, sys
 from dlcalc.search import executors
+from pathlib import Path
+
 from dlcalc.workflows import run_search
 executors.WORTH_A_SHARD = int(sys.argv[4])
-summary = run_search(sys.argv[1], out=sys.argv[2], keep="all", executor="dask", scheduler=sys.argv[3])
+summary = run_search(Path(sys.argv[1]), out=sys.argv[2], keep="all", executor="dask", scheduler=sys.argv[3])
 print(json.dumps(summary["peak_rss_bytes"]))
 """
+
+
+MANY = "{micro_batch: full, zero_stage: full, overlap_grad: full, overlap_param: full, offload_optimizer: full}"
 
 
 def test_memory_does_not_grow_with_rows(cluster, tmp_path):
     """Neither that of the process that asks nor that of the scheduler: twenty times the rows, and shards."""
     script = tmp_path / "search.py"
-    script.write_text(SEARCH.replace("run_search(sys.argv[1]", "run_search(__import__('pathlib').Path(sys.argv[1])"))
+    script.write_text(SEARCH)
     found = {}
-    for name, space in (("few", FEW), ("many", "{}")):
+    for name, space in (("few", FEW), ("many", MANY)):
         file = tmp_path / f"{name}.yaml"
         text = SMALL.format(study=name, model="llama3-8b", hardware="h100", devices="[16, 32]", space=space)
         file.write_text(text, encoding="utf-8")
