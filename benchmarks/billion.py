@@ -3,9 +3,10 @@
     python benchmarks/billion.py [--jobs 1 2] [--sizes 6 7 8 9]
 
 ``benchmarks/billion.yaml`` holds 1,000 scenarios: five models on twenty machines in ten sizes; smaller studies take the
-first of each. The command is run as users run it, and everything is written. Seconds are of the clock, and of all cores
-together (``core-s``), which other work on the machine disturbs less. Memory is the sum of resident memory over all
-processes, sampled twenty times a second; pages that processes share count for each. Linux only.
+first of each. After it, single scenarios of 15 million to 2.7 billion plans: every knob over its whole range. The
+command is run as users run it, and everything is written. Seconds are of the clock, and of all cores together
+(``core-s``), which other work on the machine disturbs less. Memory is the sum of resident memory over all processes,
+sampled twenty times a second; pages that processes share count for each. Linux only.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ SPACE = Path(__file__).parent / "billion.yaml"
 FIRST = {6: (1, 1, 2), 7: (1, 2, 10), 8: (5, 2, 10), 9: (5, 20, 10)}
 """Models, machines and sizes of a study of about ten to the power of."""
 SAMPLE_S = 0.05
+ONE_SCENARIO = {"llama3-8b": 16, "llama3-70b": 1024, "mixtral-8x22b": 512, "deepseek-v3": 512}
+"""Models and numbers of H100."""
 
 
 def study(exponent: int) -> dict[str, Any]:
@@ -83,9 +86,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", choices=sorted(FIRST), default=sorted(FIRST))
     arguments = parser.parse_args()
     print(f"{'plans':>15} {'fit':>12} {'jobs':>4} {'seconds':>8} {'core-s':>7} {'M plans/s':>10} {'MiB':>6}")
-    for exponent in arguments.sizes:
+    studies = [study(exponent) for exponent in arguments.sizes]
+    alone = {"hardware": "h100", "space": "full"}
+    studies += [
+        study(9) | alone | {"model": model, "cluster": {"devices": devices}} for model, devices in ONE_SCENARIO.items()
+    ]
+    for space in studies:
         for jobs in arguments.jobs:
-            one = measure(study(exponent), jobs)
+            one = measure(space, jobs)
             print(
                 f"{one['plans']:15,} {one['fit']:12,} {jobs:4} {one['s']:8.1f} {one['core_s']:7.1f} "
                 f"{one['plans'] / one['s'] / 1e6:10.1f} {one['bytes'] / 2**20:6.0f}",

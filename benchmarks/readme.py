@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TARGETS = {
     "hagemann2023": "LLaMA 13B and 65B on A100, 64 and 128 devices",
-    "vtrain_single": "small GPTs on 2 and 4 A100",
+    "vtrain_single": "small GPTs on 2 and 4 A100, put together from profiles",
     "llmfoundry": "MPT 125M to 70B, FSDP, A100 and H100",
     "nemo_bridge": "Llama 3, Qwen3, gpt-oss, DeepSeek-V3 on H100, B200, GB200",
     "simumax_b200": "Llama 3 70B and DeepSeek-V2 layers on 8 B200",

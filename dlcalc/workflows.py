@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -17,13 +18,25 @@ from dlcalc.costmodel.plans import KNOBS, NAMES, Index, value_of
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
-from dlcalc.report.summary import Breakdown, DryRun, HardwareRow, Miss, ModelRow, PlanRow, ScenarioSummary, Summary
+from dlcalc.report.summary import (
+    Breakdown,
+    DesignSummary,
+    DryRun,
+    HardwareRow,
+    Miss,
+    ModelRow,
+    PlanRow,
+    SampledSummary,
+    ScenarioSummary,
+    Summary,
+)
 from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
-from dlcalc.results.storage import Location, location
+from dlcalc.results.shard import ShardHeader
+from dlcalc.results.storage import Location, ObjectPath, location
 from dlcalc.results.writer import StudyWriter, open_study
-from dlcalc.search.executors import shards_of
+from dlcalc.search.executors import LocalExecutor, shards_of, shared_out
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
 from dlcalc.search.found import Found, Leaders, SortKey
 from dlcalc.search.space import Scenario
@@ -71,8 +84,14 @@ def run_search(
     scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
     key: SortKey = "memory" if sort == "memory" else "step_time"
     n_kept, what = _keep_of(space, keep)
-    n_plans = sum(scenario.n_plans for scenario in scenarios)
     directory = location(out or Path("results") / space.study)
+    if space.search is not None:
+        _refuse_elsewhere(space, directory, executor)
+    designs: list[DesignSummary] = []
+    if space.search is not None and space.search.varies_scenario:
+        assert isinstance(directory, Path)
+        scenarios, designs = _designed(space, scenarios, directory, progress)
+    n_plans = sum(scenario.n_plans for scenario in scenarios)
     origin = _origin_of(space, space_file, scenarios, what=what, n_kept=n_kept, sort=key)
     shards = shards_of(scenarios)
     found = {position: Found() for position in range(len(scenarios))}
@@ -85,7 +104,11 @@ def run_search(
         counts_first = what == "auto" and n_plans > MOST_ROWS
         mode: Keep = "feasible" if what == "auto" else what  # type: ignore[assignment]
         headers = {position: study.header(position, NAMES) for position in found}
-        if counts_first:
+        sampled: dict[int, SampledSummary] = {}
+        if space.search is not None and space.search.samples_plans:
+            mode = "feasible" if counts_first else mode
+            sampled = _sample(space, scenarios, study, headers, found, mode, n_kept, key, progress)
+        elif counts_first:
             sweep(scenarios, shards, study, headers, found, None, n_kept, key, where, progress)
             if sum(f.n_fit for f in found.values()) <= MOST_ROWS:
                 found = {position: Found() for position in found}
@@ -97,11 +120,85 @@ def run_search(
         else:
             sweep(scenarios, shards, study, headers, found, mode, n_kept, key, where, progress)
         seconds = time.perf_counter() - began
-        summary = _summary(space, scenarios, found, directory, seconds, top, key)
+        forks = isinstance(where, LocalExecutor) and where.forks
+        said = _scenario_summaries(scenarios, found, top, key, jobs, forks)
+        summary = _summary(space, found, said, directory, seconds)
+        for position, how in sampled.items():
+            summary["scenarios"][position]["sampled"] = how
+        if designs:
+            summary["designs"] = designs
         if placing is not None:
             _place(placing, scenarios, found, study, summary, top, progress)
+        if space.search is not None and space.search.measured:
+            assert isinstance(directory, Path)
+            _measure(space, space_file.parent, scenarios, found, directory, summary, progress)
         study.finish(summary)
     return summary
+
+
+def _sample(
+    space: SpaceSpec,
+    scenarios: Sequence[Scenario],
+    study: StudyWriter,
+    headers: Mapping[int, ShardHeader],
+    found: dict[int, Found],
+    what: Keep,
+    n_kept: int,
+    key: SortKey,
+    progress: Progress | None,
+) -> dict[int, SampledSummary]:
+    """Every scenario's plans, sampled and written; how, by position."""
+    from dlcalc.workflows_sampled import sample_scenario, sampled_summary, study_name, write_sampled
+
+    assert space.search is not None
+    said = {}
+    for position, scenario in enumerate(scenarios):
+        name = study_name(space.search, space.study, scenario, len(scenarios))
+        assert isinstance(study.directory, Path)
+        journal = study.directory.with_name(f"{study.directory.name}.journal")
+        sampled = sample_scenario(scenario, space.search, name, journal=journal, progress=progress)
+        found[position] = write_sampled(scenario, sampled, study, headers[position], what, n_kept, key)
+        said[position] = sampled_summary(scenario, space.search, sampled, _rows_of_plans)
+    return said
+
+
+def _designed(
+    space: SpaceSpec, scenarios: Sequence[Scenario], directory: Path, progress: Progress | None
+) -> tuple[tuple[Scenario, ...], list[DesignSummary]]:
+    """The scenarios as they are, each followed by the best of its designs."""
+    from dlcalc.workflows_designs import design_scenarios
+
+    journal = directory.with_name(f"{directory.name}.journal")
+    return design_scenarios(space, scenarios, journal=journal, progress=progress)
+
+
+def _measure(
+    space: SpaceSpec,
+    folder: Path,
+    scenarios: Sequence[Scenario],
+    found: Mapping[int, Found],
+    directory: Path,
+    summary: Summary,
+    progress: Progress | None,
+) -> None:
+    """Run the plans that may be the fastest, and say so in ``summary``."""
+    from dlcalc.workflows_measured import measure_scenarios
+
+    measured = measure_scenarios(space, scenarios, [found[p].leaders for p in found], directory, folder, progress)
+    for said, one in zip(summary["scenarios"], measured, strict=True):
+        said["measured"] = one
+
+
+def _refuse_elsewhere(space: SpaceSpec, directory: Location, executor: str) -> None:
+    """Trials follow one another and keep a journal beside the result: they are not for other machines."""
+    assert space.search is not None
+    trials = space.search.samples_plans or space.search.varies_scenario
+    if trials and isinstance(directory, ObjectPath):
+        raise DlcalcError("search: keeps its trials beside the result; give -o a directory, not an object store")
+    if space.search.measured and isinstance(directory, ObjectPath):
+        raise DlcalcError("search: measured: runs plans beside the result; give -o a directory, not an object store")
+    if space.search.samples_plans and executor != "local":
+        raise DlcalcError(f"search: samples plans in this process; leave out --executor {executor}")
 
 
 def _half_finished(directory: Location, n_kept: int, n_shards: int) -> str:
@@ -180,7 +277,7 @@ def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: S
     }
 
 
-BYTES_PER_ROW = 40
+BYTES_PER_ROW = 45
 """Of a compressed row, as measured by benchmarks/write_speed.py."""
 
 
@@ -231,13 +328,7 @@ def list_models() -> list[ModelRow]:
 
 
 def _summary(
-    space: SpaceSpec,
-    scenarios: Sequence[Scenario],
-    found: Mapping[int, Found],
-    directory: Location,
-    seconds: float,
-    top: int,
-    key: SortKey,
+    space: SpaceSpec, found: Mapping[int, Found], said: list[ScenarioSummary], directory: Location, seconds: float
 ) -> Summary:
     n_plans = sum(f.n_plans for f in found.values())
     return {
@@ -249,9 +340,7 @@ def _summary(
         "plans_per_s": n_plans / seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "result": str(directory),
-        "scenarios": [
-            _scenario_summary(scenario, found[position], top, key) for position, scenario in enumerate(scenarios)
-        ],
+        "scenarios": said,
     }
 
 
@@ -261,6 +350,20 @@ def peak_rss_bytes() -> int:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return max(own, children) * unit
+
+
+WORTH_SHARING = 64
+"""Fewer scenarios are summed up sooner than another pool has started."""
+
+
+def _scenario_summaries(
+    scenarios: Sequence[Scenario], found: Mapping[int, Found], top: int, key: SortKey, jobs: int | None, forks: bool
+) -> list[ScenarioSummary]:
+    """One per scenario, in order; many are shared out like the shards were."""
+    tasks = [(scenario, found[position], top, key) for position, scenario in enumerate(scenarios)]
+    if len(tasks) < WORTH_SHARING:
+        return [_scenario_summary(*task) for task in tasks]
+    return shared_out(_scenario_summary, tasks, jobs=jobs, forks=forks)
 
 
 def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:
@@ -328,6 +431,10 @@ def _plan_rows(scenario: Scenario, parts: Sequence[Index]) -> tuple[Estimate | N
         rows.append(_ranked(scenario, columns, range(start, start + len(part))))
         start += len(part)
     return estimated, rows
+
+
+def _rows_of_plans(scenario: Scenario, index: Index) -> list[PlanRow]:
+    return _plan_rows(scenario, [index])[1][0]
 
 
 def _ranked(scenario: Scenario, columns: Mapping[str, Any], positions: range) -> list[PlanRow]:
@@ -409,7 +516,7 @@ def _origin_of(
     return StudyOrigin(
         study=space.study,
         space_text=space_file.read_text(encoding="utf-8"),
-        settings={"keep": what, "leaders": n_kept, "sort": sort},
+        settings={"keep": what, "leaders": n_kept, "sort": sort, **_search_settings(space)},
         scenarios=tuple(
             ScenarioOrigin(
                 name=scenario.name,
@@ -427,3 +534,11 @@ def _origin_of(
             for scenario in scenarios
         ),
     )
+
+
+def _search_settings(space: SpaceSpec) -> dict[str, str]:
+    """What of the search decides which plans are written; more trials of the same study are the same study."""
+    if space.search is None or not space.search.samples_plans:
+        return {}
+    said = space.search.model_dump(mode="json", exclude={"n_trials", "storage", "batch"}, exclude_defaults=True)
+    return {"search": json.dumps({"sampler": space.search.sampler_name, **said}, sort_keys=True)}

@@ -243,7 +243,7 @@ def _check_out(out: Path, inputs: Sequence[Path]) -> None:
     for file in inputs:
         if out.resolve() == file.resolve():
             raise DlcalcError(f"--out {out}: would overwrite {file}, which it is made from; give it another name")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise DlcalcError(f"--out {out}: no such folder: {out.parent}")
 
 

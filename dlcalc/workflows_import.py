@@ -79,6 +79,7 @@ def open_trainer_file(
         "framework": PROFILE_OF_TARGET[source],
         "target": source,
         "cuda_graphs": said.cuda_graphs,
+        "scaling": said.scaling,
         **({"profile": dict(said.profile)} if said.profile else {}),
         **({"custom_split": list(said.custom_split)} if said.custom_split else {}),
     }

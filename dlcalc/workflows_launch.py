@@ -20,7 +20,7 @@ from dlcalc.launch.trainers.write import emitted
 from dlcalc.report.launch import LaunchFacts
 from dlcalc.report.plan_words import plan_words
 from dlcalc.results.reader import open_result
-from dlcalc.results.storage import Location, location
+from dlcalc.results.storage import Location, is_directory, location
 from dlcalc.search.alternatives import Alternative, alternatives, changed, scenario_around
 from dlcalc.search.run import ResultRow, Run, RunSource
 from dlcalc.search.space import Scenario
@@ -208,7 +208,7 @@ def _facts(
 
 
 def _default_name(path: Location, run: Run) -> str:
-    return f"{run.model.name}-{run.devices}x{run.hardware.name}" if path.is_dir() else path.stem
+    return f"{run.model.name}-{run.devices}x{run.hardware.name}" if is_directory(path) else path.stem
 
 
 def _json(file: Path) -> object:

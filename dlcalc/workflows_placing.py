@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -146,8 +147,8 @@ def _fabric_of(spec: TopologySpec, source: str) -> Fabric:
 
 def _source_of(spec: TopologySpec, space_file: Path) -> str:
     """The service, or the file beside the space file, that it names."""
-    file = space_file.parent / Path(spec.source).expanduser()
-    return str(file) if file.exists() or "/" in spec.source or "." in spec.source else spec.source
+    file = space_file.parent / os.path.expanduser(spec.source)
+    return str(file) if os.path.exists(file) or "/" in spec.source or "." in spec.source else spec.source
 
 
 def _placed_in(space_file: Path, error: DlcalcError) -> DlcalcError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from dlcalc.report.study_facts import (
 from dlcalc.report.study_page import study_page
 from dlcalc.results.manifest import ScenarioOrigin
 from dlcalc.results.reader import Result, Row, open_result
-from dlcalc.results.storage import Location, location
+from dlcalc.results.storage import Location, is_directory, location
 from dlcalc.search.run import ResultRow
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
@@ -68,9 +69,9 @@ def study_report(
 ) -> tuple[StudyFacts, Timeline | None]:
     """What there is to say of the result in ``path`` and of its plan of rank ``rank``; and that plan's pipeline."""
     path = location(path)
-    if isinstance(path, Path) and not path.exists():
+    if isinstance(path, Path) and not os.path.exists(path):
         raise ResultError(f"{path}: does not exist; give the result directory of a search")
-    if not path.is_dir():
+    if not is_directory(path):
         raise ResultError(f"{path}: not a directory; give the result directory of a search")
     result = open_result(path)
     notes: list[str] = []
@@ -90,9 +91,9 @@ def study_report(
 def check_page(out: Path) -> None:
     """Say before any work is done that a page cannot be drawn, or not where it is to go."""
     require_plotly("-o")
-    if not out.parent.is_dir():
+    if not os.path.isdir(out.parent):
         raise DlcalcError(f"{out}: cannot be written: no directory {out.parent}")
-    if out.is_dir():
+    if os.path.isdir(out):
         raise DlcalcError(f"{out}: cannot be written: it is a directory; name a file in it")
 
 

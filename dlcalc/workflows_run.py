@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -58,12 +59,12 @@ def open_run(
     """A run file, or the row of rank ``rank`` (1 is the best) of the result in a directory."""
     path = location(path)
     registry = HardwareRegistry(folders=hardware_search_path(hardware_dirs))
-    if isinstance(path, ObjectPath) or path.is_dir():
+    if isinstance(path, ObjectPath) or os.path.isdir(path):
         return row_of(open_result(path), path, rank or 1, scenario, registry)
     for option, given in (("--rank", rank), ("--scenario", scenario)):
         if given is not None:
             raise DlcalcError(f"{option} picks a row of a result; {path} is not a result directory")
-    if not path.exists():
+    if not os.path.exists(path):
         raise DlcalcError(f"{path}: does not exist{_near(path)}")
     return RunFile.read(path, registry)
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
+import yaml
 from hypothesis import strategies as st
 
+from dlcalc.api import search
 from dlcalc.calculators.stages import stage_layers_count
 from dlcalc.costmodel import constraints
 from dlcalc.costmodel.plans import KNOBS, Plans
 from dlcalc.costmodel.targets.refusals import refused_by_target
+from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import load_hardware
 from dlcalc.launch.chunks import chunk_layers
 from dlcalc.launch.job import Beside, Emitted, Job, PlanValues, Prediction, Variable
 from dlcalc.search.study import resolved_recipes
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.space import RecipeSpec
 
 NO_PREDICTION = Prediction(1.0, 1.0, 1.0, 0.5, 1.0, 1.0)
@@ -82,7 +88,7 @@ def reasons_against(model, recipe, knobs, custom_split=None) -> list[str]:
 def models(draw) -> ModelSpec:
     """Networks that Megatron's options can describe."""
     heads = draw(st.sampled_from([8, 16, 24]))
-    n_layers = draw(st.sampled_from([4, 6, 8, 12, 13]))
+    n_layers = draw(st.sampled_from([4, 8, 12, 13, 24]))
     kind = draw(st.sampled_from(["dense", "dense", "moe", "latent"]))
     fields = {
         "name": "drawn",
@@ -174,8 +180,30 @@ def plans(draw, model, recipe):
         knobs["ep"] = draw(st.sampled_from([1, 2, 4, 8]))
         knobs["etp"] = draw(st.sampled_from([1, 1, tp]))
         knobs["overlap_ep"] = knobs["ep"] > 1 and draw(USUAL)
-    split, custom = draw(_splits(model.n_layers, pp * vpp)) if pp > 1 else ("even", None)
+    if not draw(USUAL):
+        _mend(knobs, model)
+    split, custom = draw(_splits(model.n_layers, pp * knobs["vpp"])) if pp > 1 else ("even", None)
     return {**knobs, "split": split}, custom
+
+
+def _mend(knobs, model) -> None:
+    """Take back what hardly any plan can have together; one in three is left as it was drawn."""
+    pp, recompute = knobs["pp"], knobs["recompute"]
+    if pp > 1:
+        knobs["zero_stage"] = min(knobs["zero_stage"], 1)
+    if pp > 1 and model.n_layers % 4 == 0:
+        knobs |= {"vpp": 1 if knobs["vpp"] == 1 else model.n_layers // 4, "schedule": "1f1b"}
+        knobs["schedule"] = "interleaved" if knobs["vpp"] > 1 else "1f1b"
+    if (recompute == "mla_up_proj" and not model.is_mla) or (recompute == "norm_act" and not model.is_moe):
+        knobs["recompute"] = "none"
+    if pp > 1 or knobs["recompute"] != "none":
+        knobs["offload_layers"] = 0
+    if knobs["dp"] * knobs["cp"] <= 2 or model.is_moe:
+        knobs["dp_replicate"] = 1
+    if knobs["zero_stage"] == 0:
+        knobs["offload_optimizer"] = False
+    if model.is_moe and knobs["tp"] * knobs["cp"] * knobs["dp"] % (knobs["ep"] * knobs["etp"]):
+        knobs |= {"ep": 1, "etp": 1, "overlap_ep": False}
 
 
 @st.composite
@@ -223,3 +251,64 @@ def plain_words(emitted: Emitted) -> list[str]:
 
 def _plain(word) -> str:
     return f"{word.default}{word.suffix}" if isinstance(word, Variable) else str(word)
+
+
+def same_network(one: ModelSpec, other: ModelSpec, *, positions: bool = True) -> None:
+    """Equal in all that counts: how a pattern of layers is written, and the name, are free."""
+    free = {"name", "aliases", "source", "first_dense_layers", "moe_layer_freq", "moe_pattern", "window_pattern"}
+    free |= {"n_shared_experts", "norm_bias"} | (set() if positions else {"max_seq"})
+    if other.is_mla:
+        free |= {"qk_norm"}  # of the latents, always
+    for field in ModelSpec.model_fields:
+        if field not in free:
+            assert getattr(one, field) == getattr(other, field), field
+    assert one.layer_is_moe == other.layer_is_moe
+    assert one.layer_is_windowed == other.layer_is_windowed
+
+
+def same_plan(job, found) -> None:
+    """Equal in every knob but dp; a split given outright may turn out to be one that has a name."""
+    plan = job.plan.as_dict()
+    unread = {"dp", "split"}
+    assert {knob: value for knob, value in plan.items() if knob not in unread} == {
+        knob: value for knob, value in found.knobs.items() if knob not in unread
+    }
+    again = PlanValues(**{**plan, "split": found.knobs["split"]})
+    assert chunk_layers(job.model, again, found.custom_split) == job.chunk_layers
+    assert (found.seq_len, found.global_batch) == (job.recipe.seq_len, job.recipe.global_batch)
+    assert (found.precision, found.scaling) == (job.recipe.precision, job.recipe.scaling)
+    assert found.cuda_graphs == job.recipe.cuda_graphs
+
+
+FOLDER = Path(__file__).parent.parent / "search_spaces"
+SPACES = sorted(FOLDER.glob("*.yaml"))
+
+
+def best_jobs(file: Path, target, *, most=3) -> list[Job]:
+    """The best plans of a shipped space in every scenario of its smallest number of devices, for a target."""
+    space = yaml.safe_load(file.read_text())
+    devices = space["cluster"]["devices"]
+    space["cluster"]["devices"] = devices if isinstance(devices, int) else devices[0]
+    space.pop("topology", None)
+    if "/" in str(space["model"]):
+        space["model"] = str(FOLDER / space["model"])
+    found = search({**space, "target": target})
+    jobs = [_job_of_row(scenario, row, target) for scenario in found["scenarios"] for row in scenario["best"][:most]]
+    assert jobs
+    return jobs
+
+
+def _job_of_row(scenario, row, target) -> Job:
+    recipe = recipe_of(
+        target, scenario["seq_len"], scenario["global_batch"], scenario["precision"], scenario["framework"]
+    )
+    knobs = {knob: row[knob] for knob in KNOBS}
+    job = job_from(target, _model_of(scenario["model"]), recipe, knobs, machine=scenario["hardware"])
+    return replace(job, name=f"{scenario['name']}-{row['rank']}")
+
+
+def _model_of(name):
+    try:
+        return load_model(name)
+    except DlcalcError:
+        return load_model(FOLDER / "models" / name)

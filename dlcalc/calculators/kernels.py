@@ -67,6 +67,7 @@ def matmul_time_s(
     The output is cut into tiles and each SM works on one at a time, so a launch takes whole waves of ``n_sms`` tiles,
     partly softened. A tile costs its flops plus a prologue worth ``k_half`` of K. The library picks the fastest tile.
     Operands beyond L2 come from memory, a share of whose time arithmetic does not hide; memory is the other bound.
+    A result that is added to a buffer (``output_bytes`` of more than 2) is read and written once a tile is done.
 
     ``arithmetic_factor``: how much longer than on a cool device arithmetic takes inside a training step, while memory
     is as fast as ever; None: a device that runs this kernel alone.
@@ -86,10 +87,16 @@ def matmul_time_s(
     tiles_s = busy_sms_s * (k + rates.k_half)
     traffic_bytes = groups * (input_bytes * ((m + n) * k) + output_bytes * (m * n))
     memory_s = traffic_bytes * (1.0 / (hbm_bytes_per_s * rates.hbm_fraction))
+    added_bytes = (groups * (m * n)) * np.maximum(output_bytes - RESULT_BYTES, 0.0)
+    adding_s = added_bytes * (rates.accumulate_exposed / hbm_bytes_per_s)
     exposed_s = (rates.exposed_fraction * memory_s) * (traffic_bytes / (traffic_bytes + l2_bytes))
     cool_s = tiles_s + exposed_s
     arithmetic_s = arithmetic_time_s(cool_s, loss=rates.sustained_loss, factor=arithmetic_factor)
-    return np.maximum(arithmetic_s, memory_s) + rates.launch_s
+    return np.maximum(arithmetic_s + adding_s, memory_s) + rates.launch_s
+
+
+RESULT_BYTES = 2.0
+"""Of one element of a result that is only written."""
 
 
 def _tile_fraction(rows: int, columns: int, rates: MatmulRates) -> float:

@@ -6,6 +6,8 @@ reach the device, from reading the trainers' layers; a collective counts once. T
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,8 +22,9 @@ BACKWARD_FACTOR = 2.0
 CORE = {"unfused": 10.0, "megatron_fused": 6.0}
 """Of the attention core where scores are stored: two matmuls, transposes, scale, mask, softmax, dropout; fused kernels
 3 with their reshapes."""
-ROUTING = 16.0
-"""Router (6), permutation and its inverse (4), sorting by local expert and back (4), counts and offsets (2)."""
+ROUTER, COUNTS = 6.0, 2.0
+ROUTING = ROUTER + COUNTS + 8.0
+"""Router, counts and offsets, permutation and its inverse (4), sorting by local expert and back (4)."""
 
 
 def attention_launches_count(
@@ -77,3 +80,28 @@ def moe_launches_count(
     residual = 1.0 if profile.fused_residual else 3.0
     shared = 4.0 * bool(model.shared_ffn_hidden_size)
     return ROUTING + 2.0 * local_experts * (1.0 + casts) + 1.0 + norms + residual + shared + collectives
+
+
+def replayed_launches_fraction(
+    model: ModelSpec, profile: FrameworkProfile, modules: Collection[str], *, local_experts: float, casts: float
+) -> float:
+    """Share of a layer's launches that belong to ``modules`` (attn, mlp, moe_router, moe_preprocess), never all of it.
+
+    A graph that holds only these leaves the rest to the host: of a layer with many local experts, most.
+
+    Assumes: without tensor parallelism; a model with experts has them in every layer.
+    Source: [derived] the counts above.
+    """
+    attention = float(attention_launches_count(model, profile, n_matmuls=2.0, collectives=0.0, casts=casts))
+    if model.is_moe:
+        exchanges = 2.0 * (local_experts < model.n_experts)
+        experts = float(
+            moe_launches_count(model, profile, local_experts=local_experts, collectives=exchanges, casts=casts)
+        )
+        own = {"attn": attention, "moe_router": ROUTER, "moe_preprocess": COUNTS}
+    else:
+        experts = float(mlp_launches_count(model, profile, collectives=0.0, casts=casts))
+        own = {"attn": attention, "mlp": experts}
+    found = experts if "moe" in modules and model.is_moe else 0.0
+    found += sum(own.get(module, 0.0) for module in modules if not (found and module.startswith("moe")))
+    return min(0.99, found / (attention + experts))

@@ -49,6 +49,8 @@ sigmoid and product (24), sum (8), product (12), cast and weight (12); backward 
 ACCUMULATE_BYTES = {2: 8.0, 4: 12.0}
 """Per weight, where its gradient is added to its buffer (of so many bytes) in a pass of its own: written, read,
 added."""
+WIDEN_BYTES = 6.0
+"""Per weight, where a 16-bit gradient is first copied to fp32: the copy written and read, for the 16-bit read."""
 GATHER_COPY_BYTES, SCATTER_COPY_BYTES = 4.0, 8.0
 """Per weight, where ZeRO 3 copies gathered weights out of (or gradients into) its buffers."""
 PERMUTE = Traffic(14, 14)
@@ -133,7 +135,8 @@ def accumulation_traffic_bytes(params: Array, *, profile: FrameworkProfile) -> A
     """
     if profile.fused_grad_accumulation:
         return 0.0 * np.asarray(params)
-    return params * ACCUMULATE_BYTES[min(profile.grad_bytes, 4)]
+    widens = profile.copies_widened_gradients and profile.grad_bytes >= 4
+    return params * (ACCUMULATE_BYTES[min(profile.grad_bytes, 4)] + widens * WIDEN_BYTES)
 
 
 def sharding_copy_traffic_bytes(params: Array, *, gathers: Array, scatters: Array) -> Array:

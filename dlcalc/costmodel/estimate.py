@@ -200,17 +200,7 @@ def estimate(
         stages = stage_layers_count(
             model, pp=plans.pp, vpp=plans.vpp, schedule=plans.schedule, split=plans.split, custom=custom_split
         )
-        refused = {
-            **constraints.refused_by_mesh(model, recipe, plans),
-            **constraints.refused_by_batch(recipe, plans),
-            **constraints.refused_by_pipeline(model, recipe, plans, stages),
-            **constraints.refused_by_recompute(model, plans, stages),
-            **constraints.refused_by_tensor(model, recipe, plans),
-            **constraints.refused_by_data(recipe, plans),
-            **constraints.refused_by_framework(recipe, plans),
-            **constraints.refused_by_custom_split(plans, custom_split),
-            **refused_by_target(recipe.target, model, recipe, plans),
-        }
+        refused = refusals(model, recipe, plans, stages, custom_split)
     return Estimate(
         model=model,
         machine=Machine(hardware, recipe),
@@ -220,3 +210,24 @@ def estimate(
         capacity_bytes=hardware.device.hbm_bytes * (1.0 - memory_headroom),
         placed=placed,
     )
+
+
+def refusals(
+    model: ModelSpec,
+    recipe: Recipe,
+    plans: Plans,
+    stages: StageLayers,
+    custom_split: tuple[int, ...] | None = None,
+) -> Mapping[str, Mask]:
+    """Why plans cannot run, memory apart, by reason; costs next to nothing beside an estimate."""
+    return {
+        **constraints.refused_by_mesh(model, recipe, plans),
+        **constraints.refused_by_batch(recipe, plans),
+        **constraints.refused_by_pipeline(model, recipe, plans, stages),
+        **constraints.refused_by_recompute(model, plans, stages),
+        **constraints.refused_by_tensor(model, recipe, plans),
+        **constraints.refused_by_data(recipe, plans),
+        **constraints.refused_by_framework(recipe, plans),
+        **constraints.refused_by_custom_split(plans, custom_split),
+        **refused_by_target(recipe.target, model, recipe, plans),
+    }

@@ -96,9 +96,10 @@ def _matmul_times_in(
     input_grad = [(m, k, n) for m, n, k in forward]
     weight_grad = [(n, k, m) for m, n, k in forward]
     groups = [matmul.groups for matmul in matmuls]
-    outputs = [2.0] * (2 * len(matmuls)) + [2.0 * machine.recipe.framework.grad_bytes] * len(
-        matmuls
-    )  # reads, adds, writes
+    profile = machine.recipe.framework
+    # fused, a weight's gradient reads its buffer, adds and writes; otherwise it is written in 16 bits
+    of_weights = 2.0 * profile.grad_bytes if profile.fused_grad_accumulation else 2.0
+    outputs = [2.0] * (2 * len(matmuls)) + [of_weights] * len(matmuls)
     shape = np.broadcast_shapes(pace.shape, *(np.shape(x) for triple in [*forward, groups] for x in triple))
     stacked = np.empty((5, 3 * len(matmuls), *shape))
     for row, (triple, group, output) in enumerate(

@@ -251,13 +251,18 @@ def stage_times(
     fraction = recomputed_fraction(plans, stages.layers)  # stage x mesh x pipe x redo
     mean_fraction = recomputed_fraction(plans, mean_layers(model, plans))
     twice = launches.BACKWARD_FACTOR
-    forward = np.maximum(device_f.stage, host.stage)  # stage x mesh x pipe x batch x tensor
-    backward = np.maximum(
+    waits = machine.recipe.framework.unhidden_launches
+
+    def with_launches(device_s: Array, host_s: Array) -> Array:
+        return np.maximum(device_s + waits * host_s, host_s)
+
+    forward = with_launches(device_f.stage, host.stage)  # stage x mesh x pipe x batch x tensor
+    backward = with_launches(
         device_b.stage + fraction * replayed.stage, host.stage * (twice + fraction * again)
     )  # stage x mesh x pipe x batch x redo x tensor
-    sum_forward = np.maximum(device_f.total, host.total)
-    without = np.maximum(device_b.total, twice * host.total)
-    sum_backward = np.maximum(
+    sum_forward = with_launches(device_f.total, host.total)
+    without = with_launches(device_b.total, twice * host.total)
+    sum_backward = with_launches(
         device_b.total + mean_fraction * replayed.total, host.total * (twice + mean_fraction * again)
     )
     exposed = mean_exposed = ZERO

@@ -96,12 +96,11 @@ def parts(found: Estimate, shape: Sequence[int], *, in_order: bool = False) -> I
     )
     open_ = _open_rows(whole)
     meshes = np.flatnonzero(np.all([rows.any(axis=1) for rows in open_], axis=0))
+    joined = np.concatenate(open_, axis=1)
     if not in_order:
-        alike = [rows[mesh].tobytes() for mesh in meshes for rows in open_[DATA:]]
-        kinds = [tuple(alike[i : i + len(open_) - 1]) for i in range(0, len(alike), len(open_) - 1)]
-        meshes = meshes[sorted(range(len(meshes)), key=lambda position: kinds[position])]
-    for together in _groups(meshes, open_):
-        live = [np.flatnonzero(rows[together].any(axis=0)) for rows in open_[DATA - 1 :]]
+        meshes = meshes[np.lexsort(joined[meshes].T)]
+    for together in _groups(meshes, joined, [rows.shape[1] for rows in open_]):
+        live = [np.flatnonzero(rows[together].any(axis=0)) for rows in open_]
         yield whole.take([np.sort(together), *live])
 
 
@@ -115,29 +114,25 @@ def _open_rows(part: Part) -> list[Mask]:
     return found
 
 
-def _groups(meshes: Index, open_: Sequence[Mask]) -> Iterator[Index]:
-    """Neighbours among ``meshes`` that cost less together than apart."""
+def _groups(meshes: Index, open_: Mask, lengths: Sequence[int]) -> Iterator[Index]:
+    """Neighbours among ``meshes`` that cost less together than apart; ``open_`` has the axes side by side."""
+    starts = np.cumsum([0, *lengths[:-1]])
+    own_points = np.prod(np.add.reduceat(open_[meshes], starts[1:], axis=1, dtype=np.int64), axis=1).tolist()
     group: list[int] = []
-    apart_points = 0
-    live: list[Mask] = []
-    for mesh in meshes.tolist():
-        own = [rows[mesh] for rows in open_]
-        points = _n_points(own)
-        if group:
-            joined = [a | b for a, b in zip(live, own, strict=True)]
-            together = _n_points(joined) * (len(group) + 1)
-            if together <= min(PART_POINTS, apart_points + points + CALL_POINTS):
-                group, live, apart_points = [*group, mesh], joined, together
-                continue
+    live, points, cost = open_[:0], 0, 0
+    for mesh, own in zip(meshes.tolist(), own_points, strict=True):
+        if not group or own != points or not np.array_equal(live, open_[mesh]):
+            union = live | open_[mesh] if group else open_[mesh]
+            wide = prod(np.add.reduceat(union, starts[1:], dtype=np.int64).tolist())
+        else:
+            union, wide = live, points
+        together = wide * (len(group) + 1)
+        if group and together > min(PART_POINTS, cost + own + CALL_POINTS):
             yield np.array(group)
-        group, live, apart_points = [mesh], own, points
+            group, union, wide, together = [], open_[mesh], own, own
+        group, live, points, cost = [*group, mesh], union, wide, together
     if group:
         yield np.array(group)
-
-
-def _n_points(open_: Sequence[Mask]) -> int:
-    """Of one mesh row, on the axes after the data axis."""
-    return prod(int(np.count_nonzero(rows)) for rows in open_[DATA:])
 
 
 # ---- totals of every plan -----------------------------------------------------------------------------------------

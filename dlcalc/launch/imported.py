@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recipe import Scaling
 from dlcalc.specs.target import Target
 
 
@@ -24,7 +25,7 @@ class Imported:
     global_batch: int | None
     """In sequences."""
     precision: Precision
-    scaling: Literal["tensor", "block"] = "tensor"
+    scaling: Scaling = "tensor"
     """What one scale of an 8-bit matmul covers."""
     devices: int | None = None
     """Where the configuration says it."""

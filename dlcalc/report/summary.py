@@ -137,6 +137,91 @@ class PlacedSummary(TypedDict):
     nodes of the hardware."""
 
 
+class SampledSummary(TypedDict):
+    """How a scenario was searched where its plans were sampled."""
+
+    method: str
+    sampler: str
+    seed: int
+    objectives: list[str]
+    study_name: str
+    """Of the study of Optuna."""
+    storage: str
+    """Without its password; ``memory`` where nothing outlives the search."""
+    n_trials: int
+    n_trials_before: int
+    """Of these, made before this search began."""
+    n_trials_failed: int
+    n_plans: int
+    """Estimated."""
+    n_plans_of_space: int
+    front: list[PlanRow]
+    """With several objectives: plans that no other one beats in all of them."""
+
+
+class DesignRow(TypedDict):
+    """A design that no other one beats in every objective; its plans are those of ``scenario``."""
+
+    scenario: str
+    trial: int
+    variables: dict[str, float | str]
+    values: dict[str, float]
+    """By objective: s, fraction, GiB, USD."""
+
+
+class DesignSummary(TypedDict):
+    """How designs of one scenario were sampled; each of them with every plan estimated."""
+
+    scenario: str
+    """As it is without any change."""
+    kind: str
+    """``hardware`` or ``stages``."""
+    sampler: str
+    seed: int
+    objectives: list[str]
+    study_name: str
+    storage: str
+    n_trials: int
+    n_trials_before: int
+    n_trials_failed: int
+    n_front: int
+    front: list[DesignRow]
+    """The first ones where there are many."""
+    unchanged: dict[str, float] | None
+    """The objectives without any change; null where nothing fits."""
+
+
+class MeasuredRow(PlanKnobs):
+    """A plan that was run."""
+
+    plan_index: int
+    trial: int
+    step_time_s: float
+    """As estimated."""
+    measured_step_time_s: float | None
+    problem: str
+    """Why there is no measured time."""
+
+
+class MeasuredSummary(TypedDict):
+    """What a scenario's plans took when they were run."""
+
+    command: str
+    study_name: str
+    storage: str
+    n_trials: int
+    n_trials_before: int
+    n_trials_failed: int
+    n_open: int
+    """Plans that may still be faster than the best one measured."""
+    measured_over_estimated: float | None
+    """Geometric mean."""
+    rows: list[MeasuredRow]
+    """The fastest first, then those without a time."""
+    csv: str
+    """The runs as ``dlcalc-calibrate`` reads them."""
+
+
 class ScenarioSummary(TypedDict):
     """One (model, hardware, device count, recipe)."""
 
@@ -165,6 +250,10 @@ class ScenarioSummary(TypedDict):
     nearest_misses: list[Miss]
     placed: NotRequired[PlacedSummary]
     """Where a fabric was given."""
+    sampled: NotRequired[SampledSummary]
+    """Where plans were sampled."""
+    measured: NotRequired[MeasuredSummary]
+    """Where plans were run."""
 
 
 class Summary(TypedDict):
@@ -180,6 +269,8 @@ class Summary(TypedDict):
     peak_rss_bytes: int
     result: str | None
     scenarios: list[ScenarioSummary]
+    designs: NotRequired[list[DesignSummary]]
+    """Where machines or stages were sampled."""
 
 
 class DryRunScenario(TypedDict):

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from dlcalc.report.placed import placed_headline, print_placed
 from dlcalc.report.plan_words import Knobs, plan_words, shared_and_own, values_in_use
+from dlcalc.report.sampled import print_designs, print_measured, print_sampled
 from dlcalc.report.summary import (
     Breakdown,
     DryRun,
@@ -90,6 +91,9 @@ def _plan_columns(rows: Sequence[PlanRow], own: Sequence[str]) -> list[Column]:
 def print_search(summary: Summary, console: Console, top: int = 10) -> None:
     """The whole answer: an overview when there are several scenarios, then each of them."""
     scenarios = summary["scenarios"]
+    for designs in summary.get("designs", []):
+        print_designs(designs, console)
+        console.print()
     if len(scenarios) > 1:
         _print_overview(summary["study"], scenarios, console)
     for position, scenario in enumerate(scenarios):
@@ -185,6 +189,10 @@ def _print_scenario(scenario: ScenarioSummary, console: Console, top: int) -> No
         console.print()
         console.print(Text(f"Best {len(rows)} plans" + (f", all with {shared}" if shared else "")))
         console.print(table_of(_plan_columns(rows, own), console.width))
+    if "sampled" in scenario:
+        print_sampled(scenario["sampled"], console)
+    if "measured" in scenario:
+        print_measured(scenario["measured"], console)
     _print_alternatives(scenario, console)
     _print_rivals(scenario, console)
     if scenario["breakdown"]:
@@ -211,6 +219,8 @@ def _print_short(scenario: ScenarioSummary, console: Console) -> None:
     if scenario["breakdown"]:
         times = _shares(scenario["breakdown"]["time_s"], "_s")
         console.print(Text("time: " + ", ".join(f"{term} {units.percent(share)}" for term, _, share in times[:6])))
+    if "measured" in scenario:
+        print_measured(scenario["measured"], console)
     if "placed" in scenario:
         console.print(Text(placed_headline(scenario["placed"])))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -206,7 +207,7 @@ def _foreign_faults(directory: Location, names: list[str], named: set[str]) -> I
         if name.startswith(HIDDEN) or name in named:
             continue
         path = directory / name
-        if path.is_dir():
+        if isinstance(path, Path) and path.is_dir():
             yield Fault(str(path), "foreign: a folder that dlcalc did not write; Parquet readers look into it")
             continue
         why = foreign_problem(path)

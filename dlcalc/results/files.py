@@ -9,6 +9,7 @@ reader skips:
         _manifest.json              what made the study, and every finished shard with its counts and hash
         _inputs.json                the resolved models, hardware, recipes and spaces, by the hashes in the manifest
         _summary.json               what was printed: the object of ``--json``
+        _measured.csv, _trials/     plans that were run, what the runs were given and printed, where that was asked for
         _placed/                    the best plans as placed on a fabric, where that was asked for (results.placed)
         .s000-000001.parquet.json   what the manifest does not say yet of a shard that is finished
         .lock, .*.partial           while somebody writes
@@ -33,6 +34,8 @@ INPUTS_NAME = "_inputs.json"
 SUMMARY_NAME = "_summary.json"
 LOCK_NAME = ".lock"
 PLACED_FOLDER = "_placed"
+MEASURED_NAME = "_measured.csv"
+TRIALS_FOLDER = "_trials"
 
 SHARD_NAME = re.compile(r"s\d{3,9}-\d{6,12}\.parquet")
 _NOTE_NAME = re.compile(rf"\.{SHARD_NAME.pattern}\.json")
@@ -54,7 +57,7 @@ def note_name(shard: str) -> str:
 
 def is_ours(name: str) -> bool:
     """Whether a result directory's file ``name`` is one that dlcalc writes."""
-    fixed = (MANIFEST_NAME, INPUTS_NAME, SUMMARY_NAME, LOCK_NAME, PLACED_FOLDER)
+    fixed = (MANIFEST_NAME, INPUTS_NAME, SUMMARY_NAME, LOCK_NAME, PLACED_FOLDER, MEASURED_NAME, TRIALS_FOLDER)
     return name in fixed or is_shard(name) or is_note(name) or is_partial(name)
 
 

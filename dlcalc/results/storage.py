@@ -69,10 +69,6 @@ class ObjectPath:
         """Itself: a store has no links."""
         return self
 
-    def is_dir(self) -> bool:
-        """Taken as one; what is missing is said when it is read."""
-        return True
-
     def exists(self) -> bool:
         from pyarrow.fs import FileType
 
@@ -180,6 +176,11 @@ def _filesystem(scheme: str, bucket: str, query: str) -> Any:  # noqa: ANN401 - 
 
     filesystem, _ = FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{query}" if query else ""))
     return filesystem
+
+
+def is_directory(place: Location) -> bool:
+    """Whether it is a directory; what an object store holds is taken as one until it is read."""
+    return os.path.isdir(place) if isinstance(place, Path) else True
 
 
 def fetch(source: Location, target: Path) -> None:

@@ -14,9 +14,11 @@ Any process may write a shard, one process keeps the manifest:
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from dlcalc.errors import ResultError
@@ -174,7 +176,7 @@ def open_study(
     ``overwrite``; one that holds something else always.
     """
     with disk_errors(directory):
-        if directory.exists() and not directory.is_dir():
+        if isinstance(directory, Path) and os.path.exists(directory) and not os.path.isdir(directory):
             raise ResultError(f"{directory}: a file is in the way; choose another place with -o")
         directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):

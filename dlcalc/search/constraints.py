@@ -44,6 +44,18 @@ def holds(text: str, names: Mapping[str, Any]) -> NDArray[np.bool_]:
     return np.asarray(_truth(tree, names, text))
 
 
+def number(text: str, names: Mapping[str, Any]) -> Any:  # noqa: ANN401 arrays or scalars
+    """The value of the expression ``text``; ValueError with what is wrong in it."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"cannot read {text!r}: {error.msg}; write something like '1.5 + 0.01 * hbm_gib'") from error
+    try:
+        return _value(tree, names, text)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("constraint ")) from error
+
+
 def _truth(node: ast.expr, names: Mapping[str, Any], text: str) -> Any:  # noqa: ANN401 arrays or scalars
     if isinstance(node, ast.BoolOp):
         parts = [_truth(value, names, text) for value in node.values]

@@ -10,12 +10,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from dlcalc.errors import DlcalcError
 from dlcalc.search.space import Scenario
@@ -26,7 +27,7 @@ SHARD_PLANS = 1 << 26
 WORTH_A_SHARD = 1 << 23
 N_SHARDS = 32
 """So many shards are wanted, that cores finish together, as long as each is worth one."""
-WORTH_A_POOL = 20_000_000
+WORTH_A_POOL = 8_000_000
 """Below this many plans a single process is done before others have started."""
 
 
@@ -132,6 +133,28 @@ def run(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Arguments of one of many like calls."""
+
+    position: int
+    arguments: tuple[Any, ...]
+    n_plans: int = WORTH_A_POOL
+
+
+def shared_out(
+    function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], *, jobs: int | None = None, forks: bool = True
+) -> list[T]:
+    """``function`` of each of ``arguments``, in order."""
+    calls = [_Call(position, each) for position, each in enumerate(arguments)]
+    results = {call.position: result for call, result in run(partial(_called, function), calls, jobs=jobs, forks=forks)}
+    return [results[position] for position in range(len(calls))]
+
+
+def _called(function: Callable[..., T], call: _Call) -> T:
+    return function(*call.arguments)
 
 
 def _serve_one_parent() -> None:

@@ -27,6 +27,7 @@ from dlcalc.specs.load import load_yaml, parse_spec, spec_error
 from dlcalc.specs.marked_yaml import Marks, Mistake, read_marked
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
+from dlcalc.specs.plan import PlanSection
 from dlcalc.specs.recipe import MfuConvention, Recipe
 from dlcalc.specs.run import (
     SAME_KNOB,
@@ -39,7 +40,6 @@ from dlcalc.specs.run import (
     MoeSection,
     ParallelismSection,
     PerformanceSection,
-    PlanSection,
     RunSpec,
 )
 from dlcalc.specs.space import DEFAULT_FRAMEWORK, Cluster, RecipeSpec

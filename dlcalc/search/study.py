@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -49,6 +50,7 @@ def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
             mfu_convention=spec.mfu_convention,
             token_budget=spec.token_budget,
             cuda_graphs=spec.cuda_graphs,
+            scaling=spec.scaling_unit,
             target=spec.target,
         )
         for precision in spec.precision
@@ -142,8 +144,8 @@ def located(name: str, folder: Path) -> str:
     """A path in a space file is relative to the file; a name stays a name."""
     if "/" not in name and not name.endswith((".yaml", ".yml", ".json")):
         return name
-    path = Path(name).expanduser()
-    return str(path if path.is_absolute() or not (folder / path).exists() else folder / path)
+    path = Path(os.path.expanduser(name))
+    return str(path if path.is_absolute() or not os.path.exists(folder / path) else folder / path)
 
 
 __all__ = ["resolved_recipes", "scenarios_of", "suggestion"]

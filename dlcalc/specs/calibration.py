@@ -29,6 +29,9 @@ class MatmulRates(Spec):
     """Achieved over peak memory bandwidth when memory-bound."""
     exposed_fraction: Share = 0.0
     """Share of the memory time of operands beyond L2 that arithmetic does not hide."""
+    accumulate_exposed: Share = 0.0
+    """Share that arithmetic does not hide of what adding to a buffer moves beyond a plain 16-bit result, at the peak
+    bandwidth."""
     sustained_loss: NonNegativeFloat = 0.0
     """How much longer arithmetic takes once the device has worked long enough for power to limit its clock."""
     launch_us: NonNegativeFloat

@@ -6,7 +6,7 @@ precision, what is overlapped by default, and what the framework itself costs.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -41,6 +41,8 @@ class FrameworkProfile(Spec):
     input's gradient."""
     fused_grad_accumulation: bool = True
     """A weight's gradient is added to its buffer inside the matmul; False: in a pass of its own."""
+    copies_widened_gradients: bool = False
+    """In that pass a 16-bit gradient is copied to fp32 before it is added to an fp32 buffer."""
     cross_entropy: CrossEntropy
     dropout: bool = False
     score_dropout: bool = False
@@ -68,6 +70,8 @@ class FrameworkProfile(Spec):
     """Bytes of one element of the gradient buffer that lives through the step."""
     grad_reduce_bytes: PositiveInt
     """Bytes of one element when gradients are reduced over data parallel ranks."""
+    fp16_grad_bytes: PositiveInt | None = None
+    """Both of these in fp16 recipes, where they differ."""
     master_weight_bytes: PositiveInt = 4
     optimizer_state_bytes: PositiveInt = 8
     """Both Adam moments together."""
@@ -107,6 +111,9 @@ class FrameworkProfile(Spec):
     # what the framework itself costs
     host_launch_us: PositiveFloat
     """Time the host needs per launch, the Python in between included; a layer is never faster than its launches."""
+    unhidden_launches: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the host's launches that the device waits for however long its kernels are: the host does not run ahead
+    there."""
     memory_pass_factor: PositiveFloat = 1.0
     """Bytes that memory-bound operations really move over those counted: layout changes and copies nobody lists."""
     step_overhead_us: NonNegativeFloat = 0.0
@@ -122,6 +129,13 @@ class FrameworkProfile(Spec):
     allocator_slack: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Fragmentation: reserved over allocated activations and working sets, minus one; states do not fragment."""
     source: str = ""
+
+    def in_precision(self, precision: str) -> Self:
+        """The profile as it runs in ``precision``."""
+        size = self.fp16_grad_bytes
+        if precision != "fp16" or size is None:
+            return self
+        return self.model_copy(update={"grad_bytes": size, "grad_reduce_bytes": size, "fp16_grad_bytes": None})
 
     @property
     def drops_scores(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def load_framework(name_or_path: str, changes: Mapping[str, Any] | None = None) 
     """The profile called so, with some of its settings replaced by ``changes``."""
     folder = config_dir() / "frameworks"
     file = folder / f"{name_or_path}.yaml"
-    if not file.is_file():
+    if not os.path.isfile(file):
         file = Path(name_or_path)
         if file.suffix not in (".yaml", ".yml"):
             raise UnknownNameError("framework", name_or_path, framework_names())

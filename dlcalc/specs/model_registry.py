@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -23,14 +24,14 @@ def load_model(name_or_path: str | Path) -> ModelSpec:
     if isinstance(name_or_path, str) and (built_in := _built_in_models().get(_plain(name_or_path))):
         return built_in
     file = Path(name_or_path)
-    if file.is_dir():
+    if os.path.isdir(file):
         file /= "config.json"
     suffix = file.suffix.lower()
     if suffix == ".json":
         return load_huggingface_config(file)
     if suffix in SUFFIXES:
         return load_spec(file, ModelSpec)
-    if file.is_file():
+    if os.path.isfile(file):
         raise DlcalcError(f"{file}: the name of a model file must end in {', '.join(SUFFIXES)}")
     raise UnknownNameError("model", str(name_or_path), _built_in_models())
 

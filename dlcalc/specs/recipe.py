@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from dlcalc.specs.base import Spec
 from dlcalc.specs.framework import FrameworkProfile
@@ -16,6 +16,9 @@ MfuConvention = Literal["full_attention", "causal_attention", "six_n"]
 same with causal attention halved (what flash attention computes); six_n: 6 x active parameters, no attention."""
 
 
+Scaling = Literal["tensor", "block"]
+
+
 class Recipe(Spec):
     """The training recipe of a scenario."""
 
@@ -25,7 +28,7 @@ class Recipe(Spec):
     precision: Precision
     """Of the linear layers; attention and everything else runs in bf16 (fp16 for fp16)."""
     framework: FrameworkProfile
-    scaling: Literal["tensor", "block"] = "tensor"
+    scaling: Scaling = "tensor"
     """What one scale of an 8-bit matmul covers: a whole tensor, or a row or block of it, which is slower."""
     mfu_convention: MfuConvention = "full_attention"
     token_budget: PositiveFloat | None = None
@@ -34,6 +37,17 @@ class Recipe(Spec):
     """Launches are replayed from a graph: no host launch floor."""
     target: Target | None = None
     """The trainer that a launch is to be written for; plans it cannot run are refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_in_precision(cls, given: object) -> object:
+        """Some trainers keep other gradients in fp16 than in bf16."""
+        if not isinstance(given, dict):
+            return given
+        profile = given.get("framework")
+        if not isinstance(profile, FrameworkProfile):
+            return given
+        return {**given, "framework": profile.in_precision(str(given.get("precision")))}
 
     @property
     def tokens_per_step(self) -> float:

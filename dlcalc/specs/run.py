@@ -15,14 +15,11 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from dlcalc.specs.base import Fraction, NonNegativeFloat, PositiveFloat, Spec
 from dlcalc.specs.hardware import Precision
+from dlcalc.specs.plan import PlanSection, ZeroStage
 from dlcalc.specs.recipe import MfuConvention
 from dlcalc.specs.space import RecipeSpec
 
 CheckpointingType = Literal["none", "selective", "super-selective", "full"]
-Schedule = Literal["1f1b", "interleaved", "zb-h1", "zb-v", "gpipe", "dualpipe"]
-Split = Literal["even", "embedding_and_loss", "custom"]
-Recompute = Literal["none", "selective", "full", "norm_act", "mla_up_proj", "op_sac"]
-ZeroStage = Annotated[int, Field(ge=0, le=3)]
 
 
 class MoeSection(Spec):
@@ -147,32 +144,6 @@ class ClusterSection(Spec):
     node_devices: PositiveInt | None = None
     nic_gbit_per_s_per_device: PositiveFloat | None = None
     usd_per_device_hour: PositiveFloat | None = None
-
-
-class PlanSection(Spec):
-    """Knobs in the words of a space file; what is left out takes the framework's default, or changes nothing."""
-
-    tp: PositiveInt | None = None
-    cp: PositiveInt | None = None
-    pp: PositiveInt | None = None
-    dp: PositiveInt | None = None
-    ep: PositiveInt | None = None
-    etp: PositiveInt | None = None
-    vpp: PositiveInt | None = None
-    schedule: Schedule | None = None
-    split: Split | None = None
-    micro_batch: PositiveInt | None = None
-    recompute: Recompute | None = None
-    recompute_layers: NonNegativeInt | Literal["all"] | None = None
-    zero_stage: ZeroStage | None = None
-    dp_replicate: PositiveInt | None = None
-    sequence_parallel: bool | None = None
-    overlap_grad: bool | None = None
-    overlap_param: bool | None = None
-    overlap_tp: bool | None = None
-    overlap_ep: bool | None = None
-    offload_optimizer: bool | None = None
-    offload_layers: NonNegativeInt | None = None
 
 
 SAME_KNOB = {

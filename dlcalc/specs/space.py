@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 
 from dlcalc.specs.base import Spec, TupleFromList
 from dlcalc.specs.hardware import Precision
-from dlcalc.specs.recipe import MfuConvention
+from dlcalc.specs.recipe import MfuConvention, Scaling
+from dlcalc.specs.sampling import SearchSpec
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
 
 
@@ -95,6 +96,8 @@ class RecipeSpec(Spec):
     mfu_convention: MfuConvention = "full_attention"
     token_budget: PositiveFloat | None = None
     cuda_graphs: bool = False
+    scaling: Scaling | None = None
+    """What one scale of an 8-bit matmul covers; None: blocks (rows) under torchtitan, tensors elsewhere."""
     custom_split: Annotated[tuple[PositiveInt, ...], TupleFromList] | None = None
     """Layers of each pipeline chunk, for ``split: custom``."""
 
@@ -111,6 +114,10 @@ class RecipeSpec(Spec):
     def profile_name(self) -> str:
         """The framework profile, by name or path."""
         return self.framework or (PROFILE_OF_TARGET[self.target] if self.target else DEFAULT_FRAMEWORK)
+
+    @property
+    def scaling_unit(self) -> Scaling:
+        return self.scaling or ("block" if self.target == "torchtitan" else "tensor")
 
     @property
     def sequences(self) -> int:
@@ -166,6 +173,8 @@ class SpaceSpec(Spec):
     topology: Annotated[TopologySpec, BeforeValidator(_topology_of)] | None = None
     target: Target | None = None
     """Of every recipe that names none of its own."""
+    search: SearchSpec | None = None
+    """None: every plan is estimated."""
 
     @property
     def ranges(self) -> KnobRanges:

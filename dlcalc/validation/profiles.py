@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, get_args
 
+from dlcalc.calculators import launches
 from dlcalc.hardware_registry import is_file_name
 from dlcalc.specs.framework import AttentionKernel, FrameworkProfile
 from dlcalc.specs.framework_registry import framework_names
@@ -63,7 +64,7 @@ def profile_changes(
         changes["overlaps_stage_sends"] = overlaps_sends
     if run.flag("tp_comm_overlap", "async_tp") is False:
         changes["overlaps_input_grad"] = False
-    captured = _captured(run, model)
+    captured = _captured(run, model, profile, mesh)
     if captured:
         changes["host_launch_us"] = profile.host_launch_us * (1.0 - captured)
     dispatcher = run.extras.get("moe_dispatcher", "").lower()
@@ -139,13 +140,6 @@ def _shown_by_the_run(run: MeasuredRun, mesh: Mesh) -> dict[str, bool]:
     return dict.fromkeys((what for what, needed in done.items() if needed), True)
 
 
-HOST_LAUNCHES = {
-    False: {"attn": 0.6, "mlp": 0.4},
-    True: {"attn": 0.3, "moe_router": 0.2, "moe_preprocess": 0.2, "moe": 0.7, "mlp": 0.3},
-}
-"""Share of a layer's kernels in each module that can be captured in a graph, dense and with experts."""
-
-
 def captured_graphs(run: MeasuredRun) -> tuple[bool, tuple[str, ...]]:
     """Whether whole passes are replayed from a graph, and otherwise the modules that are."""
     said = run.extras.get("cuda_graph", "").lower()
@@ -156,7 +150,12 @@ def captured_graphs(run: MeasuredRun) -> tuple[bool, tuple[str, ...]]:
     return not modules, modules
 
 
-def _captured(run: MeasuredRun, model: ModelSpec) -> float:
+def _captured(run: MeasuredRun, model: ModelSpec, profile: FrameworkProfile, mesh: Mesh) -> float:
     """Share of a layer's launches that are replayed from graphs of single modules."""
-    shares = HOST_LAUNCHES[model.is_moe]
-    return min(0.99, sum(shares.get(module, 0.0) for module in set(captured_graphs(run)[1])))
+    modules = frozenset(captured_graphs(run)[1])
+    if not modules:
+        return 0.0
+    casts = 2.0 * bool(re.search(r"fp8|fp4|float8", run.text("precision").lower()))
+    return launches.replayed_launches_fraction(
+        model, profile, modules, local_experts=model.n_experts / mesh.ep, casts=casts
+    )

@@ -43,7 +43,8 @@ WITHOUT_EFFECT = frozenset({
 
 LARGEST = 10**9
 """More of anything is a typing error."""
-MAX_FILE_BYTES = 200_000_000
+MAX_FILE_BYTES = 50_000_000
+MAX_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[MeasuredRun]:
             f"{path}:1: not a CSV of measured runs; its first line must name columns ({', '.join(COLUMNS[:5])} ...)"
         )
     reader.fieldnames = named
-    for row in reader:
+    for number, row in enumerate(reader):
+        if number >= MAX_RUNS:
+            raise DlcalcError(f"{path}: has more than {MAX_RUNS:,} runs; split it")
         fields = {key: value or "" for key, value in row.items() if key is not None}
         yield MeasuredRun(fields, parse_extras(fields.get("extras", "")), where=f"{path}:{reader.line_num}")
 

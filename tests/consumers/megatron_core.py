@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+
 from tests.megatron_jobs import plain_words
 
 FUSED_PERMUTATIONS = (

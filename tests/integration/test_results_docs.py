@@ -21,7 +21,8 @@ def run(language, code, folder):
     if language == "python":
         command = [sys.executable, "-W", "error", "-c", code]
     else:
-        code = code.replace("dlcalc-search ", f"'{sys.executable}' -m dlcalc.dlcalc_search ")
+        for command in ("dlcalc-search", "dlcalc-results", "dlcalc-report"):
+            code = code.replace(f"{command} ", f"'{sys.executable}' -m dlcalc.{command.replace('-', '_')} ")
         code = code.replace("3dtrn ", f"'{sys.executable}' -m dlcalc.training_3d ")
         command = ["bash", "-euc", code]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False, env=os.environ)
@@ -31,10 +32,10 @@ def run(language, code, folder):
 
 def test_every_block_runs(tmp_path):
     python = ["python"] * 5
-    assert [language for language, _ in BLOCKS] == ["bash", *python, "bash", "python", "bash"]
+    assert [language for language, _ in BLOCKS] == ["bash", *python, "bash", "python", *["bash"] * 4]
     outputs = [run(language, code, tmp_path) for language, code in BLOCKS]
 
-    _, pandas, pyarrow, duckdb, own, metadata, placing, placed, _ = outputs
+    _, pandas, pyarrow, duckdb, own, metadata, placing, placed, _, looked, asked, merged = outputs
     assert pandas.count("llama3-8b on 16 h100") == 3
     assert re.search(r"^\d+ plans leave 20 GiB free", pyarrow)
     assert "best_mfu" in duckdb
@@ -46,6 +47,12 @@ def test_every_block_runs(tmp_path):
     assert re.search(r"^as placed #1, on paper #(?!1:)\d+: 1\.\d+ s$", placed, re.MULTILINE)
     assert "get 12.5 GB/s per device" in placed  # two nodes of a rack have a quarter of their 50
     assert (tmp_path / "answer.json").read_text().startswith("{")
+    assert looked.count(": in order, complete: ") == 2
+    assert "study: small" in looked
+    assert '"share": 0.' in asked
+    assert (tmp_path / "roomy.csv").read_text().startswith('"study","scenario","model"')
+    assert "merged from" in merged
+    assert "llama3-8b on 128 h100" in " ".join(merged.split())
 
 
 @pytest.mark.parametrize("column", [*PLACED_FIELDS, *PLACEMENTS_SCHEMA], ids=lambda column: column.name)

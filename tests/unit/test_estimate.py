@@ -34,6 +34,25 @@ def estimated(framework="megatron", changes=None, hardware=H100, **plan) -> Esti
     return estimate(LLAMA, hardware, recipe(framework, changes), Plans.point(**plan))
 
 
+# --- what the host takes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_launches_that_the_device_waits_for_come_on_top(micro_batch):
+    """All of them: the sum of device and host. None: the longer of the two."""
+    longer, between, both = (
+        float(
+            estimated(changes={"host_launch_us": 20.0, "unhidden_launches": share}, micro_batch=micro_batch).step_time_s
+        )
+        for share in (0.0, 0.5, 1.0)
+    )
+    assert longer < both
+    assert longer <= between <= both
+    device = float(estimated(changes={"host_launch_us": 1e-9}, micro_batch=micro_batch).step_time_s)
+    host_s = 64 / micro_batch * 3 * (32 * 18 + 20) * 20e-6  # forward and twice backward; layers, head
+    assert both - device == pytest.approx(host_s, rel=1e-6)
+
+
 # --- what is recomputed ----------------------------------------------------------------------------------------------
 
 

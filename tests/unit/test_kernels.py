@@ -96,6 +96,15 @@ def test_traffic_beyond_the_cache_is_partly_exposed():
     assert matmul_time_s(1280.0, 1280.0, 4096.0, rates=exposed, l2_bytes=1e6, **DEVICE) == pytest.approx(expected)
 
 
+def test_adding_to_a_buffer_is_not_hidden():
+    """An fp32 buffer is read and written: 8 bytes an element, of which 2 come with any result."""
+    adding = changed(IDEAL, accumulate_exposed=1.0)
+    plain = matmul_time_s(1280.0, 1280.0, 4096.0, rates=adding, **DEVICE)
+    assert plain == matmul_time_s(1280.0, 1280.0, 4096.0, rates=IDEAL, **DEVICE)
+    added = matmul_time_s(1280.0, 1280.0, 4096.0, rates=adding, output_bytes=8.0, **DEVICE)
+    assert added - plain == pytest.approx(6 * 1280**2 / HBM)
+
+
 def test_a_busy_device_loses_its_boost_clock():
     """One wave takes 134 us, so alone 134 / (134 + 2500) of the loss counts; in a step what training runs say."""
     hot = changed(IDEAL, sustained_loss=0.2)

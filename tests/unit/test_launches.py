@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from dlcalc.calculators.launches import attention_launches_count, mlp_launches_count, moe_launches_count
+from dlcalc.calculators.launches import (
+    attention_launches_count,
+    mlp_launches_count,
+    moe_launches_count,
+    replayed_launches_fraction,
+)
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
 
@@ -46,3 +51,22 @@ def test_every_local_expert_has_its_own_matmuls():
     model = load_model("qwen3-30b-a3b")
     few, many = (moe_launches_count(model, FUSED, local_experts=n, collectives=0, casts=0) for n in (8, 16))
     assert many - few == 2 * 8
+
+
+def test_a_graph_of_a_module_replays_its_launches():
+    """Attention 12, MLP 6."""
+    usual = {"local_experts": 0.0, "casts": 0.0}
+    assert replayed_launches_fraction(LLAMA, FUSED, {"attn"}, **usual) == pytest.approx(12 / 18)
+    assert replayed_launches_fraction(LLAMA, FUSED, {"attn", "mlp"}, **usual) == 0.99
+    assert replayed_launches_fraction(LLAMA, FUSED, {"moe_router", "unheard of"}, **usual) == 0
+
+
+def test_routing_alone_is_little_of_a_layer_with_many_local_experts():
+    model = load_model("qwen3-30b-a3b")
+    routing = {"moe_router", "moe_preprocess"}
+    few, many = (replayed_launches_fraction(model, FUSED, routing, local_experts=n, casts=2.0) for n in (1.0, 16.0))
+    assert many < 0.08 < few
+    whole = replayed_launches_fraction(model, FUSED, {"moe"}, local_experts=16.0, casts=2.0)
+    assert (
+        replayed_launches_fraction(model, FUSED, {"moe", *routing}, local_experts=16.0, casts=2.0) == whole
+    )  # not twice

@@ -17,7 +17,8 @@ from dlcalc.errors import DlcalcError, SpecError, UnknownNameError
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.run import Run, RunFile, parse_change
 from dlcalc.specs.load import load_spec
-from dlcalc.specs.run import PlanSection, Recompute, RunSpec, Schedule, Split
+from dlcalc.specs.plan import PlanSection, Recompute, Schedule, Split
+from dlcalc.specs.run import RunSpec
 
 OLD: dict[str, Any] = {
     "model": {

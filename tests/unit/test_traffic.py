@@ -68,6 +68,12 @@ def test_gradients_added_inside_the_matmul_cost_no_pass():
     assert traffic.accumulation_traffic_bytes(1000.0, profile=apart) == 12_000  # bf16 written, read; fp32 read, written
 
 
+@pytest.mark.parametrize(("grad_bytes", "moved"), [(4, 18_000), (2, 8_000)])
+def test_a_copy_in_fp32_is_written_and_read_once_more(grad_bytes, moved):
+    copies = {"fused_grad_accumulation": False, "copies_widened_gradients": True, "grad_bytes": grad_bytes}
+    assert traffic.accumulation_traffic_bytes(1000.0, profile=FUSED.model_copy(update=copies)) == moved
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 def test_sixteen_bits_and_more_are_not_quantized(precision):
     assert traffic.cast_traffic_bytes(1000.0, precision=precision) == 0

@@ -86,6 +86,8 @@ SAME_NAME = tuple(
 )
 PLACES: Mapping[str, tuple[str, ...]] = {**{name: (f"model.{name}",) for name in SAME_NAME}, **ELSEWHERE}
 """Fields of every option that has one of its own."""
+SAID_AS_NULL = frozenset({"ddp_bucket_size", "q_lora_rank"})
+"""Options whose fields have a default, so that none must be said."""
 DEFAULTS: Mapping[str, Value] = {
     "cross_entropy_loss_fusion": True,
     "apply_rope_fusion": False,
@@ -94,6 +96,7 @@ DEFAULTS: Mapping[str, Value] = {
     "bias_dropout_fusion": False,
     "fp8_recipe": "tensorwise",
     "kv_lora_rank": 512,
+    "q_lora_rank": 512,
     "use_distributed_optimizer": False,
 }
 """Where they differ from those of Megatron-LM's arguments."""
@@ -103,7 +106,7 @@ def tree_of(settings: Settings) -> Tree:
     """Groups and fields that say what the options say."""
     tree: Tree = {}
     for name, value in settings.items():
-        if value is None and name != "ddp_bucket_size":
+        if value is None and name not in SAID_AS_NULL:
             continue
         for place in PLACES.get(name, ()):
             put(tree, place, _as_field(name, value))

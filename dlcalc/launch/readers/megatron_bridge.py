@@ -110,6 +110,8 @@ def _plain(value: object) -> object:
 
 def _read_field(said: Said, option: Option, value: object, place: Place) -> None:
     """One field that an option is read from; null and an empty list are as if it was not there."""
+    if value is None and option.name == "q_lora_rank":
+        _set(said, option, 0, place)  # which is not the default
     if value is None or value == []:
         return
     if option.kind in ("on", "off"):
@@ -202,6 +204,8 @@ def _derive(said: Said, data: Mapping[str, object], marks: Marks) -> None:
         derived("max_position_embeddings", said.get("seq_length"), "seq_length")
     if said.get("expert_tensor_parallel_size") is None and said.count("expert_model_parallel_size", 1) > 1:
         said.values["expert_tensor_parallel_size"] = 1
+    if said.get("pipeline_model_parallel_layout") is not None:
+        said.values.pop("num_virtual_stages_per_pipeline_rank", None)  # a run derives it from the layout
     _derive_gradients(said, data)
     if said.get("cpu_offloading_num_layers") and model.get("cpu_offloading") is not True:
         said.values["cpu_offloading_num_layers"] = 0

@@ -123,7 +123,7 @@ def _check_known(given: _Given, said: Said) -> None:
 
 
 def _count(launcher: str, words: list[Word]) -> dict[str, int]:
-    text = words[0].text if words and not words[0].unset else ""
+    text = words[0].text if words and not words[0].unset and not words[0].defaulted else ""
     return {launcher: int(text)} if re.fullmatch(r"[1-9]\d{0,6}", text) else {}
 
 
@@ -160,32 +160,22 @@ def _line(marks: Marks, key: object) -> int:
 def _read_entry(key: str, value: object, place: Place, said: Said) -> None:
     """One key: the name of a flag, or the name under which Megatron keeps its value."""
     flag = "--" + key.lstrip("-").replace("_", "-")
-    option = BY_FLAG.get(key) or BY_FLAG.get(flag)
-    by_name = None if option else BY_NAME.get(key.replace("-", "_"))
-    if option is None and by_name is None:
-        if key not in KNOWN and flag not in KNOWN:
-            unknown(said, flag, BY_FLAG, place)
-        else:
+    is_flag = flag in BY_FLAG
+    option = BY_FLAG.get(flag) or BY_NAME.get(key.replace("-", "_"))
+    if option is None:
+        if key in KNOWN or flag in KNOWN:
             said.ignore(key)
-    elif value is None or (option and value is False):
+        else:
+            unknown(said, flag, BY_FLAG, place)
+    elif value is None or (is_flag and value is False):
         return  # as if it was not there
+    elif isinstance(value, bool) != (option.kind in ("on", "off")):
+        wanted = "a value" if isinstance(value, bool) else "true or false"
+        raise said.error(place, f"must be {wanted}, not {str(value).lower()}")
     elif isinstance(value, bool):
-        _set_switch(said, option, by_name, value, place)
-    elif option or by_name:
-        chosen = option or by_name
-        assert chosen is not None
-        if chosen.kind in ("on", "off"):
-            raise said.error(place, f"must be true or false, not {value!r}")
-        said.set(chosen.name, parsed(said, chosen, _yaml_words(chosen, value), place), place)
-
-
-def _set_switch(said: Said, option: Option | None, by_name: Option | None, value: bool, place: Place) -> None:
-    if option and option.kind in ("on", "off"):
-        said.set(option.name, option.kind == "on", place)
-    elif by_name and by_name.kind in ("on", "off"):
-        said.set(by_name.name, value, place)
+        said.set(option.name, option.kind == "on" if is_flag else value, place)
     else:
-        raise said.error(place, f"needs a value, not {str(value).lower()}")
+        said.set(option.name, parsed(said, option, _yaml_words(option, value), place), place)
 
 
 def _yaml_words(option: Option, value: object) -> list[str]:

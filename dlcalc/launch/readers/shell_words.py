@@ -31,6 +31,8 @@ class Word(NamedTuple):
     unset: tuple[str, ...] = ()
     executed: bool = False
     """It holds a command substitution, whose output is not known."""
+    defaulted: bool = False
+    """A variable in it has the default that the word gives it; the environment may say otherwise."""
 
 
 @dataclass
@@ -74,7 +76,7 @@ def shell_words(text: str, file: Path) -> list[Word]:
 
 def _expanded(raw: _Raw, values: Mapping[str, str | None]) -> Word:
     unset: list[str] = []
-    executed = False
+    executed = defaulted = False
     parts = []
     for piece, expands in raw.pieces:
         if not expands:
@@ -85,15 +87,16 @@ def _expanded(raw: _Raw, values: Mapping[str, str | None]) -> Word:
         def put_in(match: re.Match[str]) -> str:
             name = match.group(1) or match.group(2) or match.group(4)
             value = values.get(name)
-            if value is None:
-                value = match.group(3)
+            nonlocal defaulted
+            if value is None and match.group(3) is not None:
+                value, defaulted = match.group(3), True
             if value is None:
                 unset.append(name)
                 return ""
             return value
 
         parts.append(_VARIABLE.sub(put_in, piece))
-    return Word("".join(parts)[:MAX_VALUE], raw.line, tuple(unset), executed)
+    return Word("".join(parts)[:MAX_VALUE], raw.line, tuple(unset), executed, defaulted)
 
 
 def _raw_words(text: str, file: Path) -> Iterator[_Raw]:

@@ -417,7 +417,7 @@ def _configure(config: Any, settings: Any, context: str | None) -> str:  # noqa:
     import yaml
 
     paths = os.environ.get("KUBECONFIG") or "~/.kube/config"
-    files = [Path(path).expanduser() for path in paths.split(os.pathsep) if path]
+    files = [Path(os.path.expanduser(path)) for path in paths.split(os.pathsep) if path]
     if not any(file.exists() for file in files):
         if os.environ.get("KUBERNETES_SERVICE_HOST") and context is None:
             return _configure_in_cluster(config, settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import fnmatch
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -98,7 +99,7 @@ def _read(
             node_devices=node_devices,
         )
     file = Path(topology)
-    if not file.exists() and "/" not in topology and "." not in topology:
+    if not os.path.exists(file) and "/" not in topology and "." not in topology:
         near = nearest(topology, SERVICES)
         hint = f"; did you mean {' or '.join(near)}?" if near else f" and no service ({', '.join(SERVICES)})"
         raise TopologyError(f"--topology {topology}: no such file{hint}")

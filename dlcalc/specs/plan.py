@@ -1,0 +1,40 @@
+"""One plan as people write it: knobs by name, those left out to be chosen by whoever reads it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from dlcalc.specs.base import Spec
+
+Schedule = Literal["1f1b", "interleaved", "zb-h1", "zb-v", "gpipe", "dualpipe"]
+Split = Literal["even", "embedding_and_loss", "custom"]
+Recompute = Literal["none", "selective", "full", "norm_act", "mla_up_proj", "op_sac"]
+ZeroStage = Annotated[int, Field(ge=0, le=3)]
+
+
+class PlanSection(Spec):
+    """Knobs in the words of a space file; what is left out takes the framework's default, or changes nothing."""
+
+    tp: PositiveInt | None = None
+    cp: PositiveInt | None = None
+    pp: PositiveInt | None = None
+    dp: PositiveInt | None = None
+    ep: PositiveInt | None = None
+    etp: PositiveInt | None = None
+    vpp: PositiveInt | None = None
+    schedule: Schedule | None = None
+    split: Split | None = None
+    micro_batch: PositiveInt | None = None
+    recompute: Recompute | None = None
+    recompute_layers: NonNegativeInt | Literal["all"] | None = None
+    zero_stage: ZeroStage | None = None
+    dp_replicate: PositiveInt | None = None
+    sequence_parallel: bool | None = None
+    overlap_grad: bool | None = None
+    overlap_param: bool | None = None
+    overlap_tp: bool | None = None
+    overlap_ep: bool | None = None
+    offload_optimizer: bool | None = None
+    offload_layers: NonNegativeInt | None = None

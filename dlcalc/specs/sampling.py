@@ -1,0 +1,202 @@
+"""The ``search`` section of a space file: a space too large for a grid is sampled, or plans are measured."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+
+from dlcalc.errors import suggestion
+from dlcalc.specs.base import PositiveFloat, Spec, TupleFromList
+from dlcalc.specs.plan import PlanSection
+
+Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]
+Goal = Literal["step_time", "mfu", "memory", "cost"]
+
+PLAN_SAMPLER: Sampler = "nsga2"
+"""Where no sampler is named: for plans, of which thousands are estimated in the time that another takes to think."""
+DESIGN_SAMPLER: Sampler = "tpe"
+"""For designs, few and mostly continuous."""
+DEFAULT_TRIALS = 2000
+DEFAULT_RUNS = 20
+"""Trials where each is a run on a cluster."""
+DEFAULT_TIMEOUT_S = 3600.0
+STEP_TIME_PATTERN = r"step_time_s\s*=\s*([0-9.eE+-]+)"
+STORAGES = ("sqlite", "postgresql", "journal")
+
+
+def _tuple_of_one(value: object) -> object:
+    if isinstance(value, list):
+        return tuple(value)
+    return value if isinstance(value, tuple) else (value,)
+
+
+class Range(Spec):
+    """From ``low`` to ``high``; with ``log``, as often per doubling."""
+
+    low: PositiveFloat
+    high: PositiveFloat
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_not_empty(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low = {self.low:g} must be less than high = {self.high:g}")
+        return self
+
+
+Values = Annotated[tuple[PositiveFloat, ...], TupleFromList, Field(min_length=2)]
+Span = Range | Values
+"""A range, or the values themselves."""
+
+
+class DesignSpec(Spec):
+    """What may differ from the named hardware; everything else stays as it is."""
+
+    hbm_gib: Span | None = None
+    hbm_tb_per_s: Span | None = None
+    n_sms: Span | None = None
+    """Peaks follow in proportion."""
+    peak_factor: Span | None = None
+    """Peaks over those of the named hardware at the same number of SMs: clock, or wider units."""
+    node_devices: Span | None = None
+    """Devices in one NVLink-class domain."""
+    link_gb_per_s: Span | None = None
+    nic_gbit_per_s_per_device: Span | None = None
+    usd_per_device_hour: str | PositiveFloat | None = None
+    """What such a machine costs: a number, or an expression of the names above such as
+    ``1.2 + 0.01 * hbm_gib + 0.2 * hbm_tb_per_s``; the named hardware's value is taken for what is not varied."""
+
+    @model_validator(mode="after")
+    def _something_varies(self) -> Self:
+        if not self.variables:
+            raise ValueError(f"give a range for at least one of {', '.join(DESIGN_VARIABLES)}")
+        return self
+
+    @property
+    def variables(self) -> dict[str, Span]:
+        """What varies, by name."""
+        spans = {name: getattr(self, name) for name in DESIGN_VARIABLES}
+        return {name: span for name, span in spans.items() if span is not None}
+
+
+DESIGN_VARIABLES = (
+    "hbm_gib",
+    "hbm_tb_per_s",
+    "n_sms",
+    "peak_factor",
+    "node_devices",
+    "link_gb_per_s",
+    "nic_gbit_per_s_per_device",
+)
+WHOLE_VARIABLES = frozenset({"n_sms", "node_devices"})
+
+
+class SearchSpec(Spec):
+    """How a study is searched, where not every plan is to be estimated."""
+
+    method: Literal["optuna"] = "optuna"
+    objective: Literal["estimated", "measured"] = "estimated"
+    sampler: Sampler | None = None
+    n_trials: PositiveInt | None = None
+    """Of the study in all, whoever made them."""
+    batch: PositiveInt | None = None
+    """Trials that are asked for, estimated and told together."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    objectives: Annotated[tuple[Goal, ...], BeforeValidator(_tuple_of_one), Field(min_length=1)] | None = None
+    storage: str | None = None
+    study_name: Annotated[str, Field(min_length=1)] | None = None
+    warm_start: Annotated[tuple[PlanSection, ...], TupleFromList] = ()
+    """Plans known to be good, tried first; knobs left out are sampled."""
+    design: DesignSpec | None = None
+    uneven_stages: bool = False
+    """Sample how many layers each pipeline chunk holds."""
+
+    command: Annotated[str, Field(min_length=1)] | None = None
+    """Run once per trial; ``{plan}`` becomes the path of a JSON file with the plan."""
+    timeout_s: PositiveFloat | None = None
+    step_time_pattern: str | None = None
+    """Regular expression whose first group is the step time in seconds; its last match in the output counts."""
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_known(cls, storage: str | None) -> str | None:
+        if storage is None or storage == "journal":
+            return storage
+        kind, colon, rest = storage.partition("://")
+        dialect = kind.partition("+")[0]
+        if dialect not in STORAGES or not colon:
+            near = suggestion(dialect, STORAGES) if dialect else ""
+            raise ValueError(
+                f"{storage!r} is none of sqlite:///FILE, postgresql://USER@HOST/DATABASE, journal:///FILE and journal; "
+                f"{near}"
+            )
+        if dialect in ("sqlite", "journal") and not rest.removeprefix("/"):
+            raise ValueError(f"{storage!r} names no file; write {dialect}:///FILE")
+        return storage
+
+    @field_validator("step_time_pattern")
+    @classmethod
+    def _pattern_has_a_group(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        if groups < 1:
+            raise ValueError(f"{pattern!r} needs a group around the number, such as 'step_time_s=([0-9.]+)'")
+        return pattern
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        given = self.model_fields_set
+        if self.measured:
+            if self.command is None:
+                raise ValueError("objective: measured needs command, such as './run_trial.sh {plan}'")
+            unused = ("sampler", "batch", "seed", "objectives", "design", "uneven_stages")
+            if named := [key for key in unused if key in given]:
+                raise ValueError(
+                    f"{named[0]} means nothing with objective: measured, whose trials follow the estimates"
+                )
+        elif named := [key for key in ("command", "timeout_s", "step_time_pattern") if key in given]:
+            raise ValueError(f"{named[0]} needs objective: measured")
+        if self.design is not None and self.uneven_stages:
+            raise ValueError("give one of design and uneven_stages")
+        if self.varies_scenario and self.warm_start:
+            raise ValueError("warm_start lists plans; with design or uneven_stages every plan is estimated anyway")
+        if len(set(self.goals)) < len(self.goals):
+            raise ValueError("objectives: one is given twice")
+        if self.sampler == "cmaes" and len(self.goals) > 1:
+            raise ValueError("sampler: cmaes has one objective; use tpe, nsga2, gp or random for several")
+        return self
+
+    @property
+    def measured(self) -> bool:
+        return self.objective == "measured"
+
+    @property
+    def varies_scenario(self) -> bool:
+        """Whether a trial is a machine or a cut of the model, of which every plan is estimated."""
+        return self.design is not None or self.uneven_stages
+
+    @property
+    def samples_plans(self) -> bool:
+        return not self.measured and not self.varies_scenario
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        return self.objectives or ("step_time",)
+
+    @property
+    def sampler_name(self) -> Sampler:
+        return self.sampler or (DESIGN_SAMPLER if self.varies_scenario else PLAN_SAMPLER)
+
+    @property
+    def trials(self) -> int:
+        return self.n_trials or (DEFAULT_RUNS if self.measured else DEFAULT_TRIALS)
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(self.step_time_pattern or STEP_TIME_PATTERN)
