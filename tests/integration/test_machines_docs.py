@@ -1,4 +1,4 @@
-"""docs/machines.md, what docs/scaling.md expects of many, and the examples for Slurm and Kubernetes do what they say."""
+"""docs/machines.md, what docs/scaling.md expects of many machines, and the examples that start them, hold."""
 
 import os
 import re
