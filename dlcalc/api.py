@@ -110,7 +110,7 @@ def search(space: str | Path | Mapping[str, Any], *, out: str | Path | None = No
     """
     if isinstance(space, str | Path):
         if out is not None:
-            return run_search(Path(space), out=Path(out), **options)
+            return run_search(Path(space), out=out, **options)
         with tempfile.TemporaryDirectory() as folder:
             return {**run_search(Path(space), out=Path(folder) / "study", keep=1000, **options), "result": None}
     with tempfile.TemporaryDirectory() as folder:

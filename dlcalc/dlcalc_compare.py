@@ -33,7 +33,7 @@ Exit code: 0 compared; 2 the input is wrong; 3 no plan fits, or none is within t
 
 
 @click.command(epilog=EPILOG, context_settings={"max_content_width": 100})
-@click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--by",
     multiple=True,
@@ -75,7 +75,7 @@ Exit code: 0 compared; 2 the input is wrong; 3 no plan fits, or none is within t
 )
 @click.version_option(__version__, prog_name="dlcalc-compare")
 def main(
-    results: tuple[Path, ...],
+    results: tuple[str, ...],
     *,
     as_json: bool,
     csv_file: Path | None,
@@ -100,7 +100,7 @@ def main(
 
 
 def compare(
-    results: tuple[Path, ...],
+    results: tuple[str, ...],
     *,
     as_json: bool,
     csv_file: Path | None,

@@ -30,7 +30,7 @@ KINDS = ("trainjob", "jobset", "pytorchjob")
 
 
 @click.command(epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
-@click.argument("plan", metavar="RESULTS|RUN", type=click.Path(path_type=Path))
+@click.argument("plan", metavar="RESULTS|RUN", type=click.Path())
 @click.option("--rank", metavar="N", type=click.IntRange(min=1), help="Of a result: the N-th best plan.  [default: 1]")
 @click.option("--scenario", metavar="NAME", help="Of a result: the scenario, by its name or a part of it.")
 @click.option("--target", required=True, type=click.Choice(TARGETS), help="The trainer.")
@@ -63,7 +63,7 @@ KINDS = ("trainjob", "jobset", "pytorchjob")
 )
 @click.version_option(__version__, prog_name="dlcalc-launch")
 def main(
-    plan: Path,
+    plan: str,
     *,
     scheduler: str,
     kind: str,
@@ -87,7 +87,7 @@ def main(
         sys.exit(error.exit_code)
 
 
-def launch(plan: Path, scheduler: str, out: Path, *, overwrite: bool, as_json: bool, **choices: Any) -> None:  # noqa: ANN401
+def launch(plan: str, scheduler: str, out: Path, *, overwrite: bool, as_json: bool, **choices: Any) -> None:  # noqa: ANN401
     """Write, and say what was written."""
     from dlcalc.report.launch import print_launch
     from dlcalc.report.terminal import make_console

@@ -28,7 +28,7 @@ Exit code: 0 written; 2 the input is wrong; 3 no plan fits (the page is written 
 
 
 @click.command(epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
-@click.argument("results", metavar="RESULTS", type=click.Path(path_type=Path))
+@click.argument("results", metavar="RESULTS", type=click.Path())
 @click.option("-o", "--out", metavar="FILE", type=click.Path(path_type=Path), help="Page to write.")
 @click.option(
     "--rank",
@@ -43,7 +43,7 @@ Exit code: 0 written; 2 the input is wrong; 3 no plan fits (the page is written 
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.version_option(__version__, prog_name="dlcalc-report")
 def main(
-    results: Path, *, out: Path | None, rank: int, scenario: str | None, no_sensitivity: bool, as_json: bool
+    results: str, *, out: Path | None, rank: int, scenario: str | None, no_sensitivity: bool, as_json: bool
 ) -> None:
     """Tell what a search found: the plan, why it wins, and what it rests on.
 
@@ -61,7 +61,7 @@ def main(
 
 
 def report(
-    results: Path, *, out: Path | None, rank: int, scenario: str | None, sensitivity: bool, as_json: bool
+    results: str, *, out: Path | None, rank: int, scenario: str | None, sensitivity: bool, as_json: bool
 ) -> None:
     """Write the page, or print."""
     from dlcalc.report.sections import print_sections

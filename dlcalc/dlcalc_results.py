@@ -32,8 +32,8 @@ SETTINGS = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
-directory_path = click.Path(path_type=Path)
-results_argument = click.argument("results", metavar="DIR...", nargs=-1, required=True, type=directory_path)
+file_path = click.Path(path_type=Path)
+results_argument = click.argument("results", metavar="DIR...", nargs=-1, required=True, type=click.Path())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -64,7 +64,7 @@ def main() -> None:
 @results_argument
 @json_option
 @answering
-def verify(results: tuple[Path, ...], *, as_json: bool) -> None:
+def verify(results: tuple[str, ...], *, as_json: bool) -> None:
     """Compare every file with the manifest, and name what is damaged, missing or foreign.
 
     Reads every byte. Exit code 2 says that something is wrong.
@@ -89,7 +89,7 @@ def verify(results: tuple[Path, ...], *, as_json: bool) -> None:
 @results_argument
 @json_option
 @answering
-def show(results: tuple[Path, ...], *, as_json: bool) -> None:
+def show(results: tuple[str, ...], *, as_json: bool) -> None:
     """Say what a result holds: scenarios, inputs, rows, what was kept, version, and the best plan of each."""
     from dlcalc.report.results_report import study_section
     from dlcalc.report.sections import print_sections
@@ -109,11 +109,11 @@ def show(results: tuple[Path, ...], *, as_json: bool) -> None:
 @click.argument("sql", metavar="SQL")
 @results_argument
 @json_option
-@click.option("--csv", "csv_file", metavar="FILE.csv", type=directory_path, help="Write the rows as CSV.")
-@click.option("--parquet", "parquet_file", metavar="FILE.parquet", type=directory_path, help="Write them as Parquet.")
+@click.option("--csv", "csv_file", metavar="FILE.csv", type=file_path, help="Write the rows as CSV.")
+@click.option("--parquet", "parquet_file", metavar="FILE.parquet", type=file_path, help="Write them as Parquet.")
 @answering
 def query(
-    sql: str, results: tuple[Path, ...], *, as_json: bool, csv_file: Path | None, parquet_file: Path | None
+    sql: str, results: tuple[str, ...], *, as_json: bool, csv_file: Path | None, parquet_file: Path | None
 ) -> None:
     """Ask in SQL: `plans` has a row per plan of all results, with its study; `scenarios` a row per scenario.
 
@@ -143,11 +143,11 @@ def query(
 
 @main.command(context_settings=SETTINGS)
 @results_argument
-@click.option("-o", "--out", metavar="DIR", required=True, type=directory_path, help="The result to write.")
+@click.option("-o", "--out", metavar="DIR", required=True, type=click.Path(), help="The result to write.")
 @click.option("--overwrite", is_flag=True, help="Replace another result there.")
 @json_option
 @answering
-def merge(results: tuple[Path, ...], *, out: Path, overwrite: bool, as_json: bool) -> None:
+def merge(results: tuple[str, ...], *, out: str, overwrite: bool, as_json: bool) -> None:
     """Make one result of several, which every command reads.
 
     A scenario that two results hold alike is taken once. Others of one name are told apart by their study.

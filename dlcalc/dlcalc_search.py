@@ -29,6 +29,7 @@ Examples:
   dlcalc-search study.yaml --sort cost --top 20
   dlcalc-search study.yaml --json > answer.json
   dlcalc-search study.yaml --keep all -o results/everything --jobs 8
+  dlcalc-search study.yaml --executor dask --scheduler tcp://head:8786 -o s3://bucket/study
   dlcalc-search study.yaml --dry-run
   dlcalc-search study.yaml --topology fabric.yaml --place
   dlcalc-search --from megatron-lm args.txt --hardware h100 --devices 512
@@ -72,7 +73,11 @@ def keep_choice(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.command(epilog=EPILOG, context_settings={"max_content_width": 100})
 @click.argument("space_file", metavar="SPACE.yaml", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--out", metavar="DIR", type=click.Path(path_type=Path), help="Result directory.  [default: results/<study>]"
+    "-o",
+    "--out",
+    metavar="DIR|s3://...",
+    type=click.Path(),
+    help="Result directory, or where in an object store.  [default: results/<study>]",
 )
 @click.option(
     "--keep",
@@ -121,6 +126,14 @@ def keep_choice(_ctx: click.Context, _param: click.Parameter, value: str | None)
 @click.option(
     "--jobs", metavar="N", type=click.IntRange(min=1), help="Processes that search.  [default: as many as are worth it]"
 )
+@click.option(
+    "--executor",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "dask"]),
+    help="Where to search: processes of this machine, or the workers of a Dask cluster.",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="With --executor dask: its scheduler, such as tcp://host:8786.")
 @click.option(
     "--topology",
     metavar="FILE|ec2|kubernetes|slurm",
@@ -220,7 +233,7 @@ def search(
         raise error
 
 
-def show_dry_run(space_file: Path, *, as_json: bool, hardware_dirs: tuple[Path, ...], out: Path | None) -> None:
+def show_dry_run(space_file: Path, *, as_json: bool, hardware_dirs: tuple[Path, ...], out: str | None) -> None:
     """What a search would do."""
     from dlcalc.report.terminal import make_console, print_dry_run
     from dlcalc.utils.jsontext import to_json

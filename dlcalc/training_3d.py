@@ -37,7 +37,7 @@ Exit code: 0 the plan was estimated, also where it does not fit (the report says
 
 
 @click.command(epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN", type=click.Path())
 @click.option(
     "--from", "source", metavar="TRAINER", type=click.Choice(READABLE), help="RUN is this trainer's own configuration."
 )
@@ -72,7 +72,7 @@ Exit code: 0 the plan was estimated, also where it does not fit (the report says
 )
 @click.version_option(__version__, prog_name="3dtrn")
 def main(
-    run: Path,
+    run: str,
     *,
     html: Path | None,
     trace: Path | None,

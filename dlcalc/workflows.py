@@ -34,8 +34,9 @@ from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
 from dlcalc.results.shard import ShardHeader
+from dlcalc.results.storage import Location, ObjectPath, location
 from dlcalc.results.writer import StudyWriter, open_study
-from dlcalc.search.executors import shards_of, shared_out
+from dlcalc.search.executors import LocalExecutor, shards_of, shared_out
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
 from dlcalc.search.found import Found, Leaders, SortKey
 from dlcalc.search.space import Scenario
@@ -43,7 +44,7 @@ from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.space import SpaceSpec, TopRows
-from dlcalc.workflows_sweep import Progress, columns_of_rows, estimate_rows, sweep
+from dlcalc.workflows_sweep import Progress, columns_of_rows, estimate_rows, executor_of, sweep
 
 if TYPE_CHECKING:
     from dlcalc.workflows_placing import Placing
@@ -57,13 +58,15 @@ NEAR_ROWS = 20
 def run_search(
     space_file: Path,
     *,
-    out: Path | None = None,
+    out: Location | str | None = None,
     keep: str | int | None = None,
     top: int = 10,
     sort: str = "mfu",
     resume: bool = False,
     overwrite: bool = False,
     jobs: int | None = None,
+    executor: str = "local",
+    scheduler: str | None = None,
     hardware_dirs: Sequence[Path] = (),
     topology: str | None = None,
     place: bool | None = None,
@@ -81,15 +84,21 @@ def run_search(
     scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
     key: SortKey = "memory" if sort == "memory" else "step_time"
     n_kept, what = _keep_of(space, keep)
-    directory = out or Path("results") / space.study
+    directory = location(out or Path("results") / space.study)
+    if space.search is not None:
+        _refuse_elsewhere(space, directory, executor)
     designs: list[DesignSummary] = []
     if space.search is not None and space.search.varies_scenario:
+        assert isinstance(directory, Path)
         scenarios, designs = _designed(space, scenarios, directory, progress)
     n_plans = sum(scenario.n_plans for scenario in scenarios)
     origin = _origin_of(space, space_file, scenarios, what=what, n_kept=n_kept, sort=key)
     shards = shards_of(scenarios)
     found = {position: Found() for position in range(len(scenarios))}
-    with open_study(directory, origin, resume=resume, overwrite=overwrite) as study:
+    with (
+        executor_of(executor, scheduler, jobs, directory) as where,
+        open_study(directory, origin, resume=resume, overwrite=overwrite) as study,
+    ):
         if notify and study.n_kept and not resume:
             notify(_half_finished(directory, study.n_kept, len(shards)))
         counts_first = what == "auto" and n_plans > MOST_ROWS
@@ -100,16 +109,19 @@ def run_search(
             mode = "feasible" if counts_first else mode
             sampled = _sample(space, scenarios, study, headers, found, mode, n_kept, key, progress)
         elif counts_first:
-            sweep(scenarios, shards, study, headers, found, None, n_kept, key, jobs, progress)
+            sweep(scenarios, shards, study, headers, found, None, n_kept, key, where, progress)
             if sum(f.n_fit for f in found.values()) <= MOST_ROWS:
                 found = {position: Found() for position in found}
-                sweep(scenarios, shards, study, headers, found, "feasible", n_kept, key, jobs, progress)
+                sweep(scenarios, shards, study, headers, found, "feasible", n_kept, key, where, progress)
             else:
-                sweep(scenarios, shards, study, headers, {p: Found() for p in found}, "pareto", n_kept, key, jobs, None)
+                sweep(
+                    scenarios, shards, study, headers, {p: Found() for p in found}, "pareto", n_kept, key, where, None
+                )
         else:
-            sweep(scenarios, shards, study, headers, found, mode, n_kept, key, jobs, progress)
+            sweep(scenarios, shards, study, headers, found, mode, n_kept, key, where, progress)
         seconds = time.perf_counter() - began
-        said = _scenario_summaries(scenarios, found, top, key, jobs)
+        forks = isinstance(where, LocalExecutor) and where.forks
+        said = _scenario_summaries(scenarios, found, top, key, jobs, forks)
         summary = _summary(space, found, said, directory, seconds)
         for position, how in sampled.items():
             summary["scenarios"][position]["sampled"] = how
@@ -118,6 +130,7 @@ def run_search(
         if placing is not None:
             _place(placing, scenarios, found, study, summary, top, progress)
         if space.search is not None and space.search.measured:
+            assert isinstance(directory, Path)
             _measure(space, space_file.parent, scenarios, found, directory, summary, progress)
         study.finish(summary)
     return summary
@@ -141,6 +154,7 @@ def _sample(
     said = {}
     for position, scenario in enumerate(scenarios):
         name = study_name(space.search, space.study, scenario, len(scenarios))
+        assert isinstance(study.directory, Path)
         journal = study.directory.with_name(f"{study.directory.name}.journal")
         sampled = sample_scenario(scenario, space.search, name, journal=journal, progress=progress)
         found[position] = write_sampled(scenario, sampled, study, headers[position], what, n_kept, key)
@@ -175,7 +189,19 @@ def _measure(
         said["measured"] = one
 
 
-def _half_finished(directory: Path, n_kept: int, n_shards: int) -> str:
+def _refuse_elsewhere(space: SpaceSpec, directory: Location, executor: str) -> None:
+    """Trials follow one another and keep a journal beside the result: they are not for other machines."""
+    assert space.search is not None
+    trials = space.search.samples_plans or space.search.varies_scenario
+    if trials and isinstance(directory, ObjectPath):
+        raise DlcalcError("search: keeps its trials beside the result; give -o a directory, not an object store")
+    if space.search.measured and isinstance(directory, ObjectPath):
+        raise DlcalcError("search: measured: runs plans beside the result; give -o a directory, not an object store")
+    if space.search.samples_plans and executor != "local":
+        raise DlcalcError(f"search: samples plans in this process; leave out --executor {executor}")
+
+
+def _half_finished(directory: Location, n_kept: int, n_shards: int) -> str:
     """What is said where an earlier run of the same study was interrupted."""
     return (
         f"{directory}: an earlier run was interrupted; going on as with --resume: {n_kept} of {n_shards} shards are "
@@ -219,7 +245,7 @@ def _place(
     summary["placing_s"] = time.perf_counter() - began
 
 
-def dry_run(space_file: Path, *, out: Path | None = None, hardware_dirs: Sequence[Path] = ()) -> DryRun:
+def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: Sequence[Path] = ()) -> DryRun:
     """Count the space and estimate time and size of the result, from one block actually evaluated."""
     space = load_spec(space_file, SpaceSpec)
     scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
@@ -302,7 +328,7 @@ def list_models() -> list[ModelRow]:
 
 
 def _summary(
-    space: SpaceSpec, found: Mapping[int, Found], said: list[ScenarioSummary], directory: Path, seconds: float
+    space: SpaceSpec, found: Mapping[int, Found], said: list[ScenarioSummary], directory: Location, seconds: float
 ) -> Summary:
     n_plans = sum(f.n_plans for f in found.values())
     return {
@@ -331,13 +357,13 @@ WORTH_SHARING = 64
 
 
 def _scenario_summaries(
-    scenarios: Sequence[Scenario], found: Mapping[int, Found], top: int, key: SortKey, jobs: int | None
+    scenarios: Sequence[Scenario], found: Mapping[int, Found], top: int, key: SortKey, jobs: int | None, forks: bool
 ) -> list[ScenarioSummary]:
     """One per scenario, in order; many are shared out like the shards were."""
     tasks = [(scenario, found[position], top, key) for position, scenario in enumerate(scenarios)]
     if len(tasks) < WORTH_SHARING:
         return [_scenario_summary(*task) for task in tasks]
-    return shared_out(_scenario_summary, tasks, jobs=jobs)
+    return shared_out(_scenario_summary, tasks, jobs=jobs, forks=forks)
 
 
 def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:

@@ -29,6 +29,7 @@ from dlcalc.report.compare_facts import (
     Winner,
 )
 from dlcalc.report.compare_rows import arrow_table, csv_text
+from dlcalc.results.storage import Location
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.workflows_compare_candidates import best_of, contender_of, machine_labels, open_results
 from dlcalc.workflows_compare_choices import choices
@@ -36,7 +37,7 @@ from dlcalc.workflows_compare_difference import Contender, difference
 from dlcalc.workflows_compare_inputs import Asked, machine_inputs
 
 
-def run_compare(results: Sequence[Path], asked: Asked) -> CompareFacts:
+def run_compare(results: Sequence[Location | str], asked: Asked) -> CompareFacts:
     """Everything there is to say of the best plans of ``results``."""
     opened = open_results(results)
     found, empty, notes = best_of(opened)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from dlcalc.report.compare_facts import (
 )
 from dlcalc.report.summary import miss_sentence
 from dlcalc.results.reader import Result, open_result
+from dlcalc.results.storage import Location, location
 from dlcalc.search.run import Run
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.uncertainty import load_uncertainty
@@ -61,14 +61,14 @@ class Empty:
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
-def open_results(paths: Sequence[Path]) -> list[Result]:
+def open_results(paths: Sequence[Location | str]) -> list[Result]:
     """The results in ``paths``, each once."""
-    seen: dict[Path, Path] = {}
-    for path in paths:
+    seen: dict[Location, Location] = {}
+    for path in map(location, paths):
         if path.resolve() in seen:
             raise DlcalcError(f"{path}: given twice")
         seen[path.resolve()] = path
-    return [open_result(path) for path in paths]
+    return [open_result(path) for path in seen.values()]
 
 
 def best_of(results: Sequence[Result]) -> tuple[list[Found], list[Empty], list[str]]:

@@ -87,7 +87,7 @@ def open_trainer_file(
 
 
 def open_any_run(
-    path: Path,
+    path: Path | str,
     *,
     source: Target | None,
     rank: int | None,
@@ -102,7 +102,7 @@ def open_any_run(
     for option, value in (("--rank", rank), ("--scenario", scenario)):
         if value is not None:
             raise DlcalcError(f"{option} picks a row of a result; {path} is read as a configuration of {source}")
-    return run_of(open_trainer_file(source, path, hardware_dirs=hardware_dirs, **told), hardware_dirs)
+    return run_of(open_trainer_file(source, Path(path), hardware_dirs=hardware_dirs, **told), hardware_dirs)
 
 
 def refuse_alone(told: Mapping[str, Any]) -> None:

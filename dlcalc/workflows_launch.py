@@ -20,6 +20,7 @@ from dlcalc.launch.trainers.write import emitted
 from dlcalc.report.launch import LaunchFacts
 from dlcalc.report.plan_words import plan_words
 from dlcalc.results.reader import open_result
+from dlcalc.results.storage import Location, is_directory, location
 from dlcalc.search.alternatives import Alternative, alternatives, changed, scenario_around
 from dlcalc.search.run import ResultRow, Run, RunSource
 from dlcalc.search.space import Scenario
@@ -36,7 +37,7 @@ MOST_PLANS = 50_000_000
 
 
 def plan_launch(
-    path: Path,
+    path: Location | str,
     *,
     target: Target,
     scheduler: Scheduler,
@@ -51,6 +52,7 @@ def plan_launch(
     hardware_dirs: Sequence[Path] = (),
 ) -> LaunchFacts:
     """The files that start a plan: of a run file, or the row of rank ``rank`` of a result."""
+    path = location(path)
     source = open_run(path, rank=rank, scenario=scenario, hardware_dirs=hardware_dirs)
     run = source.resolve({})
     notes = list(run.notes)
@@ -154,7 +156,7 @@ def _refusals(run: Run) -> list[str]:
     return own or reasons  # a profile that has no such thing stands beside a target that has no such thing
 
 
-def _scenario(run: Run, source: RunSource, path: Path) -> Scenario:
+def _scenario(run: Run, source: RunSource, path: Location) -> Scenario:
     """The space that the plan came from; of a run file, what users vary."""
     if not isinstance(source, ResultRow):
         return scenario_around(run)
@@ -205,8 +207,8 @@ def _facts(
 # ---- files --------------------------------------------------------------------------------------------------------
 
 
-def _default_name(path: Path, run: Run) -> str:
-    return f"{run.model.name}-{run.devices}x{run.hardware.name}" if path.is_dir() else path.stem
+def _default_name(path: Location, run: Run) -> str:
+    return f"{run.model.name}-{run.devices}x{run.hardware.name}" if is_directory(path) else path.stem
 
 
 def _json(file: Path) -> object:

@@ -23,6 +23,7 @@ from dlcalc.report.study_facts import (
 from dlcalc.report.study_page import study_page
 from dlcalc.results.manifest import ScenarioOrigin
 from dlcalc.results.reader import Result, Row, open_result
+from dlcalc.results.storage import Location, is_directory, location
 from dlcalc.search.run import ResultRow
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
@@ -64,12 +65,13 @@ DRIFT = 1e-3
 
 
 def study_report(
-    path: Path, *, rank: int = 1, scenario: str | None = None, sensitivity: bool = True
+    path: Location | str, *, rank: int = 1, scenario: str | None = None, sensitivity: bool = True
 ) -> tuple[StudyFacts, Timeline | None]:
     """What there is to say of the result in ``path`` and of its plan of rank ``rank``; and that plan's pipeline."""
-    if not os.path.exists(path):
+    path = location(path)
+    if isinstance(path, Path) and not os.path.exists(path):
         raise ResultError(f"{path}: does not exist; give the result directory of a search")
-    if not os.path.isdir(path):
+    if not is_directory(path):
         raise ResultError(f"{path}: not a directory; give the result directory of a search")
     result = open_result(path)
     notes: list[str] = []

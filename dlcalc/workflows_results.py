@@ -19,15 +19,16 @@ from dlcalc.results.check import check_result
 from dlcalc.results.merge import Finished, merge_results
 from dlcalc.results.reader import Result, open_result
 from dlcalc.results.sql import rows_of_query
+from dlcalc.results.storage import Location, location
 from dlcalc.workflows_report_parts import capacity_bytes
 from dlcalc.workflows_survey import leaders, rows_at
 
 
-def verify(directories: Sequence[Path]) -> list[Verified]:
+def verify(directories: Sequence[Location | str]) -> list[Verified]:
     """Every byte of each directory against its manifest."""
     found = []
     for directory in directories:
-        checked = check_result(directory)
+        checked = check_result(location(directory))
         faults = tuple(FaultFound(fault.file, fault.problem) for fault in checked.faults)
         found.append(
             Verified(
@@ -44,7 +45,7 @@ def verify(directories: Sequence[Path]) -> list[Verified]:
     return found
 
 
-def show(directory: Path) -> StudyHeld:
+def show(directory: Location | str) -> StudyHeld:
     """What a result holds."""
     result = open_result(directory)
     shards = result.shards()
@@ -105,7 +106,7 @@ def as_document(held: StudyHeld | Verified) -> dict[str, Any]:
 # ---- query --------------------------------------------------------------------------------------------------------
 
 
-def query(sql: str, directories: Sequence[Path], *, limit: int | None = ROWS_SHOWN) -> Answer:
+def query(sql: str, directories: Sequence[Location | str], *, limit: int | None = ROWS_SHOWN) -> Answer:
     """The rows of ``sql``; those beyond ``limit`` are only counted."""
     with _rows(sql, directories) as reader:
         rows: list[tuple[Any, ...]] = []
@@ -130,7 +131,7 @@ def _value(value: Any) -> Any:  # noqa: ANN401 - whatever SQL gives
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def query_to_file(sql: str, directories: Sequence[Path], file: Path) -> int:
+def query_to_file(sql: str, directories: Sequence[Location | str], file: Path) -> int:
     """Write the rows of ``sql`` to ``file``, CSV or Parquet by its name; how many there are."""
     with _rows(sql, directories) as reader:
         schema, n_rows = _plain_schema(reader.schema, csv=file.suffix != ".parquet"), 0
@@ -149,7 +150,7 @@ def query_to_file(sql: str, directories: Sequence[Path], file: Path) -> int:
 
 
 @contextmanager
-def _rows(sql: str, directories: Sequence[Path]) -> Iterator[pa.RecordBatchReader]:
+def _rows(sql: str, directories: Sequence[Location | str]) -> Iterator[pa.RecordBatchReader]:
     with rows_of_query(sql, [open_result(directory) for directory in directories]) as reader:
         yield reader
 
@@ -172,9 +173,13 @@ def _writer(file: Path, schema: pa.Schema, *, csv: bool) -> Any:  # noqa: ANN401
 # ---- merge --------------------------------------------------------------------------------------------------------
 
 
-def merge(directories: Sequence[Path], out: Path, *, overwrite: bool, finished: Finished | None = None) -> StudyHeld:
+def merge(
+    directories: Sequence[Location | str], out: Location | str, *, overwrite: bool, finished: Finished | None = None
+) -> StudyHeld:
     """One result of several, and what it holds."""
     if len(directories) < 2:
         raise ResultError("give two results or more to merge")
-    merge_results([open_result(directory) for directory in directories], out, overwrite=overwrite, finished=finished)
+    merge_results(
+        [open_result(directory) for directory in directories], location(out), overwrite=overwrite, finished=finished
+    )
     return show(out)

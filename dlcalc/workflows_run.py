@@ -42,6 +42,7 @@ from dlcalc.report.trace import chrome_trace
 from dlcalc.results.manifest import ScenarioOrigin
 from dlcalc.results.placed import KINDS
 from dlcalc.results.reader import Result, open_result
+from dlcalc.results.storage import Location, ObjectPath, location
 from dlcalc.search.run import Knob, ResultRow, Run, RunFile, RunSource
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
@@ -53,11 +54,12 @@ MOST_OPERATIONS = 500_000
 
 
 def open_run(
-    path: Path, *, rank: int | None = None, scenario: str | None = None, hardware_dirs: Sequence[Path] = ()
+    path: Location | str, *, rank: int | None = None, scenario: str | None = None, hardware_dirs: Sequence[Path] = ()
 ) -> RunSource:
     """A run file, or the row of rank ``rank`` (1 is the best) of the result in a directory."""
+    path = location(path)
     registry = HardwareRegistry(folders=hardware_search_path(hardware_dirs))
-    if os.path.isdir(path):
+    if isinstance(path, ObjectPath) or os.path.isdir(path):
         return row_of(open_result(path), path, rank or 1, scenario, registry)
     for option, given in (("--rank", rank), ("--scenario", scenario)):
         if given is not None:
@@ -340,7 +342,13 @@ def _term_differences(
 
 
 def row_of(
-    result: Result, path: Path, rank: int, scenario: str | None, registry: HardwareRegistry, *, by: str | None = None
+    result: Result,
+    path: Location,
+    rank: int,
+    scenario: str | None,
+    registry: HardwareRegistry,
+    *,
+    by: str | None = None,
 ) -> ResultRow:
     """The row of rank ``rank``, as placed where it was; else by column ``by``, or as it was searched."""
     notes: list[str] = []
@@ -397,7 +405,7 @@ def _rates_in(row: Mapping[str, Any]) -> PlacedRates:
 
 
 def _unplaced_row(
-    result: Result, path: Path, scenario: str, rank: int, origin: ScenarioOrigin, by: str | None
+    result: Result, path: Location, scenario: str, rank: int, origin: ScenarioOrigin, by: str | None
 ) -> Mapping[str, Any]:
     """The row of rank ``rank`` by column ``by``, else as the search ranked it."""
     by = by or ("memory_bytes" if result.settings().get("sort") == "memory" else "step_time_s")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,12 +15,15 @@ from numpy.typing import NDArray
 
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.placement import PlacedRates
+from dlcalc.errors import DlcalcError, ResultError
+from dlcalc.results.files import MANIFEST_NAME
 from dlcalc.results.manifest import ShardRecord
 from dlcalc.results.shard import ShardHeader, ShardWriter
+from dlcalc.results.storage import Location, ObjectPath, file_sha256, missing_from
 from dlcalc.results.writer import StudyWriter
-from dlcalc.search.executors import Shard, run
+from dlcalc.search.executors import Executor, LocalExecutor, Shard
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, outputs_of, search_block
-from dlcalc.search.found import Found, Leaders, SortKey
+from dlcalc.search.found import NEAR_BEST, Found, Leaders, SortKey
 from dlcalc.search.pareto import ParetoFilter, front
 from dlcalc.search.space import Scenario
 
@@ -42,7 +46,7 @@ def sweep(
     what: Keep | None,
     n_kept: int,
     key: SortKey,
-    jobs: int | None,
+    executor: Executor,
     progress: Progress | None,
 ) -> None:
     """Evaluate every shard that is not finished yet; ``what`` None only counts and writes nothing."""
@@ -60,14 +64,75 @@ def sweep(
     if progress:
         progress(done, total)
     work = partial(_shard, study.directory, what, n_kept, key)
-    for task, (part, record) in run(work, todo, jobs=jobs):
+    for task, (part, record) in executor.run(work, todo, ready=_sees(study) if what else None):
         shard = task.shard
-        if record is not None:
-            study.add(record)
         found[shard.scenario].add(part, keep=n_kept, key=key)
+        if record is not None:
+            _arrived(study.directory, record)
+            study.add(_with_state(record, part, found[shard.scenario]))
         done += shard.n_plans
         if progress:
             progress(done, total)
+    if what:  # now that all is known, the manifest is the same in whatever order shards ended
+        for shard in shards:
+            if earlier := _found_earlier(study, scenarios[shard.scenario], shard):
+                record = study.finished[shard.scenario, shard.number]
+                study.amend(_with_state(record, earlier, found[shard.scenario]))
+
+
+def executor_of(executor: str, scheduler: str | None, jobs: int | None, directory: Location) -> Executor:
+    """Where shards run, as the command was told."""
+    if executor == "local":
+        if scheduler is not None:
+            raise DlcalcError("--scheduler goes with --executor dask")
+        return LocalExecutor(jobs, forks=not isinstance(directory, ObjectPath))
+    if executor != "dask":
+        raise DlcalcError(f"--executor {executor}: not one of local, dask")
+    if scheduler is None:
+        raise DlcalcError("--executor dask needs --scheduler, the address of a Dask scheduler such as tcp://host:8786")
+    if jobs is not None:
+        raise DlcalcError("--jobs goes with --executor local; a Dask cluster has as many workers as were started")
+    from dlcalc.search.dask_executor import DaskExecutor
+
+    return DaskExecutor(scheduler)
+
+
+def _sees(study: StudyWriter) -> Callable[[], str | None]:
+    """Whether another machine sees the study that is written here."""
+    directory = study.directory if isinstance(study.directory, ObjectPath) else study.directory.resolve()
+    return partial(missing_from, directory, MANIFEST_NAME, file_sha256(directory / MANIFEST_NAME))
+
+
+ARRIVAL_S = 30.0
+"""For a file that another machine wrote to be seen here: shared file systems take their time."""
+
+
+def _arrived(directory: Location, record: ShardRecord) -> None:
+    """Make sure that a shard is where this process looks for it, wherever it was written."""
+    if isinstance(directory, ObjectPath):
+        return  # the store has confirmed it to whoever wrote it
+    until_s = time.monotonic() + ARRIVAL_S
+    while True:
+        with suppress(FileNotFoundError):
+            if (directory / record.file).stat().st_size == record.n_bytes:
+                return
+        if time.monotonic() > until_s:
+            raise ResultError(
+                f"{directory / record.file}: a worker says that it wrote this file, but it is not seen here; write to "
+                f"a file system that every worker shares, under the same path, or to an object store"
+            )
+        time.sleep(0.1)
+
+
+def _with_state(record: ShardRecord, part: Found, found: Found) -> ShardRecord:
+    """The record of a shard with what a resumed search could need of it: the rest is beaten by shards that are done."""
+    leading = replace(
+        part,
+        leaders=part.leaders.take(np.isin(part.leaders.index, found.leaders.index)),
+        near=part.near.take(part.near.step_time_s <= NEAR_BEST * found.fastest),
+        misses=part.misses.take(np.isin(part.misses.index, found.misses.index)),
+    )
+    return record.model_copy(update={"state": _state_of(leading)})
 
 
 @dataclass(frozen=True)
@@ -84,7 +149,7 @@ class _Task:
 
 
 def _shard(
-    directory: Path, what: Keep | None, n_kept: int, key: SortKey, task: _Task
+    directory: Location, what: Keep | None, n_kept: int, key: SortKey, task: _Task
 ) -> tuple[Found, ShardRecord | None]:
     """One shard: evaluate its blocks, write its file."""
     shard, scenario = task.shard, task.scenario

@@ -20,7 +20,6 @@ from dlcalc.results.files import (
     LOCK_NAME,
     PLACED_FOLDER,
     SUMMARY_NAME,
-    file_sha256,
     is_note,
     is_partial,
     names_in,
@@ -30,6 +29,7 @@ from dlcalc.results.files import (
 from dlcalc.results.manifest import Manifest, ShardRecord, TableRecord, noted_shards, read_manifest
 from dlcalc.results.placed import SCHEMAS
 from dlcalc.results.schema import METADATA_PREFIX, SCHEMA_VERSION, schema_problem
+from dlcalc.results.storage import Location, file_sha256, readable
 
 NO_PARQUET = "not a Parquet file"
 HIDDEN = ("_", ".")
@@ -60,7 +60,7 @@ class Checked:
     """What an interrupted search leaves: harmless, and gone after the next one."""
 
 
-def check_result(directory: Path) -> Checked:
+def check_result(directory: Location) -> Checked:
     """Everything of a result directory against its manifest."""
     names = names_in(directory)
     leftovers = tuple(name for name in names if is_partial(name) or is_note(name) or name == LOCK_NAME)
@@ -90,14 +90,14 @@ def check_result(directory: Path) -> Checked:
     )
 
 
-def _shard_faults(directory: Path, shards: tuple[ShardRecord, ...]) -> Iterator[Fault]:
+def _shard_faults(directory: Location, shards: tuple[ShardRecord, ...]) -> Iterator[Fault]:
     for shard in shards:
         path = directory / shard.file
         if problem := _file_problem(path, shard):
             yield Fault(str(path), problem)
 
 
-def _file_problem(path: Path, record: ShardRecord | TableRecord) -> str | None:
+def _file_problem(path: Location, record: ShardRecord | TableRecord) -> str | None:
     """Why a file is not what the manifest says, as plainly as it can be told."""
     try:
         size = path.stat().st_size
@@ -119,10 +119,10 @@ def _file_problem(path: Path, record: ShardRecord | TableRecord) -> str | None:
     return f"foreign: {why}"
 
 
-def _content_problem(path: Path, record: ShardRecord | TableRecord) -> str | None:
+def _content_problem(path: Location, record: ShardRecord | TableRecord) -> str | None:
     """Of a file with the right hash: whether the manifest tells the truth about it."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(readable(path)) as file:
             known = SCHEMAS.get(path.name)
             schema, n_rows = file.schema_arrow, file.metadata.num_rows
     except (pa.ArrowException, OSError):
@@ -135,10 +135,10 @@ def _content_problem(path: Path, record: ShardRecord | TableRecord) -> str | Non
     return None
 
 
-def foreign_problem(path: Path) -> str | None:
+def foreign_problem(path: Location) -> str | None:
     """Why a file is none that a search of this version wrote; None where it may be one."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(readable(path)) as file:
             schema = file.schema_arrow
     except (pa.ArrowException, OSError):
         return NO_PARQUET
@@ -147,7 +147,7 @@ def foreign_problem(path: Path) -> str | None:
     return schema_problem(schema)
 
 
-def _range_faults(directory: Path, manifest: Manifest, shards: tuple[ShardRecord, ...]) -> Iterator[Fault]:
+def _range_faults(directory: Location, manifest: Manifest, shards: tuple[ShardRecord, ...]) -> Iterator[Fault]:
     """Plans that two shards hold; of a complete study also plans that none holds."""
     for position, scenario in enumerate(manifest.scenarios):
         own = sorted((shard for shard in shards if shard.scenario == position), key=lambda shard: shard.start)
@@ -164,14 +164,14 @@ def _range_faults(directory: Path, manifest: Manifest, shards: tuple[ShardRecord
             reached = max(reached, shard.stop)
 
 
-def _table_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
+def _table_faults(directory: Location, manifest: Manifest) -> Iterator[Fault]:
     for name, table in (manifest.placed.tables if manifest.placed else {}).items():
         path = directory / PLACED_FOLDER / name
         if problem := _file_problem(path, table):
             yield Fault(str(path), problem)
 
 
-def _own_faults(directory: Path, names: list[str], manifest: Manifest) -> Iterator[Fault]:
+def _own_faults(directory: Location, names: list[str], manifest: Manifest) -> Iterator[Fault]:
     """The summary and the inputs: whether they are there, and what they should be."""
     if manifest.status == "complete":
         try:
@@ -197,17 +197,17 @@ def _hash_of(value: object) -> str:
     return text_sha256(json.dumps(value, sort_keys=True))
 
 
-def _said_of(path: Path, error: ResultError) -> str:
+def _said_of(path: Location, error: ResultError) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def _foreign_faults(directory: Path, names: list[str], named: set[str]) -> Iterator[Fault]:
+def _foreign_faults(directory: Location, names: list[str], named: set[str]) -> Iterator[Fault]:
     """What a Parquet reader of the directory would take for plans."""
     for name in names:
         if name.startswith(HIDDEN) or name in named:
             continue
         path = directory / name
-        if path.is_dir():
+        if isinstance(path, Path) and path.is_dir():
             yield Fault(str(path), "foreign: a folder that dlcalc did not write; Parquet readers look into it")
             continue
         why = foreign_problem(path)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from dlcalc.errors import ResultError
 from dlcalc.results.files import INPUTS_NAME, read_json, write_text
 from dlcalc.results.manifest import Manifest, ScenarioDigest, Settings, StudyOrigin
+from dlcalc.results.storage import Location
 from dlcalc.utils.jsontext import to_json
 
 _MAX_DIFFERENCES = 12
@@ -35,12 +35,12 @@ def inputs_of(origin: StudyOrigin) -> Inputs:
     return found
 
 
-def write_inputs(directory: Path, inputs: Inputs) -> None:
+def write_inputs(directory: Location, inputs: Inputs) -> None:
     """Keep what the hashes stand for."""
     write_text(directory / INPUTS_NAME, to_json(inputs) + "\n", durable=True)
 
 
-def read_inputs(directory: Path) -> Inputs:
+def read_inputs(directory: Location) -> Inputs:
     """What the hashes stand for, as far as it is there: it only makes differences plainer."""
     try:
         document = read_json(directory / INPUTS_NAME)

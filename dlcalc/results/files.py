@@ -24,10 +24,10 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EDQUOT, EFBIG, ENOSPC, EPERM, EROFS
-from pathlib import Path
 from typing import Any
 
 from dlcalc.errors import ResultError
+from dlcalc.results.storage import Location, ObjectPath, listed, partial_path, publish
 
 MANIFEST_NAME = "_manifest.json"
 INPUTS_NAME = "_inputs.json"
@@ -55,11 +55,6 @@ def note_name(shard: str) -> str:
     return f".{shard}.json"
 
 
-def partial_path(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return path.parent / f".{path.name}.{os.getpid()}.partial"
-
-
 def is_ours(name: str) -> bool:
     """Whether a result directory's file ``name`` is one that dlcalc writes."""
     fixed = (MANIFEST_NAME, INPUTS_NAME, SUMMARY_NAME, LOCK_NAME, PLACED_FOLDER, MEASURED_NAME, TRIALS_FOLDER)
@@ -81,10 +76,10 @@ def is_partial(name: str) -> bool:
     return bool(_PARTIAL_NAME.fullmatch(name))
 
 
-def names_in(directory: Path) -> list[str]:
+def names_in(directory: Location) -> list[str]:
     """Names in a result directory, sorted."""
     try:
-        return sorted(os.listdir(directory))
+        return sorted(listed(directory))
     except FileNotFoundError as error:
         raise ResultError(f"{directory}: no such result directory") from error
     except NotADirectoryError as error:
@@ -98,21 +93,15 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remove(directory: Path, unwanted: Callable[[str], bool]) -> None:
+def remove(directory: Location, unwanted: Callable[[str], bool]) -> None:
     """Delete what dlcalc wrote and no longer wants; never a file it did not write."""
-    for name in os.listdir(directory):
+    for name in listed(directory):
         if is_ours(name) and unwanted(name):
             with suppress(FileNotFoundError):
                 (directory / name).unlink()
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is anything
+def read_json(path: Location) -> Any:  # noqa: ANN401 - JSON is anything
     """A JSON file of a result directory."""
     try:
         if path.stat().st_size > _MOST_JSON_BYTES:
@@ -124,7 +113,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is anything
         raise ResultError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def write_text(path: Path, text: str, *, durable: bool) -> None:
+def write_text(path: Location, text: str, *, durable: bool) -> None:
     """Replace ``path`` by ``text`` in one step, so that a reader sees the old file or the new one.
 
     ``durable`` makes that hold for a power cut as well.
@@ -137,14 +126,14 @@ def write_text(path: Path, text: str, *, durable: bool) -> None:
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            partial.replace(path)
+            publish(partial, path)
         finally:
             with suppress(OSError):
                 partial.unlink()
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Location) -> Iterator[None]:
     """Whatever the file system answers, said in one line with what to do about it."""
     try:
         yield
@@ -165,7 +154,7 @@ def _disk_problem(error: OSError) -> str:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Location) -> Iterator[None]:
     """Keep a second search out of ``directory``, on systems and file systems that know how.
 
     The lock is this process's alone: it ends with it, however that ends, and workers do not inherit it.
@@ -173,6 +162,9 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # not on Windows
+        yield
+        return
+    if isinstance(directory, ObjectPath):  # a store has no locks
         yield
         return
     path = directory / LOCK_NAME

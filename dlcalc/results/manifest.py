@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
@@ -28,6 +27,7 @@ from dlcalc.results.files import (
     text_sha256,
 )
 from dlcalc.results.schema import SCHEMA_VERSION
+from dlcalc.results.storage import Location
 from dlcalc.specs.base import Spec
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
@@ -201,7 +201,7 @@ class ShardNote(Spec):
     record: ShardRecord
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Location) -> Manifest:
     """The manifest of a result directory; ``ResultError`` names what is wrong with it."""
     path = directory / MANIFEST_NAME
     if MANIFEST_NAME not in names_in(directory):
@@ -223,7 +223,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise ResultError(f"{path}: damaged: {where}: {first['msg']}; search again with --overwrite") from error
 
 
-def noted_shards(directory: Path, manifest: Manifest) -> dict[tuple[int, int], ShardRecord]:
+def noted_shards(directory: Location, manifest: Manifest) -> dict[tuple[int, int], ShardRecord]:
     """Shards of a study that were finished after its manifest was last written, as the notes beside them say."""
     found = {}
     for name in names_in(directory):

@@ -7,7 +7,6 @@ as well. Shards are copied byte by byte, unless their scenario was renamed: ever
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlcalc.errors import ResultError
-from dlcalc.results.files import disk_errors, partial_path, shard_name, text_sha256
+from dlcalc.results.files import disk_errors, shard_name, text_sha256
 from dlcalc.results.manifest import PlacedRecord, ScenarioOrigin, ShardRecord, StudyOrigin
 from dlcalc.results.placed import PlacedTables, Rows
 from dlcalc.results.reader import Result, damage
 from dlcalc.results.schema import METADATA_PREFIX
 from dlcalc.results.shard import parquet_writer, record_of
+from dlcalc.results.storage import Location, fetch, partial_path, publish, readable
 from dlcalc.results.writer import StudyWriter, open_study
 from dlcalc.utils.jsontext import plain
 
@@ -40,7 +40,9 @@ class Taken:
     renamed: str
 
 
-def merge_results(results: Sequence[Result], out: Path, *, overwrite: bool, finished: Finished | None = None) -> None:
+def merge_results(
+    results: Sequence[Result], out: Location, *, overwrite: bool, finished: Finished | None = None
+) -> None:
     """Write everything that ``results`` hold into ``out``."""
     for result in results:
         if not result.is_complete:
@@ -103,23 +105,23 @@ def _copy(one: Taken, shard: ShardRecord, number: int, study: StudyWriter) -> Sh
     try:
         with disk_errors(target):
             if one.name == one.renamed:
-                shutil.copyfile(source, partial)
+                fetch(source, partial)
             else:
                 _rewrite(source, partial, _renamed(one.result.origin(one.name), one.renamed))
             said = shard.model_dump(include={"start", "stop", "n_rows", "n_plans", "n_fit", "refused", "state"})
             record = record_of(partial, target.name, number, shard.shard, said)
             if one.name == one.renamed and record.sha256 != shard.sha256:
                 raise ResultError(f"{source}: damaged: not the bytes that were written; run the search again")
-            partial.replace(target)
+            publish(partial, target)
     finally:
         with suppress(OSError):
             partial.unlink()
     return record
 
 
-def _rewrite(source: Path, partial: Path, origin: ScenarioOrigin) -> None:
+def _rewrite(source: Location, partial: Path, origin: ScenarioOrigin) -> None:
     """A shard whose rows name another scenario."""
-    with damage(source), pq.ParquetFile(source, page_checksum_verification=True) as file:
+    with damage(source), pq.ParquetFile(readable(source), page_checksum_verification=True) as file:
         kept = file.schema_arrow.metadata or {}
         own = {(METADATA_PREFIX + "scenario").encode(): json.dumps(origin.model_dump(mode="json")).encode()}
         with parquet_writer(partial, {**kept, **own}) as writer:
@@ -166,7 +168,7 @@ def _shared_settings(records: Sequence[PlacedRecord]) -> Mapping[str, str | int 
     return {key: value for key, value in first.items() if all(one.settings.get(key) == value for one in records)}
 
 
-def _summary(results: Sequence[Result], taken: Sequence[Taken], out: Path) -> dict[str, Any]:
+def _summary(results: Sequence[Result], taken: Sequence[Taken], out: Location) -> dict[str, Any]:
     """The answers of all, as one search would have printed them."""
     own = {id(result): result.summary() for result in results}
     scenarios = []

@@ -8,19 +8,18 @@ quantities as placed; ``placements.parquet`` says where the nodes of each placem
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dlcalc.results.files import PLACED_FOLDER, disk_errors, file_sha256, partial_path
+from dlcalc.results.files import PLACED_FOLDER, disk_errors
 from dlcalc.results.manifest import PLACED_TABLES, PlacedRecord, TableRecord
 from dlcalc.results.schema import COLUMNS, METADATA_PREFIX
+from dlcalc.results.storage import Location, file_sha256, listed, partial_path, publish
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -107,7 +106,7 @@ class PlacedTables:
     settings: Mapping[str, str | int | float]
 
 
-def write_placed(directory: Path, tables: PlacedTables, metadata: Mapping[str, str]) -> PlacedRecord:
+def write_placed(directory: Location, tables: PlacedTables, metadata: Mapping[str, str]) -> PlacedRecord:
     """Write both tables, each whole or not at all, and give the manifest's record of them."""
     folder = directory / PLACED_FOLDER
     own = {METADATA_PREFIX + "topology": tables.topology, METADATA_PREFIX + "fabric_sha256": tables.fabric_sha256}
@@ -121,7 +120,7 @@ def write_placed(directory: Path, tables: PlacedTables, metadata: Mapping[str, s
         with disk_errors(path):
             try:
                 pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-                partial.replace(path)
+                publish(partial, path)
             finally:
                 with suppress(OSError):
                     partial.unlink()
@@ -135,7 +134,7 @@ def write_placed(directory: Path, tables: PlacedTables, metadata: Mapping[str, s
     )
 
 
-def forget_placed(directory: Path) -> None:
+def forget_placed(directory: Location) -> None:
     """Delete the tables of an earlier run, and the folder when nothing else is in it."""
     folder = directory / PLACED_FOLDER
     for path in _ours(folder):
@@ -145,9 +144,9 @@ def forget_placed(directory: Path) -> None:
         folder.rmdir()
 
 
-def _ours(folder: Path) -> Iterable[Path]:
+def _ours(folder: Location) -> Iterable[Location]:
     try:
-        names = os.listdir(folder)
+        names = listed(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
     partials = tuple(f".{name}." for name in PLACED_TABLES)

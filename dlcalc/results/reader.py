@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from dlcalc.errors import ResultError, UnknownNameError
-from dlcalc.results.files import PLACED_FOLDER, SUMMARY_NAME, file_sha256, read_json
+from dlcalc.results.files import PLACED_FOLDER, SUMMARY_NAME, read_json
 from dlcalc.results.manifest import (
     Manifest,
     PlacedRecord,
@@ -30,6 +29,7 @@ from dlcalc.results.manifest import (
 )
 from dlcalc.results.placed import SCHEMAS
 from dlcalc.results.schema import COLUMN_NAMES, METADATA_PREFIX, schema_problem
+from dlcalc.results.storage import Location, file_sha256, location, readable, store_errors
 
 Row = dict[str, Any]
 
@@ -40,7 +40,7 @@ _BATCH_ROWS = 2**16
 class Result:
     """A result directory that was found to be in order."""
 
-    directory: Path
+    directory: Location
     manifest: Manifest
 
     @property
@@ -60,7 +60,7 @@ class Result:
         index = self._index(scenario)
         return tuple(shard for shard in self.manifest.shards if shard.scenario == index)
 
-    def files(self, scenario: str | None = None) -> tuple[Path, ...]:
+    def files(self, scenario: str | None = None) -> tuple[Location, ...]:
         """Paths of the finished files."""
         return tuple(self.directory / shard.file for shard in self.shards(scenario))
 
@@ -139,7 +139,7 @@ class Result:
             return []
         path = self.directory / PLACED_FOLDER / name
         with damage(path):
-            rows: list[Row] = pq.read_table(path, page_checksum_verification=True).to_pylist()
+            rows: list[Row] = pq.read_table(readable(path), page_checksum_verification=True).to_pylist()
         return [row for row in rows if scenario is None or row["scenario"] == scenario]
 
     def verify(self) -> None:
@@ -166,7 +166,7 @@ class Result:
             if name not in COLUMN_NAMES:
                 raise UnknownNameError("column", name, COLUMN_NAMES)
         for position, path in enumerate(self.files(scenario)):
-            with damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with damage(path), pq.ParquetFile(readable(path), page_checksum_verification=True) as file:
                 wanted = list(columns) if columns is not None else list(COLUMN_NAMES)
                 for batch in file.iter_batches(batch_size=n_rows, columns=wanted):
                     yield position, batch.select(wanted)
@@ -179,9 +179,9 @@ class Result:
             yield file, first, batch
             previous, first = file, first + batch.num_rows
 
-    def _row(self, path: Path, row: int) -> Row:
+    def _row(self, path: Location, row: int) -> Row:
         """One row of a file, reading the row group it is in."""
-        with damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with damage(path), pq.ParquetFile(readable(path), page_checksum_verification=True) as file:
             for group in range(file.num_row_groups):
                 n_rows = file.metadata.row_group(group).num_rows
                 if row < n_rows:
@@ -190,8 +190,8 @@ class Result:
                 row -= n_rows
         raise ResultError(f"{path}: damaged: rows are missing")
 
-    def _metadata(self, path: Path, key: str) -> str:
-        with damage(path), pq.ParquetFile(path) as file:
+    def _metadata(self, path: Location, key: str) -> str:
+        with damage(path), pq.ParquetFile(readable(path)) as file:
             metadata = file.schema_arrow.metadata or {}
         text = metadata.get((METADATA_PREFIX + key).encode())
         if text is None:
@@ -199,13 +199,13 @@ class Result:
         return str(text, "utf-8")
 
 
-def open_result(directory: Path | str) -> Result:
+def open_result(directory: Location | str) -> Result:
     """The result in ``directory``, complete or not; ``ResultError`` names what is foreign or damaged.
 
     Checks the manifest, and of every file that it names: size, footer, schema and number of rows. Pages carry
     checksums that are verified as they are read; :meth:`Result.verify` reads everything.
     """
-    directory = Path(directory)
+    directory = location(directory)
     manifest = read_manifest(directory)
     if manifest.status == "running":
         named = {shard.key: shard for shard in manifest.shards}
@@ -217,7 +217,7 @@ def open_result(directory: Path | str) -> Result:
     return Result(directory, manifest)
 
 
-def _check_file(path: Path, shard: ShardRecord | TableRecord) -> None:
+def _check_file(path: Location, shard: ShardRecord | TableRecord) -> None:
     """Refuse a file that is not what the manifest says."""
     try:
         found = path.stat().st_size
@@ -229,7 +229,7 @@ def _check_file(path: Path, shard: ShardRecord | TableRecord) -> None:
         raise ResultError(
             f"{path}: damaged: {found:,} bytes instead of {shard.n_bytes:,}; run the search again with --resume"
         )
-    with damage(path), pq.ParquetFile(path) as file:
+    with damage(path), pq.ParquetFile(readable(path)) as file:
         known = SCHEMAS.get(path.name)
         if known is None:
             problem = schema_problem(file.schema_arrow)
@@ -243,10 +243,11 @@ def _check_file(path: Path, shard: ShardRecord | TableRecord) -> None:
 
 
 @contextmanager
-def damage(path: Path) -> Iterator[None]:
+def damage(path: Location) -> Iterator[None]:
     """Whatever Parquet says of a damaged file, in one line that names it."""
     try:
-        yield
+        with store_errors(path):
+            yield
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ResultError(f"{path}: damaged: {reason}; run the search again with --resume") from error

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dlcalc.results.files import disk_errors, file_sha256, note_name, partial_path, shard_name, write_text
+from dlcalc.results.files import disk_errors, note_name, shard_name, write_text
 from dlcalc.results.manifest import ShardNote, ShardRecord
 from dlcalc.results.schema import (
     BLOCK_COLUMNS,
@@ -33,6 +32,7 @@ from dlcalc.results.schema import (
     ZSTD_LEVEL,
     Column,
 )
+from dlcalc.results.storage import Location, file_sha256, partial_path, publish
 from dlcalc.utils.jsontext import plain
 
 Block = Mapping[str, NDArray[Any]]
@@ -53,7 +53,7 @@ class ShardWriter:
     """Rows of one shard. The file appears, whole, when the ``with`` block ends well; otherwise not at all."""
 
     def __init__(
-        self, directory: Path, header: ShardHeader, shard: int, *, row_group_rows: int = ROW_GROUP_ROWS
+        self, directory: Location, header: ShardHeader, shard: int, *, row_group_rows: int = ROW_GROUP_ROWS
     ) -> None:
         self.path = directory / shard_name(header.scenario, shard)
         self.n_rows = 0
@@ -149,7 +149,7 @@ class ShardWriter:
                     self._file.close()
                     if self._said is not None:
                         self._note(self._said)
-                    self._partial.replace(self.path)
+                    publish(self._partial, self.path)
         finally:
             with suppress(OSError, pa.ArrowException):
                 self._file.close()
@@ -164,7 +164,7 @@ class ShardWriter:
         write_text(self.path.parent / note_name(self.path.name), note.model_dump_json(), durable=False)
 
 
-def parquet_writer(path: Path, metadata: Mapping[Any, Any]) -> pq.ParquetWriter:
+def parquet_writer(path: Location, metadata: Mapping[Any, Any]) -> pq.ParquetWriter:
     """A Parquet file as shards are stored."""
     return pq.ParquetWriter(
         path,
@@ -178,7 +178,7 @@ def parquet_writer(path: Path, metadata: Mapping[Any, Any]) -> pq.ParquetWriter:
     )
 
 
-def record_of(path: Path, name: str, scenario: int, shard: int, said: Mapping[str, Any]) -> ShardRecord:
+def record_of(path: Location, name: str, scenario: int, shard: int, said: Mapping[str, Any]) -> ShardRecord:
     """The record of a finished file that will be called ``name``."""
     return ShardRecord(
         scenario=scenario, shard=shard, file=name, n_bytes=path.stat().st_size, sha256=file_sha256(path), **said

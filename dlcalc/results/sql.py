@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pyarrow.dataset as ds
 from dlcalc.errors import DlcalcError, ResultError
 from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMN_NAMES, SCHEMA
+from dlcalc.results.storage import Location, ObjectPath
 
 if TYPE_CHECKING:
     import duckdb
@@ -99,12 +99,14 @@ def _offer(connection: duckdb.DuckDBPyConnection, results: Sequence[Result]) -> 
     connection.register(SCENARIOS, pa.Table.from_pylist(rows, schema=SCENARIOS_SCHEMA))
 
 
-def _dataset(files: Sequence[Path]) -> ds.Dataset:
+def _dataset(files: Sequence[Location]) -> ds.Dataset:
     if not files:
         return ds.dataset(SCHEMA.empty_table())
     options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     form = ds.ParquetFileFormat(default_fragment_scan_options=options)
-    return ds.dataset([str(file) for file in files], format=form, schema=SCHEMA)
+    store = files[0].filesystem if isinstance(files[0], ObjectPath) else None
+    names = [file.key if isinstance(file, ObjectPath) else str(file) for file in files]
+    return ds.dataset(names, format=form, schema=SCHEMA, filesystem=store)
 
 
 def scenario_rows(result: Result) -> Iterator[dict[str, Any]]:

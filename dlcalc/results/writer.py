@@ -27,7 +27,6 @@ from dlcalc.results.files import (
     MANIFEST_NAME,
     SUMMARY_NAME,
     disk_errors,
-    file_sha256,
     is_note,
     is_ours,
     is_partial,
@@ -50,6 +49,7 @@ from dlcalc.results.manifest import (
 from dlcalc.results.placed import PlacedTables, forget_placed, write_placed
 from dlcalc.results.schema import METADATA_PREFIX, SCHEMA_VERSION, WORDS
 from dlcalc.results.shard import ShardHeader
+from dlcalc.results.storage import Location, ObjectPath, file_sha256
 from dlcalc.utils.jsontext import to_json
 
 Shards = Mapping[tuple[int, int], ShardRecord]
@@ -61,7 +61,7 @@ _SAVE_EVERY_S = 1.0
 class StudyWriter:
     """The manifest of a study being written. Made by :func:`open_study`."""
 
-    def __init__(self, directory: Path, origin: StudyOrigin, finished: Shards, replaced: Shards) -> None:
+    def __init__(self, directory: Location, origin: StudyOrigin, finished: Shards, replaced: Shards) -> None:
         self.directory = directory
         self._origin = origin
         self._manifest = Manifest.of(origin)
@@ -127,6 +127,10 @@ class StudyWriter:
         if time.monotonic() - self._saved_at_s >= _SAVE_EVERY_S:
             self.save()
 
+    def amend(self, record: ShardRecord) -> None:
+        """Say otherwise what is known of a shard that was added; :meth:`finish` writes it."""
+        self._finished[record.key] = record
+
     def drop(self, scenario: int) -> None:
         """Forget and delete the shards of ``scenario``, to write it again in another form."""
         dropped = [record for record in self._finished.values() if record.scenario == scenario]
@@ -142,7 +146,7 @@ class StudyWriter:
         self._replaced.clear()
         named = {record.file for record in self._finished.values()}
         with disk_errors(self.directory):
-            remove(self.directory, lambda name: is_shard(name) and name not in named)
+            remove(self.directory, lambda name: is_partial(name) or (is_shard(name) and name not in named))
         write_text(self.directory / SUMMARY_NAME, to_json(summary) + "\n", durable=True)
         self._write("complete")
 
@@ -163,7 +167,7 @@ class StudyWriter:
 
 @contextmanager
 def open_study(
-    directory: Path, origin: StudyOrigin, *, resume: bool = False, overwrite: bool = False
+    directory: Location, origin: StudyOrigin, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[StudyWriter]:
     """A study being written in ``directory``; nobody else can write there meanwhile.
 
@@ -172,7 +176,7 @@ def open_study(
     ``overwrite``; one that holds something else always.
     """
     with disk_errors(directory):
-        if os.path.exists(directory) and not os.path.isdir(directory):
+        if isinstance(directory, Path) and os.path.exists(directory) and not os.path.isdir(directory):
             raise ResultError(f"{directory}: a file is in the way; choose another place with -o")
         directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
@@ -194,7 +198,7 @@ def open_study(
         study.save()
 
 
-def _shards_there(directory: Path, origin: StudyOrigin, *, resume: bool, overwrite: bool) -> tuple[Shards, Shards]:
+def _shards_there(directory: Location, origin: StudyOrigin, *, resume: bool, overwrite: bool) -> tuple[Shards, Shards]:
     """The shards of an earlier run that still count, and those that stay until they are written again.
 
     ``ResultError`` when the directory holds something else.
@@ -226,9 +230,11 @@ def _shards_there(directory: Path, origin: StudyOrigin, *, resume: bool, overwri
     return ({}, whole) if there.status == "complete" and not resume else (whole, {})
 
 
-def _is_whole(path: Path, record: ShardRecord) -> bool:
+def _is_whole(path: Location, record: ShardRecord) -> bool:
     """Whether a shard's file is still what was written; if not, the shard is evaluated again."""
     try:
-        return path.stat().st_size == record.n_bytes and file_sha256(path) == record.sha256
+        if path.stat().st_size != record.n_bytes:
+            return False
+        return isinstance(path, ObjectPath) or file_sha256(path) == record.sha256  # a store checks what it keeps
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""Runs the shards of a study: in this process, or in several.
+"""Runs the shards of a study: in this process, in several, or on a cluster (:mod:`dlcalc.search.dask_executor`).
 
 A shard is a range of mesh rows of one scenario and a pure function of the study, so where it runs and in which order
 changes nothing.
@@ -15,7 +15,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
 
 from dlcalc.errors import DlcalcError
 from dlcalc.search.space import Scenario
@@ -66,7 +67,46 @@ def shards_of(scenarios: Sequence[Scenario]) -> list[Shard]:
     return shards
 
 
-def run(work: Callable[[W], T], tasks: Sequence[W], *, jobs: int | None = None) -> Iterator[tuple[W, T]]:
+Ready = Callable[[], str | None]
+"""Asked where a shard may run: why it cannot, or None."""
+
+
+class Executor(Protocol):
+    """Somewhere to run shards, from ``with`` on."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+    def run(self, work: Callable[[W], T], tasks: Sequence[W], *, ready: Ready | None = None) -> Iterator[tuple[W, T]]:
+        """Results of ``work`` as they come, in any order."""
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Processes of this machine."""
+
+    jobs: int | None = None
+    """How many. None: as many as are worth it."""
+    forks: bool = True
+    """Whether processes may be forked: not where threads of a store's client would be lost in them."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Nothing is left open: processes end with :meth:`run`."""
+
+    def run(self, work: Callable[[W], T], tasks: Sequence[W], *, ready: Ready | None = None) -> Iterator[tuple[W, T]]:
+        """Results of ``work`` as they come, in any order. What this process sees, its own processes see."""
+        return run(work, tasks, jobs=self.jobs, forks=self.forks)
+
+
+def run(
+    work: Callable[[W], T], tasks: Sequence[W], *, jobs: int | None = None, forks: bool = True
+) -> Iterator[tuple[W, T]]:
     """Results of ``work`` as they come, in any order; large tasks go first, so that cores finish together."""
     n_plans = sum(task.n_plans for task in tasks)
     processes = min(jobs or os.cpu_count() or 1, len(tasks))
@@ -74,7 +114,8 @@ def run(work: Callable[[W], T], tasks: Sequence[W], *, jobs: int | None = None) 
         for task in tasks:
             yield task, work(task)
         return
-    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+    forks = forks and "fork" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if forks else "spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_serve_one_parent) as pool:
         running: dict[Future[T], W] = {}
         try:
@@ -103,10 +144,12 @@ class _Call:
     n_plans: int = WORTH_A_POOL
 
 
-def shared_out(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], *, jobs: int | None = None) -> list[T]:
+def shared_out(
+    function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], *, jobs: int | None = None, forks: bool = True
+) -> list[T]:
     """``function`` of each of ``arguments``, in order."""
     calls = [_Call(position, each) for position, each in enumerate(arguments)]
-    results = {call.position: result for call, result in run(partial(_called, function), calls, jobs=jobs)}
+    results = {call.position: result for call, result in run(partial(_called, function), calls, jobs=jobs, forks=forks)}
     return [results[position] for position in range(len(calls))]
 
 
