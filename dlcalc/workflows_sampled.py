@@ -200,10 +200,10 @@ def write_sampled(
     with ShardWriter(study.directory, header, 0) as rows_file:
         if len(chosen):
             rows_file.write(rows_of(scenario, chosen))
-    record = rows_file.record(
-        start=0, stop=scenario.n_plans, n_plans=found.n_plans, n_fit=found.n_fit, refused=found.refused
-    )
-    study.add(record)
+        rows_file.describe(
+            start=0, stop=scenario.n_plans, n_plans=found.n_plans, n_fit=found.n_fit, refused=found.refused
+        )
+    study.add(rows_file.record)
     return found
 
 
