@@ -9,17 +9,21 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dlcalc.dlcalc_launch import main as launch
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.results.check import check_result
@@ -32,6 +36,7 @@ from dlcalc.specs.huggingface import load_huggingface_config
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.space import SpaceSpec
+from dlcalc.workflows_import import open_any_run
 from dlcalc.workflows_results import merge, query, show
 from dlcalc.workflows_validation import run_validation
 from tests.studies import searched
@@ -237,6 +242,78 @@ def test_text_that_is_cut_joined_or_not_text(place, kind, data):
         assert is_told_well(read, file)
     finally:
         file.unlink()
+
+
+# --- configurations of trainers ---------------------------------------------------------------------------------
+
+WRITTEN = {
+    "megatron-lm": "train.sh",
+    "megatron-bridge": "megatron_bridge.yaml",
+    "torchtitan": "job.toml",
+    "deepspeed": "ds_config.json",
+}
+
+
+JOB = """
+[model]
+name = "llama3"
+flavor = "8B"
+
+[training]
+batch_size = 1
+seq_len = 4096
+mixed_precision_param = "bfloat16"
+compile = true
+
+[parallelism]
+data_parallel_shard_degree = -1
+tensor_parallel_degree = 2
+pipeline_parallel_degree = 1
+
+[activation_checkpoint]
+mode = "full"
+"""
+
+
+def read_trainer(target, file):
+    told = {"hardware": "h100", "devices": 16, "model": "llama3-8b", "seq_len": 4096, "global_batch": 128}
+    run = open_any_run(file, source=target, rank=None, scenario=None, hardware_dirs=(), **told)
+    run.resolve({}).estimate()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """What dlcalc-launch writes for every trainer whose configuration can be read: folder and text by trainer."""
+    folder = tmp_path_factory.mktemp("trainers")
+    result = searched(folder, "small", space="{cp: 1, micro_batch: 1}")
+    for target, name in WRITTEN.items():
+        done = CliRunner().invoke(
+            launch, [str(result), "--target", target, "--nearest", "-o", str(folder / target)], catch_exceptions=False
+        )
+        assert done.exit_code == 0, done.output
+        if target == "torchtitan":  # whose configuration is a program; this is one of its older form
+            (folder / target / name).write_text(JOB)
+        read_trainer(target, folder / target / name)  # as it was written, it is read
+    return {target: folder / target for target in WRITTEN}
+
+
+@pytest.mark.parametrize("target", WRITTEN)
+@settings(max_examples=60 * FUZZ, suppress_health_check=[*HealthCheck])
+@given(data=st.data())
+def test_configurations_of_trainers(written, target, data):
+    good = written[target] / WRITTEN[target]
+    words = re.split(rb"(\s+|[=:,])", good.read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        at = data.draw(st.integers(0, len(words) - 1))
+        words[at] = data.draw(st.sampled_from([*words, *BITS, b"0", b"-1", b"1e400", b"9" * 30, b"$(", b"'", b"nan"]))
+    file = good.with_name(f"damaged{good.suffix}")
+    file.write_bytes(b"".join(words))
+    names = set(os.listdir(good.parent))
+    try:
+        assert is_told_well(partial(read_trainer, target), file)
+    finally:
+        file.unlink()
+    assert set(os.listdir(good.parent)) == names - {file.name}
 
 
 # --- tables of runs ---------------------------------------------------------------------------------------------
