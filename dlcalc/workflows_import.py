@@ -16,16 +16,24 @@ from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.launch.imported import Imported
 from dlcalc.launch.readers.read import read_trainer_file
 from dlcalc.report.summary import Summary
+from dlcalc.search.alternatives import ranges_around
 from dlcalc.search.run import RunFile, RunSource
 from dlcalc.search.study import located
 from dlcalc.specs.marked_yaml import Marks
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
+from dlcalc.specs.space import KnobRanges
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
 from dlcalc.workflows import run_search
 from dlcalc.workflows_run import open_run
 
 IGNORED_SHOWN = 12
+MEANT = {
+    "--devices": "how many devices there are",
+    "--seq-len": "how long a sequence is",
+    "--global-batch": "how many sequences a step has",
+}
+"""By option, what a configuration may leave out."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ def _given_once(option: str, given: int | None, said: int | None, file: Path) ->
         raise DlcalcError(f"{option} {given}: {file} says {said}; leave the option out, or change the file")
     value = given if given is not None else said
     if value is None:
-        raise DlcalcError(f"{file}: does not say it; give {option}")
+        raise DlcalcError(f"{file}: does not say {MEANT[option]}; give {option}")
     return value
 
 
@@ -154,19 +162,24 @@ def search_trainer_file(
     found = open_trainer_file(source, file, hardware_dirs=hardware_dirs, **told)
     with tempfile.TemporaryDirectory() as folder:
         space, model = Path(folder) / "space.yaml", Path(folder) / "model.yaml"
-        space.write_text(yaml.safe_dump(study_of(found), sort_keys=False), encoding="utf-8")
+        space.write_text(yaml.safe_dump(study_of(found, hardware_dirs), sort_keys=False), encoding="utf-8")
         dimensions = found.model.model_dump(mode="json", exclude_defaults=True)
         model.write_text(yaml.safe_dump(dimensions, sort_keys=False), encoding="utf-8")
         return run_search(space, hardware_dirs=hardware_dirs, **choices)
 
 
-def study_of(trainer_file: TrainerFile) -> dict[str, Any]:
-    """The study of every plan of that model, batch and cluster which the trainer can run, as a space file says it."""
+def study_of(trainer_file: TrainerFile, hardware_dirs: Sequence[Path] = ()) -> dict[str, Any]:
+    """The study of every plan of that model, batch and cluster which the trainer can run, as a space file says it.
+
+    The run itself is among them, with its own split of the layers and whatever else nobody usually varies.
+    """
+    run = run_of(trainer_file, hardware_dirs).resolve({})
     name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in trainer_file.file.stem)
     return {
         "study": name.lstrip("._-")[:100] or "imported",
         "model": "model.yaml",
         "hardware": trainer_file.hardware,
         "cluster": {"devices": trainer_file.devices},
-        "recipe": trainer_file.recipe,
+        "recipe": {**trainer_file.recipe, **({"custom_split": list(run.custom_split)} if run.custom_split else {})},
+        "space": ranges_around(run, KnobRanges()).model_dump(mode="json"),
     }

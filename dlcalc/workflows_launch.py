@@ -54,13 +54,13 @@ def plan_launch(
     """The files that start a plan: of a run file, or the row of rank ``rank`` of a result."""
     path = location(path)
     source = open_run(path, rank=rank, scenario=scenario, hardware_dirs=hardware_dirs)
-    run = source.resolve({})
-    notes = list(run.notes)
-    run = replace(run, recipe=_for_target(run.recipe, target, notes))
+    asked = source.resolve({})
+    notes = list(asked.notes)
+    run = replace(asked, recipe=_for_target(asked.recipe, target, notes))
     if refusals := _refusals(run):
         plans = alternatives(_scenario(run, source, path), _values(run).as_dict())
         if not nearest or not plans:
-            raise TargetError(_refused_text(run, target, refusals, plans))
+            raise TargetError(_refused_text(asked, run, target, refusals, plans))
         chosen = plans[0]
         notes.append(f"not the plan that was asked for, which {target} cannot run ({'; '.join(refusals)})")
         run = replace(run, plan=Plans.point(**{knob: code_of(knob, value) for knob, value in chosen.knobs.items()}))
@@ -165,13 +165,18 @@ def _scenario(run: Run, source: RunSource, path: Location) -> Scenario:
     return own if own.n_plans <= MOST_PLANS else scenario_around(run, None, own.constraints)
 
 
-def _refused_text(run: Run, target: Target, refusals: Sequence[str], plans: Sequence[Alternative]) -> str:
+def _refused_text(asked: Run, run: Run, target: Target, refusals: Sequence[str], plans: Sequence[Alternative]) -> str:
     values = _values(run).as_dict()
     lines = [f"{target} cannot run {plan_words(values)}: {'; '.join(refusals)}"]
     if not plans:
         return f"{lines[0]}; and no other plan that it can run fits"
     nearest, fastest = plans[0], min(plans, key=lambda plan: plan.step_time_s)
     step = units.duration(float(run.estimate().step_time_s), 4)
+    ours, theirs = asked.recipe.framework.name, run.recipe.framework.name
+    if ours != theirs:
+        step += (
+            f" ({units.duration(float(asked.estimate().step_time_s), 4)} with the costs of {ours} instead of {theirs})"
+        )
     changes = ", ".join(f"{knob} {values[knob]} -> {nearest.knobs[knob]}" for knob in changed(values, nearest.knobs))
     lines.append(
         f"the nearest plan it can run takes {units.duration(nearest.step_time_s, 4)} a step instead of {step}: "

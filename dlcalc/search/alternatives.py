@@ -52,25 +52,28 @@ class Alternative:
 
 def scenario_around(run: Run, ranges: KnobRanges | None = None, constraints: Sequence[str] = ()) -> Scenario:
     """Every plan of ``ranges`` for the model, machine, devices and recipe of ``run``, its own values among them."""
-    wanted = ranges or KnobRanges()
-    axes = axes_of(run.model, run.hardware, run.devices, run.recipe, wanted)
-    offered: dict[str, Any] = {}
-    for axis in axes:
-        for knob, values in axis.items():
-            own = float(getattr(run.plan, knob))
-            offered[knob] = tuple(_written(knob, value) for value in sorted({*values.tolist(), own}))
-    offered["dp"] = wanted.dp
+    around = ranges_around(run, ranges or KnobRanges())
     return Scenario(
         name=run.name,
         model=run.model,
         hardware=run.hardware,
         devices=run.devices,
         recipe=run.recipe,
-        axes=axes_of(run.model, run.hardware, run.devices, run.recipe, KnobRanges(**offered)),
+        axes=axes_of(run.model, run.hardware, run.devices, run.recipe, around),
         constraints=tuple(constraints),
         memory_headroom=run.memory_headroom,
         custom_split=run.custom_split,
     )
+
+
+def ranges_around(run: Run, wanted: KnobRanges) -> KnobRanges:
+    """The values of ``wanted``, written out, and those of ``run`` beside them; dp is what the other degrees leave."""
+    offered: dict[str, Any] = {}
+    for axis in axes_of(run.model, run.hardware, run.devices, run.recipe, wanted):
+        for knob, values in axis.items():
+            own = float(getattr(run.plan, knob))
+            offered[knob] = tuple(_written(knob, value) for value in sorted({*values.tolist(), own}))
+    return KnobRanges(**{**offered, "dp": wanted.dp})
 
 
 def _written(knob: str, code: float) -> int | bool | str:

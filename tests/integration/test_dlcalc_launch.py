@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from dlcalc.dlcalc_launch import main as launch
 from dlcalc.dlcalc_search import main as search
+from dlcalc.results.reader import open_result
 from dlcalc.specs.target import TARGETS
 from dlcalc.training_3d import main as three_d
 
@@ -144,6 +145,26 @@ def test_a_search_from_arguments_holds_the_run_itself(results, tmp_path):
     best = json.loads(done.stdout)["scenarios"][0]["best"][0]
     own = json.loads(ran(three_d, results, "--json").stdout)["results"]["iteration_s"]
     assert best["step_time_s"] <= own * (1 + 1e-9)
+
+
+def test_a_search_from_arguments_knows_a_split_of_its_own(tmp_path):
+    """9 layers over 4 stages, 3 2 2 2: no split that a space file names."""
+    arguments = tmp_path / "args.txt"
+    arguments.write_text(
+        "--num-layers 9 --hidden-size 4096 --num-attention-heads 32 --ffn-hidden-size 16384 --seq-length 2048 "
+        "--max-position-embeddings 2048 --micro-batch-size 1 --global-batch-size 64 --bf16 --vocab-size 32000 "
+        "--pipeline-model-parallel-size 4 --pipeline-model-parallel-layout 'Ettt|tt|tt|ttL' "
+        "--use-distributed-optimizer\n"
+    )
+    told = ("--from", "megatron-lm", arguments, "--hardware", "h100", "--devices", 8)
+    own = json.loads(ran(three_d, *told, "--json").stdout)
+    assert own["plan"]["split"] == "custom"
+    done = ran(search, *told, "--json", "--keep", "all", "-o", tmp_path / "found")
+    assert done.exit_code == 0, done.output
+    best = json.loads(done.stdout)["scenarios"][0]["best"][0]
+    assert best["step_time_s"] <= own["results"]["iteration_s"] * (1 + 1e-9)
+    rows = open_result(tmp_path / "found").rows(columns=["split", "pp"])
+    assert any(row["split"] == "custom" and row["pp"] == 4 for row in rows)
 
 
 @pytest.mark.parametrize(

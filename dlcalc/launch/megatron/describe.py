@@ -109,10 +109,10 @@ def _mixture(job: Job) -> dict[str, Value]:
 
 
 def router_groups(job: Job) -> int | None:
-    """Groups of experts that a token may be sent to only some of: the model's, else one per node that they are spread over.
+    """Groups of experts that a token may be sent to only some of: the model's, else one per node of the experts.
 
-    Of the latter at least twice those that a token may reach, or there would hardly be a limit; None without a limit, or where no
-    such number divides the experts.
+    Of the latter at least twice those that a token may reach, or there would hardly be a limit; None without one, and
+    where no such number divides the experts.
     """
     model, plan = job.model, job.plan
     limit = model.expert_groups_per_token

@@ -189,7 +189,7 @@ def _assumed(said: Said) -> Iterator[str]:
         yield "Weights are gathered in low precision, which is less to send than estimated."
     elif said.get("fp8") or said.get("fp4"):
         yield (
-            "Quantized copies of the weights, about 2 bytes a parameter of each device in 8 bits, are kept beside those in "
+            "Quantized copies of the weights, about 2 bytes a parameter and device in 8 bits, are kept beside those in "
             "16 bits and come on top of the estimate; --fp8-param-gather saves them."
         )
     if said.on("fine_grained_activation_offloading"):
