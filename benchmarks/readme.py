@@ -1,9 +1,9 @@
 """Write the measured parts of README.md and docs/ anew: printed examples, the accuracy table and the speed table.
 
-    python benchmarks/readme.py [--leave-out FILE] [--only compare]
+    python benchmarks/readme.py [--leave-out FILE] [--only compare|search|speed]
 
 Each stands between two comments; nothing else is touched. ``--leave-out`` takes what ``fit_runs.py --leave-out``
-printed; ``--only compare`` writes docs/compare.md alone.
+printed; ``--only`` writes one of them alone.
 """
 
 from __future__ import annotations
@@ -124,15 +124,21 @@ def compared(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--leave-out", type=Path)
-    parser.add_argument("--only", choices=["compare"])
+    parser.add_argument("--only", choices=["compare", "search", "speed"])
     arguments = parser.parse_args()
-    comparison = ROOT / "docs" / "compare.md"
-    comparison.write_text(compared(comparison.read_text()))
-    if arguments.only:
-        return
+    only = arguments.only
+    if only in (None, "compare"):
+        comparison = ROOT / "docs" / "compare.md"
+        comparison.write_text(compared(comparison.read_text()))
     file = ROOT / "README.md"
     text = file.read_text()
-    text = between(text, "example: search", example())
+    if only in (None, "search"):
+        text = between(text, "example: search", example())
+    if only == "speed":
+        text = between(text, "speed", speed())
+    if only:
+        file.write_text(text)
+        return
     table = accuracy(left_out_medians(arguments.leave_out))
     text = between(text, "accuracy", table)
     text = between(text, "speed", speed())

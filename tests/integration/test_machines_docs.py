@@ -76,7 +76,7 @@ def test_the_slurm_example_writes_a_job(tmp_path):
 
 
 def test_the_kubernetes_example_is_valid():
-    document = yaml.safe_load((CHECKOUT / "examples/dask_cluster.yaml").read_text(encoding="utf-8"))
+    document = yaml.safe_load((CHECKOUT / "examples/clusters/dask_cluster.yaml").read_text(encoding="utf-8"))
     assert (document["apiVersion"], document["kind"]) == ("kubernetes.dask.org/v1", "DaskCluster")
     assert document["spec"].keys() == {"scheduler", "worker"}
     for role in ("scheduler", "worker"):

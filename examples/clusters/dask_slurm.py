@@ -1,7 +1,7 @@
 """Search on a Slurm cluster: starts workers as jobs, and dlcalc-search beside them.
 
-    python examples/dask_slurm.py --jobs 16 --cores 64 --partition cpu -- study.yaml -o /shared/study
-    python examples/dask_slurm.py --jobs 16 --cores 64 --print-job
+    python examples/clusters/dask_slurm.py --jobs 16 --cores 64 --partition cpu -- study.yaml -o /shared/study
+    python examples/clusters/dask_slurm.py --jobs 16 --cores 64 --print-job
 
 What stands behind ``--`` goes to dlcalc-search. Run it where jobs can be submitted and reached from, in the environment
 that jobs shall use (it must be on a file system that nodes share), for as long as the search takes. Needs
