@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dlcalc.report.validation_summary import Point
-from dlcalc.workflows_validation import run_points
+from dlcalc.workflows.validation import run_points
 
 ROOT = Path(__file__).parent.parent
 KNOBS = {

@@ -38,8 +38,8 @@ from dlcalc.search.executors import SHARD_PLANS, Shard
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.space import SpaceSpec
-from dlcalc.workflows import _origin_of, run_search
-from dlcalc.workflows_sweep import _shard, _Task
+from dlcalc.workflows.search import _origin_of, run_search
+from dlcalc.workflows.sweep import _shard, _Task
 
 KEPT = 100
 THREADS = 200

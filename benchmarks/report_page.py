@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from dlcalc.results.reader import open_result
-from dlcalc.workflows import peak_rss_bytes, run_search
-from dlcalc.workflows_report import study_report, write_page
+from dlcalc.workflows.report import study_report, write_page
+from dlcalc.workflows.search import peak_rss_bytes, run_search
 
 SPACE = """
 study: million

@@ -26,7 +26,7 @@ from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.sampling import DEFAULT_TRIALS, SearchSpec
 from dlcalc.specs.space import SpaceSpec
-from dlcalc.workflows_sampled import BATCH, one_batch, plans_of
+from dlcalc.workflows.sampled import BATCH, one_batch, plans_of
 
 SPACES = Path(__file__).parents[1] / "search_spaces"
 CLOSE = 1.01

@@ -33,7 +33,7 @@ from dlcalc.specs.hardware import HardwareSpec, Precision
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.space import RecipeSpec
-from dlcalc.workflows import breakdown, run_search
+from dlcalc.workflows.search import breakdown, run_search
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def estimate(
 
 
 def search(space: str | Path | Mapping[str, Any], *, out: str | Path | None = None, **options: Any) -> Summary:  # noqa: ANN401
-    """Search a study, given as a file or as what would stand in one; ``options`` are those of ``workflows.run_search``.
+    """Search a study, given as a file or as what would stand in one; ``options`` are those of ``run_search``.
 
     Rows are written only where ``out`` names a directory. Paths inside a mapping are relative to the working directory.
     """

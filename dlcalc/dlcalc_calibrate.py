@@ -86,7 +86,7 @@ def calibrate(
     from dlcalc.report.calibration import print_calibration
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_calibration import run_calibration
+    from dlcalc.workflows.calibration import run_calibration
 
     summary = run_calibration(
         runs, hardware=hardware, framework=framework, models=models, out=out, hardware_dirs=hardware_dirs

@@ -117,9 +117,9 @@ def compare(
 ) -> None:
     """Read what is asked, compare, and print."""
     from dlcalc.specs.quantities import positive_number, token_count
-    from dlcalc.workflows_compare import named_axes, run_compare, write_csv, write_parquet
-    from dlcalc.workflows_compare_choices import nothing_within
-    from dlcalc.workflows_compare_inputs import Asked, site_factor
+    from dlcalc.workflows.compare import named_axes, run_compare, write_csv, write_parquet
+    from dlcalc.workflows.compare_choices import nothing_within
+    from dlcalc.workflows.compare_inputs import Asked, site_factor
 
     asked = Asked(
         by=named_axes(by),

@@ -92,7 +92,7 @@ def launch(plan: str, scheduler: str, out: Path, *, overwrite: bool, as_json: bo
     from dlcalc.report.launch import print_launch
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_launch import plan_launch, write_bundle
+    from dlcalc.workflows.launch import plan_launch, write_bundle
 
     found = plan_launch(plan, scheduler=scheduler, folder=out, **choices)  # type: ignore[arg-type] # click checks words
     write_bundle(found.files, out, overwrite=overwrite)

@@ -73,7 +73,7 @@ def show_models(*, as_json: bool) -> None:
     """All built-in models on stdout."""
     from dlcalc.report.terminal import make_console, print_models
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows import list_models
+    from dlcalc.workflows.search import list_models
 
     rows = list_models()
     if as_json:

@@ -68,7 +68,7 @@ def report(
     from dlcalc.report.study_report import sections
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_report import as_document, check_page, nothing_fits, study_report, write_page
+    from dlcalc.workflows.report import as_document, check_page, nothing_fits, study_report, write_page
 
     if out is not None:
         check_page(out)

@@ -73,8 +73,8 @@ def verify(results: tuple[str, ...], *, as_json: bool) -> None:
     from dlcalc.report.sections import print_parts
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_results import as_document
-    from dlcalc.workflows_results import verify as verified
+    from dlcalc.workflows.results import as_document
+    from dlcalc.workflows.results import verify as verified
 
     found = verified(results)
     if as_json:
@@ -95,8 +95,8 @@ def show(results: tuple[str, ...], *, as_json: bool) -> None:
     from dlcalc.report.sections import print_sections
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_results import as_document
-    from dlcalc.workflows_results import show as held_by
+    from dlcalc.workflows.results import as_document
+    from dlcalc.workflows.results import show as held_by
 
     held = [held_by(directory) for directory in results]
     if as_json:
@@ -128,8 +128,8 @@ def query(
     from dlcalc.report.sections import print_parts
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_results import query as asked
-    from dlcalc.workflows_results import query_to_file
+    from dlcalc.workflows.results import query as asked
+    from dlcalc.workflows.results import query_to_file
 
     if (file := csv_file or parquet_file) is not None:
         n_rows = query_to_file(sql, results, file)
@@ -156,8 +156,8 @@ def merge(results: tuple[str, ...], *, out: str, overwrite: bool, as_json: bool)
     from dlcalc.report.sections import print_sections
     from dlcalc.report.terminal import SearchProgress, make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_results import as_document
-    from dlcalc.workflows_results import merge as merged
+    from dlcalc.workflows.results import as_document
+    from dlcalc.workflows.results import merge as merged
 
     with SearchProgress() as progress:
         held = merged(

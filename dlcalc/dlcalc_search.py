@@ -216,11 +216,11 @@ def search(
     told = {name: choices.pop(name) for name in TOLD}
     with terminable(), SearchProgress(quiet=quiet) as progress:
         if source is None:
-            from dlcalc.workflows import run_search
+            from dlcalc.workflows.search import run_search
 
             summary = run_search(space_file, top=top, progress=progress, notify=progress.say, **choices)
         else:
-            from dlcalc.workflows_import import search_trainer_file
+            from dlcalc.workflows.imports import search_trainer_file
 
             summary = search_trainer_file(
                 source, space_file, told=told, top=top, progress=progress, notify=progress.say, **choices
@@ -237,7 +237,7 @@ def show_dry_run(space_file: Path, *, as_json: bool, hardware_dirs: tuple[Path, 
     """What a search would do."""
     from dlcalc.report.terminal import make_console, print_dry_run
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows import dry_run
+    from dlcalc.workflows.search import dry_run
 
     counts = dry_run(space_file, out=out, hardware_dirs=hardware_dirs)
     if as_json:
@@ -250,7 +250,7 @@ def show_hardware(hardware_dirs: tuple[Path, ...], *, as_json: bool) -> None:
     """The hardware that can be named."""
     from dlcalc.report.terminal import make_console, print_hardware
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows import list_hardware
+    from dlcalc.workflows.search import list_hardware
 
     rows = list_hardware(hardware_dirs=hardware_dirs)
     if as_json:
@@ -263,7 +263,7 @@ def show_models(*, as_json: bool) -> None:
     """The models that can be named."""
     from dlcalc.report.terminal import make_console, print_models
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows import list_models
+    from dlcalc.workflows.search import list_models
 
     rows = list_models()
     if as_json:

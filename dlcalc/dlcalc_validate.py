@@ -79,7 +79,7 @@ def validate(
     from dlcalc.report.terminal import make_console
     from dlcalc.report.validation import print_validation
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_validation import run_validation
+    from dlcalc.workflows.validation import run_validation
 
     summary = run_validation(runs, models=models, out=out, html=html, hardware_dirs=hardware_dirs)
     if as_json:

@@ -123,7 +123,7 @@ def assign(form: str, out: Path | None, *, rank_cores: int, verbose: bool, **cho
     """Place, and print the answer."""
     from dlcalc.report.terminal import make_console
     from dlcalc.report.topology import print_assignment, waiting
-    from dlcalc.workflows_topology import assign_nodes, launch_text, write_launch_files
+    from dlcalc.workflows.topology import assign_nodes, launch_text, write_launch_files
 
     with waiting("reading the fabric") as say:
         found = assign_nodes(**choices, say=say)

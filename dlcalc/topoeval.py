@@ -95,7 +95,7 @@ def evaluate(job_prefix: str, *, as_json: bool, verbose: bool, **choices: Any) -
     from dlcalc.report.topology import print_evaluation, waiting
     from dlcalc.report.topology_facts import evaluation_document
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_topology import evaluate_job
+    from dlcalc.workflows.topology import evaluate_job
 
     with waiting("reading the fabric") as say:
         found = evaluate_job(job_prefix, **choices, say=say)

@@ -92,7 +92,7 @@ def draw(job_prefix: str | None, *, as_json: bool, out: Path, **choices: Any) ->
     from dlcalc.report.topology import print_drawing, waiting
     from dlcalc.report.topology_facts import drawing_document
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_topology import draw_fabric
+    from dlcalc.workflows.topology import draw_fabric
 
     with waiting("reading the fabric"):
         found = draw_fabric(job_prefix, out=out, **choices)

@@ -88,8 +88,8 @@ def main(
     plan, or with --from what a trainer was called with: its arguments, its configuration file or the dump of it.
     """
     try:
-        from dlcalc.workflows_import import open_any_run
-        from dlcalc.workflows_run import write_trace
+        from dlcalc.workflows.imports import open_any_run
+        from dlcalc.workflows.run import write_trace
 
         source = open_any_run(run, **opened)
         wants_better = better if better is not None else opened["source"] is not None
@@ -112,8 +112,8 @@ def show(
     from dlcalc.report.terminal import make_console
     from dlcalc.search.run import parse_change
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows_better import better_plans
-    from dlcalc.workflows_run import analyse, as_document, citations, compare, drawable_timeline, write_text
+    from dlcalc.workflows.better import better_plans
+    from dlcalc.workflows.run import analyse, as_document, citations, compare, drawable_timeline, write_text
 
     changes = dict(parse_change(text) for text in what_if)
     comparison = compare(source, changes) if changes else None

@@ -11,7 +11,7 @@ from dlcalc.search.space import default_profile_knobs
 from dlcalc.search.study import resolved_recipes
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.space import RecipeSpec
-from dlcalc.workflows_launch import job_of
+from dlcalc.workflows.launch import job_of
 
 
 def job(

@@ -15,7 +15,7 @@ from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.space import SpaceSpec
-from dlcalc.workflows_launch import job_of
+from dlcalc.workflows.launch import job_of
 
 SPACES = sorted((Path(__file__).parents[1] / "search_spaces").glob("*.yaml"))
 BLOCK_PLANS = 2**17

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from dlcalc.specs.model_registry import load_model
-from dlcalc.workflows import run_search
+from dlcalc.workflows.search import run_search
 
 SMALL = """
 study: {study}

@@ -1,6 +1,6 @@
 """What a comparison of searched studies says, as one object: printed, drawn on a page, and the document of ``--json``.
 
-Built by ``workflows_compare`` and read by programs: names here are an interface. Base units throughout, but for US
+Built by ``workflows.compare`` and read by programs: names here are an interface. Base units throughout, but for US
 dollars and days. None where a thing is not known or does not apply. Nothing between studied device counts is
 interpolated.
 """

@@ -1,6 +1,6 @@
 """What a search answers, as one object: printed by report.terminal, by ``--json``, and kept beside the rows.
 
-Built by ``workflows.run_search`` and read by programs: names here are an interface, and the same as the columns
+Built by ``workflows.search.run_search`` and read by programs: names here are an interface, and the same as the columns
 of a result. Base units throughout; null where a thing is not known or does not apply.
 """
 

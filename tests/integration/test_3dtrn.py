@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from dlcalc.report.run_facts import RunFacts
 from dlcalc.results.reader import open_result
 from dlcalc.training_3d import main
-from dlcalc.workflows import run_search
+from dlcalc.workflows.search import run_search
 from tests.golden_runs import EXAMPLES, golden_file, stable_report
 
 HOME = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dlcalc.workflows_validation import run_points, run_validation
+from dlcalc.workflows.validation import run_points, run_validation
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ from dlcalc.results.storage import missing_from
 from dlcalc.search import dask_executor, executors
 from dlcalc.search.dask_executor import DaskExecutor
 from dlcalc.search.executors import Shard
-from dlcalc.workflows import run_search
+from dlcalc.workflows.search import run_search
 from tests.clusters import CHECKOUT, CREDENTIALS, dask_cluster, s3_store
 from tests.studies import FEW, SMALL
 
@@ -92,7 +92,7 @@ def test_what_is_kept_does_not_depend_on_where(cluster, space, tmp_path, keep):
 
 
 def test_a_study_that_is_counted_first(cluster, space, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlcalc.workflows.MOST_ROWS", 10)
+    monkeypatch.setattr("dlcalc.workflows.search.MOST_ROWS", 10)
     run_search(space, out=tmp_path / "here", jobs=1)
     run_search(space, out=tmp_path / "there", executor="dask", scheduler=cluster.address)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
@@ -190,7 +190,7 @@ def test_a_worker_that_does_not_see_the_directory_is_refused(cluster, tmp_path):
 
 def test_a_shard_that_was_written_elsewhere_is_missed(space, tmp_path, monkeypatch):
     """As when every worker has a directory of that name, but each its own."""
-    monkeypatch.setattr("dlcalc.workflows_sweep.ARRIVAL_S", 0.2)
+    monkeypatch.setattr("dlcalc.workflows.sweep.ARRIVAL_S", 0.2)
 
     class Elsewhere(executors.LocalExecutor):
         def run(self, work, tasks, *, ready=None):
@@ -198,7 +198,7 @@ def test_a_shard_that_was_written_elsewhere_is_missed(space, tmp_path, monkeypat
                 (tmp_path / "out" / record.file).rename(tmp_path / record.file)
                 yield task, (part, record)
 
-    monkeypatch.setattr("dlcalc.workflows.executor_of", lambda *told: Elsewhere(1))
+    monkeypatch.setattr("dlcalc.workflows.search.executor_of", lambda *told: Elsewhere(1))
     with pytest.raises(DlcalcError, match="a worker says that it wrote this file, but it is not seen here"):
         run_search(space, out=tmp_path / "out")
 
@@ -235,7 +235,7 @@ import json, sys
 from dlcalc.search import executors
 from pathlib import Path
 
-from dlcalc.workflows import run_search
+from dlcalc.workflows.search import run_search
 executors.WORTH_A_SHARD = int(sys.argv[4])
 summary = run_search(Path(sys.argv[1]), out=sys.argv[2], keep="all", executor="dask", scheduler=sys.argv[3])
 print(json.dumps(summary["peak_rss_bytes"]))

@@ -17,7 +17,7 @@ from dlcalc.hardware_registry import load_hardware
 from dlcalc.report.calibration import remarks
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.load import config_dir
-from dlcalc.workflows_validation import run_validation
+from dlcalc.workflows.validation import run_validation
 
 MEASURED = config_dir() / "measured"
 MODELS = MEASURED / "models.yaml"

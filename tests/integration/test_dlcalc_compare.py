@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from dlcalc import dlcalc_search, workflows_run
+from dlcalc import dlcalc_search
 from dlcalc.dlcalc_compare import main
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.report.compare_rows import COLUMNS
 from dlcalc.results.reader import open_result
+from dlcalc.workflows import run as workflows_run
 
 SHOOTOUT = """
 study: shootout

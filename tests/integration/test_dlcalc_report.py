@@ -18,7 +18,7 @@ from dlcalc.costmodel.plans import KNOBS
 from dlcalc.dlcalc_report import main
 from dlcalc.report.plan_words import plan_words
 from dlcalc.results.reader import open_result
-from dlcalc.workflows_sensitivity import FACTOR, _changes, scenario_of, sensitivity_of
+from dlcalc.workflows.sensitivity import FACTOR, _changes, scenario_of, sensitivity_of
 from tests.studies import FEW, evil_model, searched
 
 MESH = ["tp", "cp", "pp", "dp", "ep", "etp"]

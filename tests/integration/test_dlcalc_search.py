@@ -342,7 +342,7 @@ def _rows(directory):
 
 LOST_WORKER = """
 import os, signal
-from dlcalc import workflows_sweep
+from dlcalc.workflows import sweep as workflows_sweep
 from dlcalc.dlcalc_search import main
 from dlcalc.search import executors
 
@@ -365,7 +365,7 @@ def test_a_lost_worker_is_said_in_one_line():
 def test_a_complete_study_is_taken_as_it_is(monkeypatch):
     first = answer("small.yaml")
     monkeypatch.setattr(
-        "dlcalc.workflows_sweep._blocks", lambda *_, **__: pytest.fail("a finished shard was searched again")
+        "dlcalc.workflows.sweep._blocks", lambda *_, **__: pytest.fail("a finished shard was searched again")
     )
     assert timeless(answer("small.yaml", "--resume")) == timeless(first)
 
@@ -380,7 +380,7 @@ def test_the_answer_does_not_depend_on_the_number_of_processes(monkeypatch):
 def test_a_study_with_too_many_rows_counts_first(monkeypatch, most_rows):
     """Beyond so many plans what is kept depends on how many fit: all of them, or the best and the front."""
     plain = answer("small.yaml", "-o", "all")
-    monkeypatch.setattr("dlcalc.workflows.MOST_ROWS", min(most_rows, plain["n_plans"] - 1))
+    monkeypatch.setattr("dlcalc.workflows.search.MOST_ROWS", min(most_rows, plain["n_plans"] - 1))
     counted = answer("small.yaml", "-o", "some")
 
     assert {**timeless(counted), "result": "all"} == timeless(plain)

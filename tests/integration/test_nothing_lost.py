@@ -41,7 +41,7 @@ space: {cp: 1}
 
 SEARCH = """
 import os, sys
-from dlcalc import workflows_sweep
+from dlcalc.workflows import sweep as workflows_sweep
 from dlcalc.dlcalc_search import main
 from dlcalc.search import executors
 
@@ -53,7 +53,7 @@ def _shard(directory, what, n_kept, key, task):
     os.write(log, f"s{task.shard.scenario:03d}-{task.shard.number:06d}.parquet\\n".encode())
     return evaluate(directory, what, n_kept, key, task)
 
-_shard.__module__, _shard.__qualname__ = "dlcalc.workflows_sweep", "_shard"
+_shard.__module__, _shard.__qualname__ = "dlcalc.workflows.sweep", "_shard"
 workflows_sweep._shard = _shard
 main()
 """
@@ -247,7 +247,7 @@ def test_a_lost_worker_loses_its_shard_alone(folder, whole):
 
 LOSE_A_WORKER = """
 import os, signal
-from dlcalc import workflows_sweep
+from dlcalc.workflows import sweep as workflows_sweep
 blocks = workflows_sweep._blocks
 calls = []
 

@@ -14,7 +14,7 @@ from dlcalc.errors import ResultError
 from dlcalc.results.reader import open_result
 from dlcalc.results.storage import ObjectPath, location
 from dlcalc.search import executors
-from dlcalc.workflows import run_search
+from dlcalc.workflows.search import run_search
 from tests.clusters import CREDENTIALS, s3_store
 from tests.studies import FEW, SMALL
 

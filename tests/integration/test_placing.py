@@ -245,7 +245,7 @@ def test_a_study_is_placed_afterwards_elsewhere_and_not_at_all(monkeypatch):
     """Rows do not depend on the fabric: with --resume they are taken as they are, and only placed."""
     first = answer("space.yaml", "--topology", "racks.yaml")
     before = Path("results/placed/_manifest.json").read_text()
-    monkeypatch.setattr("dlcalc.workflows_sweep._blocks", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr("dlcalc.workflows.sweep._blocks", lambda *_, **__: pytest.fail("searched again"))
 
     assert timeless(answer("space.yaml", "--topology", "racks.yaml", "--resume")) == timeless(first)
     assert Path("results/placed/_manifest.json").read_text() == before
@@ -272,7 +272,7 @@ def test_an_interruption_while_placing_loses_nothing(monkeypatch):
     assert list(Path("results/placed/_placed").iterdir()) == []
     (Path("results/placed/_placed") / ".plans.parquet.1.partial").write_bytes(b"killed")
 
-    monkeypatch.setattr("dlcalc.workflows_sweep._blocks", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr("dlcalc.workflows.sweep._blocks", lambda *_, **__: pytest.fail("searched again"))
     resumed = answer("space.yaml", "--topology", "racks.yaml")
     assert timeless(resumed) | {"result": ""} == timeless(whole) | {"result": ""}
     assert open_result("results/placed").placed_plans() == open_result("whole").placed_plans()

@@ -56,7 +56,8 @@ def test_every_key_is_explained(spec):
 
 
 def test_the_defaults_are_those_of_the_program():
-    from dlcalc import workflows_designs, workflows_sampled
+    from dlcalc.workflows import designs as workflows_designs
+    from dlcalc.workflows import sampled as workflows_sampled
 
     assert f"| `n_trials` | {sampling.DEFAULT_TRIALS} |" in TEXT
     assert f"| `n_trials` | {sampling.DEFAULT_RUNS} |" in TEXT

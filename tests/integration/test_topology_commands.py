@@ -15,7 +15,7 @@ from dlcalc.costmodel.node_traffic import node_traffic
 from dlcalc.topology.fabric import Fabric, FabricNode, spanning_edges
 from dlcalc.topology.rings import distance_hops
 from dlcalc.topology.sources.read import read_fabric, save_fabric
-from dlcalc.workflows_run import open_run
+from dlcalc.workflows.run import open_run
 from tests.clos_fabrics import clos, running
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dlcalc.workflows_validation import run_validation
+from dlcalc.workflows.validation import run_validation
 
 
 class Bounds(NamedTuple):

@@ -36,9 +36,9 @@ from dlcalc.specs.huggingface import load_huggingface_config
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.space import SpaceSpec
-from dlcalc.workflows_import import open_any_run
-from dlcalc.workflows_results import merge, query, show
-from dlcalc.workflows_validation import run_validation
+from dlcalc.workflows.imports import open_any_run
+from dlcalc.workflows.results import merge, query, show
+from dlcalc.workflows.validation import run_validation
 from tests.studies import searched
 
 ROOT = Path(__file__).parents[2]

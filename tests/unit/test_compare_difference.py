@@ -16,7 +16,7 @@ from dlcalc.specs.base import Quoted
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.recipe import Recipe
-from dlcalc.workflows_compare_difference import Contender, difference
+from dlcalc.workflows.compare_difference import Contender, difference
 
 RECIPE = Recipe(seq_len=8192, global_batch=128, precision="bf16", framework=load_framework("megatron"))
 WIDE = {"tp": 8, "pp": 4, "dp": 2, "sequence_parallel": 1.0}

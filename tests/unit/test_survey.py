@@ -9,7 +9,7 @@ import pytest
 
 from dlcalc.errors import DlcalcError
 from dlcalc.results.reader import Result, open_result
-from dlcalc.workflows_survey import leaders, ranks_of, rows_at, survey
+from dlcalc.workflows.survey import leaders, ranks_of, rows_at, survey
 from tests.studies import searched
 
 

@@ -9,7 +9,7 @@ from dlcalc.errors import InfeasibleSpaceError
 from dlcalc.report.compare_facts import Candidate, Choice, CompareFacts, Range, Verdict
 from dlcalc.report.compare_words import nearest_words
 from dlcalc.utils import units
-from dlcalc.workflows_compare_inputs import Asked
+from dlcalc.workflows.compare_inputs import Asked
 
 Question = Literal["fastest", "cheapest", "smallest"]
 

@@ -31,10 +31,10 @@ from dlcalc.search.run import Run
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
-from dlcalc.workflows_compare_choices import verdict
-from dlcalc.workflows_compare_difference import Contender
-from dlcalc.workflows_compare_inputs import Asked
-from dlcalc.workflows_run import row_of
+from dlcalc.workflows.compare_choices import verdict
+from dlcalc.workflows.compare_difference import Contender
+from dlcalc.workflows.compare_inputs import Asked
+from dlcalc.workflows.run import row_of
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from dlcalc.search.space import Scenario, axes_of
 from dlcalc.specs.base import Quoted
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.space import KnobRanges
-from dlcalc.workflows_survey import knobs_of
-from dlcalc.workflows_sweep import rows_of
+from dlcalc.workflows.survey import knobs_of
+from dlcalc.workflows.sweep import rows_of
 
 FACTOR = 1.1
 MOST_PLANS = 400_000_000

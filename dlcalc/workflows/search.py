@@ -44,10 +44,10 @@ from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.space import SpaceSpec, TopRows
-from dlcalc.workflows_sweep import Progress, columns_of_rows, estimate_rows, executor_of, sweep
+from dlcalc.workflows.sweep import Progress, columns_of_rows, estimate_rows, executor_of, sweep
 
 if TYPE_CHECKING:
-    from dlcalc.workflows_placing import Placing
+    from dlcalc.workflows.placing import Placing
 
 MOST_ROWS = 20_000_000
 """Rows kept under ``keep: auto``; a study with more that fit keeps the best and the Pareto front."""
@@ -148,7 +148,7 @@ def _sample(
     progress: Progress | None,
 ) -> dict[int, SampledSummary]:
     """Every scenario's plans, sampled and written; how, by position."""
-    from dlcalc.workflows_sampled import sample_scenario, sampled_summary, study_name, write_sampled
+    from dlcalc.workflows.sampled import sample_scenario, sampled_summary, study_name, write_sampled
 
     assert space.search is not None
     said = {}
@@ -166,7 +166,7 @@ def _designed(
     space: SpaceSpec, scenarios: Sequence[Scenario], directory: Path, progress: Progress | None
 ) -> tuple[tuple[Scenario, ...], list[DesignSummary]]:
     """The scenarios as they are, each followed by the best of its designs."""
-    from dlcalc.workflows_designs import design_scenarios
+    from dlcalc.workflows.designs import design_scenarios
 
     journal = directory.with_name(f"{directory.name}.journal")
     return design_scenarios(space, scenarios, journal=journal, progress=progress)
@@ -182,7 +182,7 @@ def _measure(
     progress: Progress | None,
 ) -> None:
     """Run the plans that may be the fastest, and say so in ``summary``."""
-    from dlcalc.workflows_measured import measure_scenarios
+    from dlcalc.workflows.measured import measure_scenarios
 
     measured = measure_scenarios(space, scenarios, [found[p].leaders for p in found], directory, folder, progress)
     for said, one in zip(summary["scenarios"], measured, strict=True):
@@ -213,7 +213,7 @@ def _placing_of(space: SpaceSpec, space_file: Path, *, sort: str, **asked: Any) 
     """What is to be placed; the topology is loaded only for those who place."""
     if space.topology is None and not any(asked.values()):
         return None
-    from dlcalc.workflows_placing import placing_of
+    from dlcalc.workflows.placing import placing_of
 
     placing = placing_of(space.topology, space_file, **asked)
     if placing is not None and sort == "memory":
@@ -231,7 +231,7 @@ def _place(
     progress: Progress | None,
 ) -> None:
     """The second stage: place what was found, write it, and say so in ``summary``."""
-    from dlcalc.workflows_placing import place_scenario, placed_summary, tables_of
+    from dlcalc.workflows.placing import place_scenario, placed_summary, tables_of
 
     began = time.perf_counter()
     result = Result(study.directory, study.manifest)

@@ -27,9 +27,9 @@ from dlcalc.specs.base import Quoted
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.uncertainty import Uncertainty
 from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
-from dlcalc.workflows import breakdown
-from dlcalc.workflows_run import citations
-from dlcalc.workflows_survey import (
+from dlcalc.workflows.run import citations
+from dlcalc.workflows.search import breakdown
+from dlcalc.workflows.survey import (
     MESH,
     Leaders,
     MeshBest,

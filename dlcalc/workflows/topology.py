@@ -35,7 +35,7 @@ from dlcalc.topology.rings import GroupHops, group_hops, tour_hops
 from dlcalc.topology.seconds import Traffic, whole_nodes
 from dlcalc.topology.sources.read import exclusions, read_fabric, save_fabric
 from dlcalc.utils.jsontext import to_json
-from dlcalc.workflows_run import open_run
+from dlcalc.workflows.run import open_run
 
 USUAL_NODE_DEVICES = 8
 NO_LOSS = 1e-3

@@ -20,8 +20,8 @@ from dlcalc.results.merge import Finished, merge_results
 from dlcalc.results.reader import Result, open_result
 from dlcalc.results.sql import rows_of_query
 from dlcalc.results.storage import Location, location
-from dlcalc.workflows_report_parts import capacity_bytes
-from dlcalc.workflows_survey import leaders, rows_at
+from dlcalc.workflows.report_parts import capacity_bytes
+from dlcalc.workflows.survey import leaders, rows_at
 
 
 def verify(directories: Sequence[Location | str]) -> list[Verified]:

@@ -42,7 +42,7 @@ from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.job import JobShape, Placement
 from dlcalc.topology.seconds import Traffic
 from dlcalc.topology.sources.read import exclusions, read_fabric
-from dlcalc.workflows_sweep import Index, Progress, estimate_rows, rows_of
+from dlcalc.workflows.sweep import Index, Progress, estimate_rows, rows_of
 
 PLACED_PLANS = 1000
 """Kept of a scenario, of those that are fastest as placed; and of those that are fastest without."""

@@ -27,8 +27,7 @@ from dlcalc.results.storage import Location, is_directory, location
 from dlcalc.search.run import ResultRow
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
-from dlcalc.workflows import RELATIVE_SPREAD
-from dlcalc.workflows_report_parts import (
+from dlcalc.workflows.report_parts import (
     as_placed,
     capacity_bytes,
     cells_of,
@@ -40,9 +39,10 @@ from dlcalc.workflows_report_parts import (
     scenario_bests,
     why_of,
 )
-from dlcalc.workflows_run import drawable_timeline, row_of, scenario_name, write_text
-from dlcalc.workflows_sensitivity import sensitivity_of
-from dlcalc.workflows_survey import (
+from dlcalc.workflows.run import drawable_timeline, row_of, scenario_name, write_text
+from dlcalc.workflows.search import RELATIVE_SPREAD
+from dlcalc.workflows.sensitivity import sensitivity_of
+from dlcalc.workflows.survey import (
     BEYOND_CAPACITY,
     COLUMNS,
     ROWS,

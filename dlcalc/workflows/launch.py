@@ -30,7 +30,7 @@ from dlcalc.specs.space import KnobRanges
 from dlcalc.specs.target import PROFILE_OF_TARGET, PROFILES_OF_TARGET, Target
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
-from dlcalc.workflows_run import open_run
+from dlcalc.workflows.run import open_run
 
 MOST_PLANS = 50_000_000
 """Of a study's own space that is searched for the nearest plan; of a larger one, what users vary."""

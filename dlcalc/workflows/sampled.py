@@ -36,7 +36,7 @@ from dlcalc.search.variables import Point, Value
 from dlcalc.specs.plan import PlanSection
 from dlcalc.specs.sampling import SearchSpec
 from dlcalc.utils.units import GIB
-from dlcalc.workflows_sweep import Progress, estimate_rows, rows_of
+from dlcalc.workflows.sweep import Progress, estimate_rows, rows_of
 
 Index = NDArray[np.int64]
 
@@ -231,7 +231,7 @@ def sampled_summary(
     scenario: Scenario,
     spec: SearchSpec,
     sampled: Sampled,
-    plan_rows: Any,  # noqa: ANN401 - a function of workflows
+    plan_rows: Any,  # noqa: ANN401 - a function of workflows.search
 ) -> SampledSummary:
     """How the scenario was searched, and what no plan beats in every objective."""
     trials = sampled.trials

@@ -31,10 +31,10 @@ from dlcalc.report.compare_facts import (
 from dlcalc.report.compare_rows import arrow_table, csv_text
 from dlcalc.results.storage import Location
 from dlcalc.specs.uncertainty import load_uncertainty
-from dlcalc.workflows_compare_candidates import best_of, contender_of, machine_labels, open_results
-from dlcalc.workflows_compare_choices import choices
-from dlcalc.workflows_compare_difference import Contender, difference
-from dlcalc.workflows_compare_inputs import Asked, machine_inputs
+from dlcalc.workflows.compare_candidates import best_of, contender_of, machine_labels, open_results
+from dlcalc.workflows.compare_choices import choices
+from dlcalc.workflows.compare_difference import Contender, difference
+from dlcalc.workflows.compare_inputs import Asked, machine_inputs
 
 
 def run_compare(results: Sequence[Location | str], asked: Asked) -> CompareFacts:

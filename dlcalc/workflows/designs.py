@@ -21,8 +21,8 @@ from dlcalc.search.space import Scenario
 from dlcalc.search.variables import Choice, Point
 from dlcalc.specs.sampling import SearchSpec
 from dlcalc.specs.space import SpaceSpec
-from dlcalc.workflows_sampled import identity_of, study_name
-from dlcalc.workflows_sweep import Progress, estimate_rows
+from dlcalc.workflows.sampled import identity_of, study_name
+from dlcalc.workflows.sweep import Progress, estimate_rows
 
 BATCH = 8
 MOST_DESIGNS = 8

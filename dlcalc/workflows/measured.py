@@ -33,8 +33,8 @@ from dlcalc.specs.space import SpaceSpec
 from dlcalc.utils.jsontext import to_json
 from dlcalc.validation.rows import COLUMNS
 from dlcalc.validation.written import row_of_plan
-from dlcalc.workflows_sampled import identity_of, study_name
-from dlcalc.workflows_sweep import Progress, rows_of
+from dlcalc.workflows.sampled import identity_of, study_name
+from dlcalc.workflows.sweep import Progress, rows_of
 
 MEASURING = "measuring plans"
 OUT_OF_MEMORY_WORDS = ("out of memory", "outofmemory", "oom")

@@ -24,8 +24,8 @@ from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.space import KnobRanges
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
-from dlcalc.workflows import run_search
-from dlcalc.workflows_run import open_run
+from dlcalc.workflows.run import open_run
+from dlcalc.workflows.search import run_search
 
 IGNORED_SHOWN = 12
 MEANT = {
