@@ -28,7 +28,7 @@ from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, Array, Plans
-from dlcalc.errors import UnknownNameError
+from dlcalc.errors import DlcalcError, UnknownNameError
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
@@ -42,6 +42,8 @@ AUTO_TP_MOST = 16
 AUTO_CP_TOKENS = 4096
 """Under ``auto`` a context-parallel rank keeps at least this many tokens of a sequence."""
 FULL_CP_TOKENS = 512
+MOST_DEVICES = 10_000_000
+"""Of a scenario: a larger number is a typing error, and its divisors take long to find."""
 AUTO_MICRO_BATCHES = (1, 2, 4, 8)
 FULL_MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 AUTO_LAYERS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
@@ -101,6 +103,8 @@ def axes_of(
     model: ModelSpec, hardware: HardwareSpec, devices: int, recipe: Recipe, ranges: KnobRanges
 ) -> tuple[Axis, ...]:
     """The six axes of a scenario."""
+    if devices > MOST_DEVICES:
+        raise DlcalcError(f"cluster: devices: {devices:,} are more than any cluster has; at most {MOST_DEVICES:,}")
     return (
         _mesh_axis(model, hardware, devices, recipe, ranges),
         _data_axis(devices, recipe, ranges),

@@ -405,3 +405,18 @@ def test_a_plan_by_hand_takes_its_frameworks_defaults():
         "overlap_grad": 1,
         "overlap_param": 1,
     }
+
+
+def test_a_cluster_larger_than_any_is_refused_at_once():
+    """The divisors of a prime near 10^15 would take a minute to find."""
+    space = SpaceSpec.model_validate(
+        {
+            "study": "t",
+            "model": "llama3-8b",
+            "hardware": "h100",
+            "cluster": {"devices": 10**15 + 37},
+            "recipe": {"seq_len": 8192, "global_batch": 512},
+        }
+    )
+    with pytest.raises(DlcalcError, match="more than any cluster has"):
+        scenarios_of(space, Path(), HardwareRegistry())
