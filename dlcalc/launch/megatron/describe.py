@@ -175,8 +175,8 @@ def _precision(job: Job) -> dict[str, Value]:
             low = {"fp8": "e4m3", "fp8_recipe": "mxfp8"}
         case "nvfp4":
             low = {"fp4": "e2m1", "fp4_recipe": "nvfp4"}
-    if "fp8" in low and job.plan.zero_stage == 1:  # or 16-bit weights and quantized copies of them are both kept
-        low["fp8_param_gather"] = True
+    if job.recipe.precision == "fp8" and job.plan.zero_stage == 1 and not job.plan.offload_optimizer:
+        low["fp8_param_gather"] = True  # or 16-bit weights and quantized copies of them are both kept
     if low and job.model.is_moe:
         low["moe_router_padding_for_quantization"] = True
     in_16_bits = profile.grad_reduce_bytes == 2
