@@ -52,6 +52,7 @@ def main():
         return loss.detach()
 
     train(one_step, devices=int(os.environ["WORLD_SIZE"]))
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
