@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dlcalc.errors import Problem, SpecError
+from dlcalc.launch.trainers.torchtitan import COPIED
 from dlcalc.specs.load import parse_spec, read_text
 from dlcalc.specs.marked_yaml import Marks
 from dlcalc.specs.model import ModelSpec
@@ -29,32 +30,6 @@ BY_NAME: Mapping[tuple[str, str], str] = {
 """torchtitan's own models and flavours that there is a file of."""
 
 LITERALS = ("MODEL", "CHUNK_LAYERS", "PRECISION")
-COPIED = [
-    "n_layers",
-    "hidden_size",
-    "n_heads",
-    "n_kv_heads",
-    "head_dim",
-    "ffn_hidden_size",
-    "vocab_size",
-    "max_seq",
-    "tied_embeddings",
-    "qk_norm",
-    "qkv_bias",
-    "n_experts",
-    "top_k",
-    "expert_ffn_hidden_size",
-    "n_shared_experts",
-    "shared_ffn_hidden_size",
-    "router_bias",
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
-    "sliding_window",
-    "mtp_layers",
-]
 GPT_OSS = {"attention_bias": True, "attention_sinks": True, "expert_bias": True}
 
 

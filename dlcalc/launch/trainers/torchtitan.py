@@ -111,41 +111,44 @@ def _compiles(job: Job) -> bool:
     return job.plan.pp == 1 or job.plan.schedule != "zb-v"
 
 
+COPIED = (
+    "n_layers",
+    "hidden_size",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "ffn_hidden_size",
+    "vocab_size",
+    "max_seq",
+    "tied_embeddings",
+    "qk_norm",
+    "qkv_bias",
+    "n_experts",
+    "top_k",
+    "expert_ffn_hidden_size",
+    "n_shared_experts",
+    "shared_ffn_hidden_size",
+    "router_bias",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "sliding_window",
+    "mtp_layers",
+)
+"""Fields of a model that the module holds as they are, written and read back."""
+
+
 def _literals(model: ModelSpec) -> dict[str, object]:
     """What the module needs of the model, layer by layer where layers differ."""
     family = family_of(model)
     if family is None:
         raise DlcalcError(f"torchtitan has no model with {misfit_of(model)}")
-    named = [
-        "name",
-        "n_layers",
-        "hidden_size",
-        "n_heads",
-        "n_kv_heads",
-        "head_dim",
-        "ffn_hidden_size",
-        "vocab_size",
-        "max_seq",
-        "tied_embeddings",
-        "qk_norm",
-        "qkv_bias",
-        "n_experts",
-        "top_k",
-        "expert_ffn_hidden_size",
-        "n_shared_experts",
-        "shared_ffn_hidden_size",
-        "router_bias",
-        "q_lora_rank",
-        "kv_lora_rank",
-        "qk_nope_head_dim",
-        "qk_rope_head_dim",
-        "v_head_dim",
-        "sliding_window",
-        "mtp_layers",
-    ]
     return {
         "family": family,
-        **{name: getattr(model, name) for name in named},
+        "name": model.name,
+        **{field: getattr(model, field) for field in COPIED},
         "rope_theta": ROPE_THETA[family],
         "moe_layers": model.layer_is_moe,
         "windowed_layers": model.layer_is_windowed,
