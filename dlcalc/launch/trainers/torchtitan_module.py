@@ -76,10 +76,10 @@ class NoTokenizer(BaseTokenizer):
         super().__init__()
 
     def encode(self, *args, **kwargs):
-        raise NotImplementedError
+        raise RuntimeError("these tokens are random numbers; a run on text needs a tokenizer of its own")
 
     def decode(self, *args, **kwargs):
-        raise NotImplementedError
+        raise RuntimeError("these tokens are random numbers; a run on text needs a tokenizer of its own")
 
     def get_vocab_size(self):
         return MODEL["vocab_size"]
