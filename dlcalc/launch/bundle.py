@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from dlcalc import __version__
@@ -33,13 +34,13 @@ def bundle(job: Job, emitted: Emitted, scheduler: Scheduler) -> Mapping[str, str
         table.files,
     )
     about = {
-        MANIFEST: to_json(manifest(job, scheduler, sorted([*files, MANIFEST, README]))) + "\n",
+        MANIFEST: to_json(manifest(job, emitted, scheduler, sorted([*files, MANIFEST, README]))) + "\n",
         README: readme(job, emitted, scheduler, table, files),
     }
     return _together(files, about)
 
 
-def manifest(job: Job, scheduler: Scheduler, files: list[str]) -> dict[str, Any]:
+def manifest(job: Job, emitted: Emitted, scheduler: Scheduler, files: list[str]) -> dict[str, Any]:
     """What programs read of the launch."""
     told = job.prediction
     return {
@@ -71,7 +72,10 @@ def manifest(job: Job, scheduler: Scheduler, files: list[str]) -> dict[str, Any]
             "mfu": told.mfu,
             "tokens_per_s_per_device": told.tokens_per_s_per_device,
             "memory_bytes": told.memory_bytes,
+            "framework": job.recipe.framework.name,
+            "other_costs": [asdict(other) for other in job.other_costs],
         },
+        "notes": [*job.told, *emitted.notes],
         "files": files,
     }
 

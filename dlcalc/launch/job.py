@@ -76,6 +76,17 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class OtherCosts:
+    """The same plan with the costs of another trainer's profile."""
+
+    framework: str
+    meaning: str
+    """Whose costs these are, and why they are worth knowing."""
+    step_time_s: float
+    memory_bytes: float
+
+
+@dataclass(frozen=True)
 class Job:
     """One plan, ready to be written down for a trainer and a scheduler."""
 
@@ -95,6 +106,10 @@ class Job:
     """Host names by node rank, where nodes were placed."""
     container: str | None = None
     """Image that the processes run in."""
+    other_costs: tuple[OtherCosts, ...] = ()
+    """Where the plan was searched with a profile that is not the target's own: what the other one says."""
+    told: tuple[str, ...] = ()
+    """What is to be known of how this plan came about, for the README."""
 
     @property
     def devices(self) -> int:

@@ -169,6 +169,11 @@ def _expected(job: Job) -> Iterator[str]:
             ),
         ),
     )
+    for other in job.other_costs:
+        yield from _prose(
+            f"These are with the costs of {_plain(job.recipe.framework.name)}. {other.meaning}: "
+            f"{duration(other.step_time_s)} a step, {gib(other.memory_bytes)} GiB."
+        )
     yield from _prose(
         "Compare the first 20 steps with this: leave out the first 5, in which kernels are compiled and buffers are "
         "made, and take the median of the others. In four of five runs it lies in the interval."
@@ -197,7 +202,7 @@ def _back(job: Job, table: MeasuredTable) -> Iterator[str]:
 
 
 def _notes(job: Job, emitted: Emitted, scheduler: Scheduler) -> Iterator[str]:
-    notes = [*emitted.notes, *_of_machine(job, scheduler)]
+    notes = [*map(_plain, job.told), *emitted.notes, *_of_machine(job, scheduler)]
     if notes:
         yield from _heading("Notes")
         for note in notes:

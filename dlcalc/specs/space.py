@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from dlcalc.specs.base import Spec, TupleFromList
 from dlcalc.specs.hardware import Precision
@@ -98,8 +98,8 @@ class RecipeSpec(Spec):
     cuda_graphs: bool = False
     scaling: Scaling | None = None
     """What one scale of an 8-bit matmul covers; None: blocks (rows) under torchtitan, tensors elsewhere."""
-    custom_split: Annotated[tuple[PositiveInt, ...], TupleFromList] | None = None
-    """Layers of each pipeline chunk, for ``split: custom``."""
+    custom_split: Annotated[tuple[NonNegativeInt, ...], TupleFromList] | None = None
+    """Layers of each pipeline chunk, for ``split: custom``; a chunk may have none."""
 
     @model_validator(mode="after")
     def _batch_is_given_once(self) -> Self:

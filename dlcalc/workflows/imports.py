@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from dlcalc.costmodel.plans import ALL_LAYERS
 from dlcalc.errors import DlcalcError, UnknownNameError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.launch.imported import Imported
+from dlcalc.launch.readers.beside import FILE as BUNDLE_FILE
+from dlcalc.launch.readers.beside import told_beside
 from dlcalc.launch.readers.read import read_trainer_file
 from dlcalc.report.summary import Summary
 from dlcalc.search.alternatives import ranges_around
@@ -69,7 +71,7 @@ def open_trainer_file(
     global_batch: int | None = None,
 ) -> TrainerFile:
     """Read ``file``; what it leaves out must be given, what it says must not be contradicted."""
-    said = read_trainer_file(source, file)
+    said = _with_neighbour(read_trainer_file(source, file), file, devices, model, seq_len, global_batch)
     if hardware is None:
         raise DlcalcError(f"--from {source}: a trainer's configuration names no machine; give --hardware")
     try:
@@ -92,6 +94,27 @@ def open_trainer_file(
         **({"custom_split": list(said.custom_split)} if said.custom_split else {}),
     }
     return TrainerFile(file, said, own, hardware, n_devices, recipe)
+
+
+def _with_neighbour(
+    said: Imported, file: Path, devices: int | None, model: str | None, seq_len: int | None, global_batch: int | None
+) -> Imported:
+    """With what ``launch.json`` of the same bundle says, where neither the file nor an option does."""
+    beside = told_beside(file, said.source)
+    taken = {
+        name: getattr(beside, name)
+        for name, given in (
+            ("devices", devices),
+            ("seq_len", seq_len),
+            ("global_batch", global_batch),
+            ("model", model),
+        )
+        if given is None and getattr(said, name) is None and getattr(beside, name) is not None
+    }
+    if not taken:
+        return said
+    words = [name if name == "model" else f"{name} {value}" for name, value in taken.items()]
+    return replace(said, **taken, notes=(*said.notes, f"{BUNDLE_FILE} beside the file says {', '.join(words)}."))
 
 
 def open_any_run(

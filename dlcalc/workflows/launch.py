@@ -14,7 +14,8 @@ from dlcalc.errors import DlcalcError, ResultError, TargetError
 from dlcalc.launch.bundle import bundle
 from dlcalc.launch.chunks import chunk_layers
 from dlcalc.launch.hosts import hosts_of_placement
-from dlcalc.launch.job import Job, PlanValues, Prediction
+from dlcalc.launch.job import Job, OtherCosts, PlanValues, Prediction
+from dlcalc.launch.megatron.costs import profile_as_written
 from dlcalc.launch.schedulers.write import Scheduler, start_command
 from dlcalc.launch.trainers.write import emitted
 from dlcalc.report.launch import LaunchFacts
@@ -24,6 +25,7 @@ from dlcalc.results.storage import Location, is_directory, location
 from dlcalc.search.alternatives import Alternative, alternatives, changed, scenario_around
 from dlcalc.search.run import ResultRow, Run, RunSource
 from dlcalc.search.space import Scenario
+from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.framework_registry import framework_names, load_framework
 from dlcalc.specs.recipe import Recipe
 from dlcalc.specs.space import KnobRanges
@@ -68,8 +70,10 @@ def plan_launch(
     if nodes_from is not None:
         hosts = hosts_of_placement(_json(nodes_from), nodes_from, job.plan, job.host_devices)
         job = replace(job, hosts=hosts)
+    job = replace(job, told=tuple(notes), other_costs=_other_costs(asked, run, job))
     part = emitted(job)
-    return _facts(job, bundle(job, part, scheduler), scheduler, folder, (*notes, *part.notes))
+    said = (*notes, *(_cost_words(other) for other in job.other_costs), *part.notes)
+    return _facts(job, bundle(job, part, scheduler), scheduler, folder, said)
 
 
 def job_of(
@@ -145,6 +149,42 @@ def _for_target(recipe: Recipe, target: Target, notes: list[str]) -> Recipe:
         notes.append(f"estimated with the costs of {profile}, not of {own}, since {target} is to run it")
         recipe = recipe.model_copy(update={"framework": load_framework(profile)})
     return recipe.model_copy(update={"target": target})
+
+
+def _other_costs(asked: Run, run: Run, job: Job) -> tuple[OtherCosts, ...]:
+    """The plan under a second profile: the one it was searched with, or the target's own where that is another.
+
+    Of Megatron the latter is as the written options make it, so that what they cannot say of the searched one shows.
+    """
+    found = _second_costs(asked, run, job)
+    told = job.prediction
+    if found is None or (found.step_time_s, found.memory_bytes) == (told.step_time_s, told.memory_bytes):
+        return ()
+    return (found,)
+
+
+def _second_costs(asked: Run, run: Run, job: Job) -> OtherCosts | None:
+    searched, used, target = asked.recipe.framework, run.recipe.framework, job.target
+    if searched != used:
+        meaning = f"With those of {searched.name}, for which the plan was chosen"
+        return _costs_with(searched, run, meaning)
+    if used.name == PROFILE_OF_TARGET[target] or used.name not in framework_names():
+        return None
+    if target in ("megatron-lm", "megatron-bridge"):
+        own = profile_as_written(job)
+        return _costs_with(own, run, f"As {target} runs the options written here, with its own costs ({own.name})")
+    own = load_framework(PROFILE_OF_TARGET[target])
+    return _costs_with(own, run, f"With {target}'s own costs ({own.name})")
+
+
+def _costs_with(profile: FrameworkProfile, run: Run, meaning: str) -> OtherCosts:
+    found = replace(run, recipe=run.recipe.model_copy(update={"framework": profile})).estimate()
+    return OtherCosts(profile.name, meaning, float(found.step_time_s), float(found.memory_bytes))
+
+
+def _cost_words(other: OtherCosts) -> str:
+    step, memory = units.duration(other.step_time_s, 4), other.memory_bytes / units.GIB
+    return f"{other.meaning}: {step} a step, {memory:.1f} GiB"
 
 
 def _refusals(run: Run) -> list[str]:

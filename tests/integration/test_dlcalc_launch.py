@@ -167,6 +167,83 @@ def test_a_search_from_arguments_knows_a_split_of_its_own(tmp_path):
     assert any(row["split"] == "custom" and row["pp"] == 4 for row in rows)
 
 
+def test_a_chunk_may_have_no_layer(tmp_path):
+    """Megatron's layouts may have empty virtual stages; here the last but one."""
+    arguments = tmp_path / "args.txt"
+    arguments.write_text(
+        "--num-layers 8 --hidden-size 4096 --num-attention-heads 32 --ffn-hidden-size 16384 --seq-length 2048 "
+        "--max-position-embeddings 2048 --micro-batch-size 1 --global-batch-size 64 --bf16 --vocab-size 32000 "
+        "--pipeline-model-parallel-size 2 --pipeline-model-parallel-layout 'Ettt|tttt||tL'\n"
+    )
+    told = ("--from", "megatron-lm", arguments, "--hardware", "h100", "--devices", 8)
+    done = ran(three_d, *told, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["plan"]["vpp"], found["plan"]["split"]) == (2, "custom")
+    assert [stage["layers"] for stage in found["memory"]["stages"]] == [3, 5]
+
+
+@pytest.mark.parametrize(
+    ("framework", "target", "searched", "own"),
+    [
+        ("megatron_bridge", "megatron-lm", "megatron_bridge", "megatron"),
+        ("megatron", "megatron-bridge", "megatron", "megatron_bridge"),  # in memory alone
+        ("megatron", "torchtitan", "torchtitan", "megatron"),
+        ("fsdp_composer", "fsdp-accelerate", "fsdp_composer", "fsdp_accelerate"),
+        ("megatron", "megatron-lm", "megatron", None),
+    ],
+)
+def test_a_plan_of_another_trainers_costs_has_both_numbers(tmp_path, framework, target, searched, own):
+    run = tmp_path / "run.yaml"
+    spec = {
+        "model": "llama3-8b",
+        "hardware": "h100",
+        "cluster": {"devices": 16},
+        "recipe": {"seq_len": 8192, "global_batch": 64, "framework": framework},
+        "plan": {"zero_stage": 1 if target.startswith("megatron") else 3, "recompute": "full"},
+    }
+    run.write_text(yaml.safe_dump(spec))
+    out = tmp_path / "out"
+    done = ran(launch, run, "--target", target, "--nearest", "-o", out, "--json")
+    assert done.exit_code == 0, done.output
+    estimate = json.loads((out / "launch.json").read_text())["estimate"]
+    assert estimate["framework"] == searched
+    assert [other["framework"] for other in estimate["other_costs"]] == ([own] if own else [])
+    if not own:
+        return
+    (other,) = estimate["other_costs"]
+    assert (other["step_time_s"], other["memory_bytes"]) != (estimate["step_time_s"], estimate["memory_bytes"])
+    readme = " ".join((out / "README.md").read_text().split())
+    assert other["meaning"].replace("_", "\\_") in readme or other["meaning"] in readme
+    assert any(other["meaning"] in note for note in json.loads(done.stdout)["notes"])
+    if target.startswith("megatron"):  # as written is what the written options, read back, are estimated with
+        file = out / ("train.sh" if target == "megatron-lm" else "megatron_bridge.yaml")
+        again = json.loads(ran(three_d, "--from", target, file, "--hardware", "h100", "--json").stdout)
+        assert again["results"]["iteration_s"] == pytest.approx(other["step_time_s"], rel=1e-12)
+
+
+@pytest.mark.parametrize("target", ["megatron-lm", "megatron-bridge", "torchtitan", "deepspeed"])
+def test_a_bundle_read_back_needs_no_further_word(tmp_path, target):
+    run = tmp_path / "run.yaml"
+    spec = {
+        "model": "llama3-8b",
+        "hardware": "h100",
+        "cluster": {"devices": 16},
+        "recipe": {"seq_len": 8192, "global_batch": 64, "target": target},
+        "plan": {"recompute": "full", "overlap_tp": False},
+    }
+    run.write_text(yaml.safe_dump(spec))
+    out = tmp_path / "out"
+    done = ran(launch, run, "--target", target, "--nearest", "-o", out, "--json")
+    assert done.exit_code == 0, done.output
+    file = {"megatron-bridge": "megatron_bridge.yaml", "deepspeed": "ds_config.json"}.get(target, "train.sh")
+    again = ran(three_d, "--from", target, out / file, "--hardware", "h100", "--json")
+    assert again.exit_code == 0, again.output
+    found, written = json.loads(again.stdout), json.loads(done.stdout)
+    assert found["plan"] == written["plan"]
+    assert found["results"]["iteration_s"] == pytest.approx(written["step_time_s"], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

@@ -92,6 +92,19 @@ def test_a_script_that_starts_the_job_is_read(tmp_path):
     assert read(script, tmp_path / "train.sh").knobs == one.plan.as_dict()
 
 
+def test_what_torchrun_is_told_says_how_many_devices(tmp_path):
+    """Without a degree of data parallelism, which torchtitan then takes from the world size."""
+    line = (
+        "torchrun --nproc_per_node=8 --nnodes 4 --rdzv_backend c10d -m torchtitan.train --module llama3 --config"
+        " llama3_8b --parallelism.tensor_parallel_degree 2 --training.local_batch_size 2 --compile.enable 2>&1 | tee l"
+    )
+    found = read(line, tmp_path / "run.sh")
+    assert (found.devices, found.global_batch, found.knobs["tp"]) == (32, 32, 2)
+    assert read(line.replace("--nnodes 4", '--nnodes "$N"'), tmp_path / "run.sh").devices is None
+    with pytest.raises(DlcalcError, match=r"run.sh:1: training.local_batch_size: must be .* not '\$B'"):
+        read(line.replace("batch_size 2", "batch_size $B"), tmp_path / "run.sh")
+
+
 def test_layers_of_every_chunk_are_written_and_read(tmp_path):
     layers = (3, 5, 5, 5, 5, 5, 4, 0)
     split = job("torchtitan", pp=4, vpp=2, schedule="interleaved", split="custom", custom_split=layers, global_batch=64)

@@ -61,7 +61,7 @@ def imported(said: Said, source: Target, *, devices: int | None = None) -> Impor
         cuda_graphs=said.get("cuda_graph_impl") != "none"
         or said.on("enable_cuda_graph")
         or said.on("external_cuda_graph"),
-        profile=_changed(_profile(said), source),
+        profile=changed_settings(profile_settings(said), source),
         ignored=(*said.ignored, *(label for label in said.effectless if label not in said.ignored)),
         notes=tuple(said.notes),
     )
@@ -130,7 +130,7 @@ def _sharding(said: Said) -> dict[str, int | bool | str]:
     return {"zero_stage": stage, "dp_replicate": replicas if stage else 1}
 
 
-def _profile(said: Said) -> dict[str, object]:
+def profile_settings(said: Said) -> dict[str, object]:
     """What options decide of the framework profile, whatever its own values."""
     half = said.on("fp16")
     in_32_bits = said.on("accumulate_allreduce_grads_in_fp32") if half else not said.on("grad_reduce_in_bf16")
@@ -173,7 +173,7 @@ def _attention(said: Said) -> str:
             return "te_flash"
 
 
-def _changed(found: dict[str, object], source: Target) -> dict[str, object]:
+def changed_settings(found: dict[str, object], source: Target) -> dict[str, object]:
     """Those that differ from the profile of the trainer."""
     usual = load_framework(PROFILE_OF_TARGET[source])
     return {name: value for name, value in found.items() if getattr(usual, name) != value}

@@ -13,22 +13,12 @@ from dlcalc.launch.megatron.known import KNOWN
 from dlcalc.launch.megatron.options import BY_FLAG, BY_NAME, EFFECTLESS, Option
 from dlcalc.launch.megatron.said import Place, Said, parsed, unknown
 from dlcalc.launch.megatron.understand import imported
+from dlcalc.launch.readers.launcher import COUNTS, OTHERS, PROGRAMS, count_said, devices_of
 from dlcalc.launch.readers.shell_words import Word, shell_words
 from dlcalc.specs.marked_yaml import Marks, Mistake, read_marked
 
 ARGUMENTS_KEY = "MODEL_ARGS"
 """Of the YAML files that Megatron's functional tests are written in."""
-LAUNCHER = {
-    "--nnodes": "hosts",
-    "--nproc-per-node": "processes",
-    "--nproc_per_node": "processes",
-}
-"""Options of torchrun that say how many devices there are."""
-LAUNCHER_ONLY = re.compile(
-    r"--(node[-_]rank|master[-_](addr|port)|rdzv[-_]\w+|rdzv-\w+|max[-_]restarts|monitor[-_]interval|tee|redirects"
-    r"|log[-_]dir|standalone|role|start[-_]method|module|no[-_]python)$"
-)
-PROGRAMS = ("torchrun", "python", "python3", "exec", "srun")
 _YAML_KEY = re.compile(r"^[\"']?[\w-]+[\"']?\s*:(\s|$)")
 
 
@@ -63,9 +53,8 @@ def _read_words(words: list[Word], said: Said) -> int | None:
     """Everything said on a command line; the devices that torchrun was told of."""
     counts: dict[str, int] = {}
     for given in _options(words, said):
-        launcher = LAUNCHER.get(given.flag)
-        if launcher:
-            counts |= _count(launcher, given.words)
+        if given.flag in COUNTS:
+            counts |= count_said(given.flag, given.words)
         elif option := BY_FLAG.get(given.flag):
             if option.name in EFFECTLESS and any(word.unset or word.executed for word in given.words):
                 said.ignore(given.flag)
@@ -74,9 +63,9 @@ def _read_words(words: list[Word], said: Said) -> int | None:
             _set(said, option, [word.text for word in given.words], given.place)
         elif given.flag in KNOWN:
             said.ignore(given.flag)
-        elif not LAUNCHER_ONLY.fullmatch(given.flag):
+        elif not OTHERS.fullmatch(given.flag):
             unknown(said, given.flag, BY_FLAG, given.place)
-    return counts["hosts"] * counts["processes"] if len(counts) == 2 else None
+    return devices_of(counts)
 
 
 def _options(words: list[Word], said: Said) -> Iterator[_Given]:
@@ -120,11 +109,6 @@ def _check_known(given: _Given, said: Said) -> None:
             raise said.error(given.place, f"its value is the variable {names}, which this file does not set")
         if word.executed:
             raise said.error(given.place, f"its value is what a command prints ({word.text}); write the value itself")
-
-
-def _count(launcher: str, words: list[Word]) -> dict[str, int]:
-    text = words[0].text if words and not words[0].unset and not words[0].defaulted else ""
-    return {launcher: int(text)} if re.fullmatch(r"[1-9]\d{0,6}", text) else {}
 
 
 def _set(said: Said, option: Option, words: list[str], place: Place) -> None:

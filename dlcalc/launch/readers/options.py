@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,21 +127,3 @@ def flatten(
         else:
             name = ".".join(map(str, path))
             values[name], paths[name] = value, path
-
-
-def words_of(text: str, file: Path) -> list[tuple[str, int]]:
-    """The words of a shell command, each with the line it starts on; comments are left out."""
-    found: list[tuple[str, int]] = []
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
-    lexer.whitespace_split = True
-    lexer.commenters = "#"
-    while True:
-        try:
-            line = lexer.lineno
-            word = lexer.get_token()
-        except ValueError as error:
-            raise SpecError(file, (Problem(line, "syntax", f"a quote is not closed ({error})"),)) from None
-        if word is None:
-            return found
-        if word.strip():
-            found.append((word, line))

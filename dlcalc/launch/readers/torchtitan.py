@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections.abc import Hashable, Mapping
@@ -11,7 +12,9 @@ from typing import Any
 
 from dlcalc.errors import Problem, SpecError
 from dlcalc.launch.imported import Imported
-from dlcalc.launch.readers.options import Options, flatten, words_of
+from dlcalc.launch.readers.launcher import COUNTS, OTHERS, count_said, devices_of, options_of
+from dlcalc.launch.readers.options import Options, flatten
+from dlcalc.launch.readers.shell_words import Word, shell_words
 from dlcalc.launch.readers.torchtitan_model import (
     literals_beside,
     model_of_dump,
@@ -25,6 +28,9 @@ from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.wording import shown
 
 RECOMPUTE = {"none": "none", "selective": "op_sac", "full": "full"}
+SUBCOMMAND, PROGRAM = "activation-checkpoint:", "torchtitan.train"
+OUTPUT = re.compile(r"[ \t](?:\d?>|\|)[^'\"\n]*$", re.MULTILINE)
+"""Where what a command prints goes, at the end of a line: no values of an option."""
 KINDS = ("none", "selective", "full", "memory-budget")
 OLD_NAMES = {
     "training.batch_size": "training.local_batch_size",
@@ -60,6 +66,8 @@ class Source:
     """Where they are written out."""
     has_cuda_graphs: bool
     """Whether the release replays graphs unless told not to."""
+    devices: int | None = None
+    """As torchrun is told."""
 
 
 def read(text: str, file: Path) -> Imported:
@@ -69,7 +77,10 @@ def read(text: str, file: Path) -> Imported:
     plan = knobs_of(options, model, source.chunk_layers)
     local = options.whole("training.local_batch_size", 1)
     wanted = options.given("training.global_batch_size")
+    apart = math.prod(int(plan.knobs[degree]) for degree in ("tp", "cp", "pp"))
     dp = plan.knobs.get("dp")
+    if dp is None and source.devices is not None and source.devices % apart == 0:
+        dp = source.devices // apart
     # -1, the default, is one accumulation step.
     global_batch = (local * int(dp) if dp else None) if wanted in (None, -1, "-1") else _global_batch(options)
     knobs = {**plan.knobs, "recompute": source.recompute}
@@ -84,7 +95,7 @@ def read(text: str, file: Path) -> Imported:
         seq_len=options.whole("training.seq_len", 2048),
         global_batch=global_batch,
         precision=_precision(options, source.precision),
-        devices=int(dp) * int(knobs["tp"]) * int(knobs["cp"]) * int(knobs["pp"]) if dp else None,
+        devices=int(dp) * apart if dp else source.devices,
         custom_split=plan.custom_split,
         cuda_graphs=graphs and knobs["pp"] == 1,
         profile=plan.profile,
@@ -180,25 +191,8 @@ def _chunks(parts: object, options: Options) -> tuple[int, ...] | None:
 
 
 def _from_command(text: str, file: Path) -> Source:
-    words = words_of(text, file)
-    program = [n for n, (word, _) in enumerate(words) if word == "torchtitan.train" or word.endswith(".py")]
-    values: dict[str, Any] = {}
-    lines: dict[str, int] = {}
-    kind, name = "selective", ""
-    for word, line in words[program[0] + 1 if program else 0 :]:
-        if word.startswith("activation-checkpoint:"):
-            kind, name = word.split(":", 1)[1], ""
-        elif word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            name = _plain(name)
-            if name in values:
-                raise SpecError(file, (Problem(line, name, "is given twice"),))
-            values[name], lines[name] = (value if equals else True), line
-            name = "" if equals else name
-        elif name:
-            before = values[name]
-            values[name] = word if before is True else f"{before} {word}"
-    values = _switched_off(values, lines)
+    """A command line, or a script that has one: options may stand in an array before the program that takes them."""
+    values, lines, kind, counts = _options(text, file)
     options = Options(file, values, lambda name: lines.get(name, 1))
     module, config = str(options.given("module") or ""), str(options.given("config") or "")
     literals = literals_beside(file, module)
@@ -211,7 +205,33 @@ def _from_command(text: str, file: Path) -> Source:
         recompute=_recompute(kind, options),
         chunk_layers=_counts(chunks),
         has_cuda_graphs=True,
+        devices=devices_of(counts),
     )
+
+
+def _options(text: str, file: Path) -> tuple[dict[str, Any], dict[str, int], str, dict[str, int]]:
+    """Options with their lines, the kind of recomputation, and what torchrun is told of hosts and processes."""
+    values: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    words = shell_words(OUTPUT.sub("", text), file)
+    kinds = [word.text.split(":", 1)[1] for word in words if word.text.startswith(SUBCOMMAND)]
+    for given in options_of(words, ends=(SUBCOMMAND,)):
+        if given.flag in COUNTS:
+            counts |= count_said(given.flag, given.words)
+            continue
+        value = " ".join(_said_by(word) for word in given.words)
+        if value == PROGRAM or (given.flag != "--module" and OTHERS.fullmatch(given.flag)):
+            continue  # torchrun's
+        name = _plain(given.flag[2:])
+        if name in values:
+            raise SpecError(file, (Problem(given.line, name, "is given twice"),))
+        values[name], lines[name] = (value if given.words else True), given.line
+    return _switched_off(values, lines), lines, kinds[-1] if kinds else "selective", counts
+
+
+def _said_by(word: Word) -> str:
+    return f"${word.unset[0]}" if word.unset else word.text
 
 
 def _counts(chunks: object) -> tuple[int, ...] | None:
