@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import yaml
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from dlcalc.launch.chunks import chunk_layers
 from dlcalc.launch.job import Beside, Emitted, Job, PlanValues, Prediction, Variable
 from dlcalc.search.study import resolved_recipes
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.model_details import Rotary, RotaryScaling, Router
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.space import RecipeSpec
 
@@ -122,7 +124,40 @@ def models(draw) -> ModelSpec:
             "mtp_layers": draw(st.sampled_from([0, 1])),
         }
         fields |= {"qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64}
-    return ModelSpec(**fields)
+    return ModelSpec(**fields | draw(_details(fields)))
+
+
+@st.composite
+def _details(draw, fields):
+    """What no estimate reads, as far as options of either Megatron say it."""
+    details = {"norm_epsilon": draw(st.sampled_from([None, 1e-6, 1e-5]))}
+    if not fields.get("learned_positions"):
+        base = draw(st.sampled_from([None, 10_000.0, 500_000.0]))
+        kinds = ["yarn"] if fields.get("kv_lora_rank") else ["llama3", "linear"]
+        kinds += ["yarn"] if not fields.get("mtp_layers") else []
+        scaling = draw(st.sampled_from([None, *kinds]).map(SCALINGS.get))
+        fraction = draw(st.sampled_from([1.0, 1.0, 0.5])) if not fields.get("kv_lora_rank") else 1.0
+        details["rotary"] = Rotary(base=base, fraction=fraction, scaling=scaling)
+    details["activation"] = draw(st.sampled_from([None, "silu"] if fields["gated_mlp"] else [None, "gelu", "relu2"]))
+    if fields["gated_mlp"] and draw(USUAL):
+        details |= {"activation": "quick_gelu", "activation_limit": 7.0, "activation_offset": 1.0}
+    if fields.get("n_experts"):
+        details["router"] = draw(st.sampled_from(ROUTERS if fields["top_k"] > 1 else [Router()]))
+    return details
+
+
+SCALINGS = {
+    "yarn": RotaryScaling(kind="yarn", factor=40.0, mscale_all_dim=1.0),
+    "llama3": RotaryScaling(kind="llama3", factor=8.0, original_max_seq=8192),
+    "linear": RotaryScaling(kind="linear", factor=4.0),
+}
+ROUTERS = [
+    Router(),
+    Router(balance_loss=0.01),
+    Router(normalizes=False, scale=16.0, balance_loss=0.001, balances="sequence"),
+    Router(scores="sigmoid", scale=2.5, bias_update=0.001),
+    Router(scores="sigmoid", bias_update=0.002, balance_loss=1e-4, balances="sequence"),
+]
 
 
 @st.composite
@@ -256,7 +291,8 @@ def _plain(word) -> str:
 def same_network(one: ModelSpec, other: ModelSpec, *, positions: bool = True) -> None:
     """Equal in all that counts: how a pattern of layers is written, and the name, are free."""
     free = {"name", "aliases", "source", "first_dense_layers", "moe_layer_freq", "moe_pattern", "window_pattern"}
-    free |= {"n_shared_experts", "norm_bias"} | (set() if positions else {"max_seq"})
+    free |= {"n_shared_experts", "norm_bias", "activation", "rotary", "norm_epsilon"}
+    free |= set() if positions else {"max_seq"}
     if other.is_mla:
         free |= {"qk_norm"}  # of the latents, always
     if 0 in (one.expert_groups, other.expert_groups):  # where a model does not say, a launch chooses
@@ -264,8 +300,19 @@ def same_network(one: ModelSpec, other: ModelSpec, *, positions: bool = True) ->
     for field in ModelSpec.model_fields:
         if field not in free:
             assert getattr(one, field) == getattr(other, field), field
+    same_details(one, other)
     assert one.layer_is_moe == other.layer_is_moe
     assert one.layer_is_windowed == other.layer_is_windowed
+
+
+def same_details(one: ModelSpec, other: ModelSpec) -> None:
+    """Equal in what no estimate reads; where the model does not say, a trainer's own default may have come back."""
+    assert one.activates_by == other.activates_by
+    if other.norm_epsilon is not None:
+        assert one.norm_epsilon == pytest.approx(other.norm_epsilon, rel=1e-9)
+    if not other.learned_positions:
+        assert one.rotary.base in (other.rotary.base, *([10_000] if other.rotary.base is None else []))
+        assert (one.rotary.fraction, one.rotary.scaling) == (other.rotary.fraction, other.rotary.scaling)
 
 
 def same_plan(job, found) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from dlcalc.specs.base import Spec, TupleFromList
+from dlcalc.specs.base import PositiveFloat, Spec, TupleFromList
+from dlcalc.specs.model_details import Activation, Rotary, Router
 
 MAX_LAYERS = 10_000
 """More is a typing error, and properties list every layer."""
@@ -92,6 +93,17 @@ class ModelSpec(Spec):
 
     mtp_layers: NonNegativeInt = 0
     """Multi-token-prediction modules, each a further layer with its own projection."""
+    # what no estimate reads and a launch writes
+    rotary: Rotary = Rotary()
+    router: Router = Router()
+    norm_epsilon: PositiveFloat | None = None
+    """None: not known."""
+    activation: Activation | None = None
+    """Of MLPs; None: not known, which is silu where there is a gate and gelu where there is none."""
+    activation_limit: PositiveFloat | None = None
+    """Inputs of a gated activation are clamped to it (gpt-oss)."""
+    activation_offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """Added to what the gate is multiplied with (gpt-oss)."""
     source: str = ""
 
     @model_validator(mode="after")
@@ -122,6 +134,11 @@ class ModelSpec(Spec):
         if self.kv_lora_rank and not (self.qk_nope_head_dim and self.v_head_dim):
             raise ValueError("latent attention (kv_lora_rank > 0) needs qk_nope_head_dim and v_head_dim")
         return self
+
+    @property
+    def activates_by(self) -> Activation:
+        """The activation of MLPs, the usual one where it is not known."""
+        return self.activation or ("silu" if self.gated_mlp else "gelu")
 
     @property
     def is_moe(self) -> bool:

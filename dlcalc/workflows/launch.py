@@ -168,11 +168,13 @@ def _second_costs(asked: Run, run: Run, job: Job) -> OtherCosts | None:
     if searched != used:
         meaning = f"With those of {searched.name}, for which the plan was chosen"
         return _costs_with(searched, run, meaning)
-    if used.name == PROFILE_OF_TARGET[target] or used.name not in framework_names():
+    if used.name not in framework_names():
         return None
     if target in ("megatron-lm", "megatron-bridge"):
         own = profile_as_written(job)
         return _costs_with(own, run, f"As {target} runs the options written here, with its own costs ({own.name})")
+    if used.name == PROFILE_OF_TARGET[target]:
+        return None
     own = load_framework(PROFILE_OF_TARGET[target])
     return _costs_with(own, run, f"With {target}'s own costs ({own.name})")
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import enum
+import importlib
 import importlib.abc
 import importlib.machinery
 import json
@@ -115,6 +117,23 @@ def answer(case: dict, program: dict) -> dict:
         return {"problem": "", "lost": lost, "dump": dump.read_text(), "dp": config.data_parallel_size}
 
 
+def network_of(case: dict) -> dict:
+    """What Megatron-Bridge's own reader of a Hugging Face configuration makes of it."""
+    module, name = case["reader"]
+    reader = getattr(importlib.import_module(module), name)()
+    config = {"torch_dtype": "bfloat16", **case["config"]}
+    found = reader.provider_bridge(SimpleNamespace(config=SimpleNamespace(**config)))
+    return {field: _plain(getattr(found, field, None)) for field in case["fields"]}
+
+
+def _plain(value):
+    if callable(value):
+        return value.__name__
+    if isinstance(value, enum.Enum):
+        return value.name
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _has(config, place: str) -> bool:
     group, field = place.split(".")
     return hasattr(getattr(config, group), field)
@@ -129,7 +148,9 @@ def main() -> None:
         exec(json.loads(sys.stdin.readline()), program)
         print(json.dumps("ready"), file=answers, flush=True)
         for line in sys.stdin:
-            print(json.dumps(answer(json.loads(line), program)), file=answers, flush=True)
+            case = json.loads(line)
+            said = network_of(case) if "reader" in case else answer(case, program)
+            print(json.dumps(said), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from dlcalc.launch.readers.megatron_bridge import read
 from dlcalc.launch.trainers.megatron_bridge import PROGRAM, SETTINGS_FILE, emit
+from dlcalc.specs.huggingface import load_huggingface_config
 from dlcalc.specs.model_registry import load_model
 from tests.megatron_jobs import SPACES, best_jobs, drawn_jobs, job_from, recipe_of, same_network, same_plan
 
@@ -29,6 +30,7 @@ KINDS = (
     "kimi-k2",
 )
 """A model of every kind; an answer takes a second or two, most of it for the dump."""
+HF_CONFIGS = Path(__file__).parent.parent / "data" / "hf_configs"
 ASKED = Path(__file__).with_name("bridge_without_device.py")
 
 
@@ -43,9 +45,9 @@ class Bridge:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        assert self._ask(PROGRAM) == "ready"
+        assert self.ask(PROGRAM) == "ready"
 
-    def _ask(self, what):
+    def ask(self, what):
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write(json.dumps(what) + "\n")
@@ -60,7 +62,7 @@ class Bridge:
         if change:
             group, _, field = change[0].partition(".")
             tree[group][field] = change[1]
-        return self._ask(
+        return self.ask(
             {
                 "settings": yaml.safe_dump(tree),
                 "environment": dict(emitted.environment),
@@ -128,6 +130,41 @@ def test_the_best_plans_of_the_shipped_spaces_are_accepted(bridge, space):
 def test_the_consumer_refuses_what_is_wrong(bridge, change, problem):
     job = job_from("megatron-bridge", load_model("llama3-8b"), recipe_of("megatron-bridge"), {"tp": 4, "dp": 2})
     assert problem in bridge.verdict(job, change=change)["problem"]
+
+
+READERS = {
+    "deepseek-v3": ("deepseek.deepseek_v3_bridge", "DeepSeekV3Bridge"),
+    "deepseek-v2": ("deepseek.deepseek_v2_bridge", "DeepSeekV2Bridge"),
+    "kimi-k2": ("kimi.kimi_bridge", "KimiK2Bridge"),
+    "gpt-oss-120b": ("gpt_oss.gpt_oss_bridge", "GPTOSSBridge"),
+    "qwen3-32b": ("qwen.qwen3_bridge", "Qwen3Bridge"),
+    "qwen3-30b-a3b": ("qwen.qwen3_moe_bridge", "Qwen3MoEBridge"),
+    "llama-3.1-70b": ("llama.llama_bridge", "LlamaBridge"),
+}
+NETWORK = ["num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "layernorm_epsilon", "rotary_base", "rotary_percent", "position_embedding_type", "gated_linear_unit", "activation_func", "activation_func_clamp_value", "glu_linear_offset", "add_bias_linear", "add_qkv_bias", "qk_layernorm", "share_embeddings_and_output_weights", "softmax_type", "window_size", "num_moe_experts", "moe_router_topk", "moe_ffn_hidden_size", "moe_router_score_function", "moe_router_topk_scaling_factor", "moe_router_enable_expert_bias", "moe_shared_expert_intermediate_size", "moe_router_num_groups", "moe_router_group_topk", "moe_layer_freq", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rotary_scaling_factor", "mscale", "mscale_all_dim", "original_max_position_embeddings", "beta_fast", "beta_slow", "yarn_rotary_scaling_factor", "yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow", "yarn_correction_range_round_to_int", "rope_scaling", "rope_scaling_factor", "mtp_num_layers"]
+"""Fields that decide which network is trained."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_published_model_becomes_the_network_that_megatron_bridge_makes_of_it(bridge, name):
+    """From the same config.json: our settings, and Megatron-Bridge's own conversion."""
+    file = HF_CONFIGS / f"{name}.json"
+    model, config = load_huggingface_config(file), json.loads(file.read_text())
+    module, reader = READERS[name]
+    theirs = bridge.ask(
+        {"reader": [f"megatron.bridge.models.{module}", reader], "config": config, "fields": [*NETWORK, "kv_channels"]}
+    )
+    job = job_from("megatron-bridge", model, recipe_of("megatron-bridge"), {"dp": 8})
+    ours = yaml.safe_load(emit(job).files[SETTINGS_FILE])["model"]
+    idle = {"num_query_groups"} if model.is_mla else set()
+    idle |= set() if model.is_moe else {field for field in NETWORK if field.startswith("moe_")}
+    for field in set(NETWORK) - idle:
+        if field in ours:
+            assert ours[field] == theirs[field], field
+        else:  # not said, because the network has no such thing
+            assert theirs[field] in (None, False, 0, 1), field
+    assert model.is_mla or ours["kv_channels"] == theirs["kv_channels"] or theirs["kv_channels"] is None
+    assert {"rotary_base", "layernorm_epsilon", "activation_func"} <= ours.keys()
 
 
 def test_unknown_fields_are_noticed_and_overrides_are_taken(bridge):

@@ -97,9 +97,11 @@ def test_experts_are_counted_under_the_names_of_transformers_4_and_5(read, field
 
 def test_rope_parameters_of_transformers_5_change_nothing(read):
     config = config_of("llama-3.1-8b")
-    theta = config.pop("rope_theta")
-    new = config | {"rope_parameters": {"rope_theta": theta, "rope_type": "default"}}
-    assert read(new) == read(config)
+    newer = dict(config)
+    newer["rope_parameters"] = {"rope_theta": newer.pop("rope_theta"), **newer.pop("rope_scaling")}
+    assert read(newer) == read(config)
+    by_kind = newer | {"rope_parameters": {"full_attention": newer["rope_parameters"]}}
+    assert read(by_kind) == read(config)
 
 
 def test_gpt_oss_heads_are_wider_than_its_hidden_size(read):

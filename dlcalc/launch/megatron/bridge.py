@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dlcalc.launch.megatron import options
+from dlcalc.launch.megatron.details import FUNCTION, GATE
 from dlcalc.launch.megatron.options import Settings, Value
 from dlcalc.launch.megatron.patterns import kinds_of
 
@@ -21,6 +22,8 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "num_virtual_stages_per_pipeline_rank": ("model.virtual_pipeline_model_parallel_size",),
     "decoder_first_pipeline_num_layers": ("model.num_layers_in_first_pipeline_stage",),
     "decoder_last_pipeline_num_layers": ("model.num_layers_in_last_pipeline_stage",),
+    "use_rope_scaling": ("model.rope_scaling",),
+    "rotary_seq_len_interpolation_factor": ("model.seq_len_interpolation_factor",),
     "seq_length": ("model.seq_length", "dataset.seq_length"),
     "vocab_size": ("model.vocab_size", "tokenizer.vocab_size"),
     "micro_batch_size": ("train.micro_batch_size",),
@@ -76,9 +79,31 @@ DERIVED = frozenset(
         "hybrid_layer_pattern",
         "heterogeneous_layers_config_path",
         "step_batch_size_schedule",
+        "rotary_scaling_factor",
+        "mscale",
+        "mscale_all_dim",
+        "yarn_original_max_position_embeddings",
+        "yarn_beta_fast",
+        "yarn_beta_slow",
+        "yarn_correction_range_round_to_int",
     }
 )
 """Options that no field holds as they are; :func:`tree_of` and the reader treat them one by one."""
+LATENT_YARN = {
+    "rotary_scaling_factor": "rotary_scaling_factor",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "yarn_original_max_position_embeddings": "original_max_position_embeddings",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+PLAIN_YARN = {option: f"yarn_{option.removeprefix('yarn_')}" for option in LATENT_YARN} | {
+    "yarn_correction_range_round_to_int": "yarn_correction_range_round_to_int"
+}
+FUNCTIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
+"""Activations by other names than ours."""
+FUSED = ("silu", "gelu", "quick_gelu")
+"""Activations with a fused kernel."""
 SAME_NAME = tuple(
     option.name
     for option in options.OPTIONS
@@ -98,6 +123,7 @@ DEFAULTS: Mapping[str, Value] = {
     "kv_lora_rank": 512,
     "q_lora_rank": 512,
     "use_distributed_optimizer": False,
+    "rope_scaling_factor": 1.0,
 }
 """Where they differ from those of Megatron-LM's arguments."""
 
@@ -127,21 +153,32 @@ def _as_field(name: str, value: Value) -> object:
         return int(str(value)) if str(value).isdigit() else [int(kind) for kind in kinds_of(str(value))]
     if name == "window_size":
         return [int(number) for number in str(value).split(",")]
-    if name == "cp_comm_type" and isinstance(value, tuple):
+    if name in ("cp_comm_type", "moe_router_load_balancing_type") and isinstance(value, tuple):
         return value[0]
+    if name == "moe_aux_loss_coeff" and isinstance(value, tuple):
+        return float(value[0])
     if name.endswith("_dtype") and name.startswith("exp_avg"):
         return {"bf16": "torch.bfloat16", "fp8": "torch.uint8"}.get(str(value), "torch.float32")
     return list(value) if isinstance(value, tuple) else value
 
 
+def _yarn(settings: Settings) -> Iterator[tuple[str, object]]:
+    """YaRN's fields, which have other names under latent attention."""
+    names = LATENT_YARN if settings.get("multi_latent_attention") else PLAIN_YARN
+    for option, field in names.items():
+        if settings.get(option) is not None:
+            yield f"model.{field}", settings[option]
+
+
 def _derived(settings: Settings) -> Iterator[tuple[str, object]]:
     """Fields that follow from several options, or say the opposite of one."""
-    gated = bool(settings["swiglu"])
-    biased = bool(settings["add_bias_linear"])
-    yield "model.gated_linear_unit", gated
-    yield "model.activation_func", "silu" if gated else "gelu"
-    fused = settings["bias_swiglu_fusion"] if gated else settings["bias_gelu_fusion"] and biased
-    yield "model.bias_activation_fusion", bool(fused)
+    function = str(settings[FUNCTION])
+    yield "model.gated_linear_unit", bool(settings[GATE])
+    yield "model.activation_func", FUNCTIONS.get(function, function)
+    fused = settings["bias_swiglu_fusion"] if settings["swiglu"] else settings["bias_gelu_fusion"]
+    fusable = function in FUSED and (settings[GATE] or bool(settings["add_bias_linear"]))
+    yield "model.bias_activation_fusion", bool(fused) and fusable
+    yield from _yarn(settings)
     yield "model.share_embeddings_and_output_weights", not settings["untie_embeddings_and_output_weights"]
     yield "model.should_pad_vocab", True
     yield "model.multi_latent_attention", bool(settings.get("multi_latent_attention"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.launch.job import Job
+from dlcalc.launch.megatron.details import activation_settings, position_settings, routing_settings
 from dlcalc.launch.megatron.options import Value
 from dlcalc.launch.megatron.patterns import layout_of, pattern_of
 from dlcalc.specs.framework import FrameworkProfile
@@ -48,7 +49,6 @@ def model_settings(job: Job) -> dict[str, Value]:
             "qk_head_dim": model.qk_nope_head_dim,
             "qk_pos_emb_head_dim": model.qk_rope_head_dim,
             "v_head_dim": model.v_head_dim,
-            "rope_type": "yarn",  # the one whose kernel is fused under latent attention
         }
     grouped = model.n_kv_heads != model.n_heads and not model.is_mla
     return {
@@ -60,9 +60,10 @@ def model_settings(job: Job) -> dict[str, Value]:
         "num_query_groups": model.n_kv_heads if grouped else None,
         "kv_channels": model.head_dim,
         "max_position_embeddings": max(model.max_seq, job.recipe.seq_len),
-        "position_embedding_type": "learned_absolute" if model.learned_positions else "rope",
+        **position_settings(model),
         "normalization": "RMSNorm" if model.norm == "rmsnorm" else "LayerNorm",
-        "swiglu": model.gated_mlp,
+        "layernorm_epsilon": model.norm_epsilon,
+        **activation_settings(model),
         "add_bias_linear": has_linear_biases(model),
         "add_qkv_bias": model.qkv_bias and not has_linear_biases(model),
         "qk_layernorm": model.qk_norm or model.is_mla,  # under latent attention, the norms of the latents
@@ -104,7 +105,7 @@ def _mixture(job: Job) -> dict[str, Value]:
         "moe_layer_freq": "1" if all(is_moe) else pattern_of(is_moe),
         "moe_router_num_groups": groups,
         "moe_router_group_topk": model.expert_groups_per_token if groups else None,
-        "moe_router_pre_softmax": model.top_k == 1,  # one weight alone has no gradient behind a softmax over the chosen
+        **routing_settings(model),
     }
 
 
@@ -261,15 +262,22 @@ def _kernels(job: Job) -> dict[str, Value]:
         **_attention(profile),
         "cross_entropy_loss_fusion": profile.cross_entropy == "fused",
         "cross_entropy_fusion_impl": _fused_loss(job),
-        "apply_rope_fusion": profile.fused_rope,
-        "bias_swiglu_fusion": profile.fused_activation or not job.model.gated_mlp,
-        "bias_gelu_fusion": profile.fused_activation or job.model.gated_mlp,
+        "apply_rope_fusion": profile.fused_rope
+        and position_settings(job.model)["position_embedding_type"] != "yarn",  # of which there is no fused kernel
+        **_activation_fusion(job),
         "bias_dropout_fusion": profile.fused_residual and not (job.model.is_moe and has_linear_biases(job.model)),
         "gradient_accumulation_fusion": profile.fused_grad_accumulation and job.plan.zero_stage < 2,
         "attention_dropout": 0.1 if profile.dropout else 0.0,
         "hidden_dropout": 0.1 if profile.dropout else 0.0,
         **_graphs(job),
     }
+
+
+def _activation_fusion(job: Job) -> dict[str, Value]:
+    """One switch for SwiGLU and one for every other function, of which a square of ReLUs has no fused kernel."""
+    fused, swiglu = job.recipe.framework.fused_activation, activation_settings(job.model)["swiglu"]
+    fusable = job.model.activates_by != "relu2" or job.model.gated_mlp
+    return {"bias_swiglu_fusion": fused or not swiglu, "bias_gelu_fusion": (fused and fusable) or bool(swiglu)}
 
 
 def _fused_loss(job: Job) -> str | None:

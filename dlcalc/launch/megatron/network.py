@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dlcalc.launch.megatron.details import activation_of, rotary_of, router_of
 from dlcalc.launch.megatron.patterns import PatternError, kinds_of
 from dlcalc.launch.megatron.said import Said
 from dlcalc.specs.model import MAX_LAYERS, ModelSpec
+from dlcalc.specs.model_details import Rotary
 
 VOCABULARIES = {"GPT2BPETokenizer": 50257, "Llama2Tokenizer": 32000}
 """Of tokenizers whose type alone says how many tokens they have."""
@@ -33,13 +35,15 @@ def model_of(said: Said) -> ModelSpec:
         "ffn_hidden_size": _mlp_width(said, hidden),
         "vocab_size": _vocabulary(said),
         "max_seq": said.count("max_position_embeddings") or said.whole("seq_length"),
-        "gated_mlp": said.on("swiglu") or said.on("quick_geglu"),
         "tied_embeddings": not said.on("untie_embeddings_and_output_weights"),
         "norm": "rmsnorm" if said.get("normalization") == "RMSNorm" else "layernorm",
         "learned_positions": position == "learned_absolute" and not rotary,
         "qk_norm": said.on("qk_layernorm") and not latent,
         "attention_sinks": said.get("softmax_type") == "learnable",
         "mtp_layers": said.count("mtp_num_layers"),
+        "rotary": rotary_of(said) if said.get("position_embedding_type") != "learned_absolute" or rotary else Rotary(),
+        "norm_epsilon": said.number("layernorm_epsilon", 0.0) or None if "layernorm_epsilon" in said.values else None,
+        **activation_of(said),
         **_windows(said, n_layers),
         **_latents(said),
         **_mixture(said, n_layers),
@@ -123,6 +127,7 @@ def _mixture(said: Said, n_layers: int) -> dict[str, object]:
         "shared_expert_gate": said.on("moe_shared_expert_gate"),
         "expert_groups_per_token": said.count("moe_router_group_topk"),
         "expert_groups": said.count("moe_router_num_groups"),
+        "router": router_of(said),
         **_mixed_layers(kinds or (True,) * n_layers),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from dlcalc.launch.job import Job
 from dlcalc.launch.megatron.describe import router_groups
+from dlcalc.launch.megatron.details import position_settings, unsaid
 
 
 def notes_of(job: Job, *, real_data: str) -> tuple[str, ...]:
@@ -15,10 +16,9 @@ def notes_of(job: Job, *, real_data: str) -> tuple[str, ...]:
 
 def _of_model(job: Job) -> Iterator[str]:
     model = job.model
-    if not model.learned_positions:
-        yield "The base of the rotary embedding is Megatron's default; set it for real weights. No time depends on it."
-    if not model.gated_mlp:
-        yield "MLPs use GELU, as a model file does not name its activation."
+    yield from unsaid(model, job.target)
+    if not model.gated_mlp and model.activation is None:
+        yield "MLPs use GELU, as the model does not name its activation."
     if model.learned_positions and job.recipe.seq_len > model.max_seq:
         yield f"Learned positions were extended from {model.max_seq} to the sequence of {job.recipe.seq_len} tokens."
     if model.is_moe:
@@ -34,6 +34,10 @@ def _of_model(job: Job) -> Iterator[str]:
 
 def _of_profile(job: Job) -> Iterator[str]:
     profile, plan = job.recipe.framework, job.plan
+    if profile.fused_rope and position_settings(job.model)["position_embedding_type"] == "yarn":
+        yield "Rotary positions stretched by YaRN have no fused kernel outside latent attention."
+    if profile.fused_activation and job.model.activates_by == "relu2":
+        yield "The square of a ReLU has no fused kernel: it takes somewhat longer than estimated."
     if profile.cross_entropy == "gathered":
         yield "The cross-entropy is parallel over the vocabulary, not gathered: it needs less memory than estimated."
     if profile.cross_entropy == "fused" and job.target == "megatron-lm":

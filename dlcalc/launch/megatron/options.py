@@ -57,6 +57,7 @@ def _off(name: str, flag: str) -> Option:
     return _option(name, "off", True, flag=flag)
 
 
+BALANCES = ("aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "quantile_balancing", "none")
 MODEL = (
     _whole("num_layers"),
     _whole("hidden_size"),
@@ -72,10 +73,25 @@ MODEL = (
         ("learned_absolute", "rope", "yarn", "mrope", "relative", "none"),
     ),
     _on("use_rotary_position_embeddings"),
+    _whole("rotary_base", 10000),
+    _number("rotary_percent", 1.0),
+    _whole("rotary_seq_len_interpolation_factor"),
+    _on("use_rope_scaling"),
+    _number("rope_scaling_factor", 8.0),
+    _number("rotary_scaling_factor", 1.0),
+    _number("mscale", 1.0),
+    _number("mscale_all_dim", 0.0),
+    _whole("yarn_original_max_position_embeddings"),
+    _number("yarn_beta_fast"),
+    _number("yarn_beta_slow"),
+    _option("yarn_correction_range_round_to_int", "off", True, flag="--no-yarn-correction-range-round-to-int"),
     _text("normalization", "LayerNorm", ("LayerNorm", "RMSNorm")),
+    _number("layernorm_epsilon", 1e-5, flag="--norm-epsilon"),
     _on("swiglu"),
     _on("squared_relu"),
     _on("quick_geglu"),
+    _number("activation_func_clamp_value"),
+    _number("glu_linear_offset", 0.0),
     _off("add_bias_linear", "--disable-bias-linear"),
     _on("add_qkv_bias"),
     _on("qk_layernorm"),
@@ -103,6 +119,13 @@ MODEL = (
     _text("moe_layer_freq", "1"),
     _whole("moe_router_num_groups"),
     _whole("moe_router_group_topk"),
+    _text("moe_router_score_function", "softmax", ("softmax", "sigmoid", "sqrtsoftplus")),
+    _on("moe_router_pre_softmax"),
+    _number("moe_router_topk_scaling_factor"),
+    _on("moe_router_enable_expert_bias"),
+    _number("moe_router_bias_update_rate", 1e-3),
+    _option("moe_router_load_balancing_type", "words", "aux_loss", choices=BALANCES),
+    _option("moe_aux_loss_coeff", "words", 0.0),
     _whole("moe_latent_size"),
 )
 TOKENIZER = (
@@ -222,7 +245,6 @@ KERNELS = (
     _on("moe_grouped_gemm"),
     _on("moe_permute_fusion"),
     _text("moe_router_dtype", None, ("fp32", "fp64")),
-    _on("moe_router_pre_softmax"),
     _on("moe_router_force_load_balancing"),
     _on("moe_router_padding_for_quantization"),
     _number("moe_expert_capacity_factor"),

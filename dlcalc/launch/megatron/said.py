@@ -67,6 +67,11 @@ class Said:
         value = self.get(name)
         return value if isinstance(value, int) else default
 
+    def number(self, name: str, default: float) -> float:
+        """The value of an option that may be left out, whole or not."""
+        value = self.get(name)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+
     def on(self, name: str) -> bool:
         return bool(self.get(name))
 

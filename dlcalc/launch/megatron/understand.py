@@ -135,13 +135,13 @@ def profile_settings(said: Said) -> dict[str, object]:
     half = said.on("fp16")
     in_32_bits = said.on("accumulate_allreduce_grads_in_fp32") if half else not said.on("grad_reduce_in_bf16")
     fused_loss = said.on("cross_entropy_loss_fusion") and said.get("cross_entropy_fusion_impl") == "te"
-    gated = said.on("swiglu") or said.on("quick_geglu")
     found: dict[str, object] = {
         "grad_bytes": 4 if in_32_bits else 2,
         "grad_reduce_bytes": 4 if in_32_bits else 2,
         "cross_entropy": "fused" if fused_loss else "parallel",
-        "fused_rope": said.on("apply_rope_fusion"),
-        "fused_activation": said.on("bias_swiglu_fusion" if gated else "bias_gelu_fusion"),
+        "fused_rope": said.on("apply_rope_fusion") and said.get("position_embedding_type") != "yarn",
+        "fused_activation": said.on("bias_swiglu_fusion" if said.on("swiglu") else "bias_gelu_fusion")
+        or said.on("squared_relu"),  # which has no fused kernel, whatever the switch
         "fused_residual": said.on("bias_dropout_fusion"),
         "fused_grad_accumulation": said.on("gradient_accumulation_fusion"),
         "dropout": any(said.get(name) != 0 for name in ("attention_dropout", "hidden_dropout")),

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dlcalc.errors import Problem, SpecError, nearest
 from dlcalc.launch.imported import Imported
-from dlcalc.launch.megatron.bridge import DEFAULTS, PLACES
+from dlcalc.launch.megatron.bridge import DEFAULTS, LATENT_YARN, PLACES, PLAIN_YARN
+from dlcalc.launch.megatron.details import FUNCTION, GATE, GATED, UNGATED
 from dlcalc.launch.megatron.options import BY_NAME, Option, Value
 from dlcalc.launch.megatron.patterns import pattern_of
 from dlcalc.launch.megatron.said import Place, Said, is_misspelling, parsed
@@ -37,9 +38,10 @@ PRECISIONS: Mapping[str, dict[str, Value]] = {
     "bf16_with_nvfp4_mixed": {"fp4": "e2m1", "fp4_recipe": "nvfp4"},
 }
 """Precisions by name, where a dump was made before they were resolved."""
+FUNCTION_NAMES = {"squared_relu": "relu2", "fast_gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "swiglu": "silu"}
+"""Of activations, ours."""
 BUCKET_ELEMENTS = 128 * 2**20
 """Of gradients, where overlap is configured and says nothing of it."""
-GATED_OTHERWISE = frozenset({"quick_gelu", "squared_relu", "relu"})
 
 
 def read(text: str, file: Path) -> Imported:
@@ -188,17 +190,19 @@ def _derive(said: Said, data: Mapping[str, object], marks: Marks) -> None:
         said.values[option] = value
         said.places[option] = Place(marks.line_of((group, field)), f"{group}.{field}")
 
-    activation = str(_plain(model.get("activation_func", "gelu")))
-    gated = model.get("gated_linear_unit") is True
-    derived("swiglu", gated and activation not in GATED_OTHERWISE, "gated_linear_unit")
-    derived("quick_geglu", gated and activation in GATED_OTHERWISE, "activation_func")
+    _derive_activation(said, model, marks)
+    latent = said.on("multi_latent_attention")
+    for option, field in (LATENT_YARN if latent else PLAIN_YARN).items():
+        if isinstance(value := _plain(model.get(field)), int | float):
+            derived(option, value, field)
+    if latent and "rotary_scaling_factor" not in said.values:
+        derived("rotary_scaling_factor", 40.0, "rotary_scaling_factor")  # its own default
     fusion = model.get("bias_activation_fusion") is True
     derived("bias_swiglu_fusion", fusion, "bias_activation_fusion")
     derived("bias_gelu_fusion", fusion or not said.on("add_bias_linear"), "bias_activation_fusion")
     shared = model.get("share_embeddings_and_output_weights")
     derived("untie_embeddings_and_output_weights", shared is False, "share_embeddings_and_output_weights")
     groups = said.get("num_query_groups") if "num_query_groups" in said.values else None
-    latent = said.on("multi_latent_attention")
     derived("group_query_attention", groups is not None and not latent, "num_query_groups")
     if said.get("seq_length") is not None:
         derived("max_position_embeddings", said.get("seq_length"), "seq_length")
@@ -209,6 +213,18 @@ def _derive(said: Said, data: Mapping[str, object], marks: Marks) -> None:
     _derive_gradients(said, data)
     if said.get("cpu_offloading_num_layers") and model.get("cpu_offloading") is not True:
         said.values["cpu_offloading_num_layers"] = 0
+
+
+def _derive_activation(said: Said, model: Mapping[str, object], marks: Marks) -> None:
+    """The function, and Megatron's flags of those that have one."""
+    written = str(_plain(model.get("activation_func", "gelu")))
+    function = FUNCTION_NAMES.get(written, written)
+    gated = model.get("gated_linear_unit") is True
+    flags = GATED if gated else UNGATED
+    said.values |= {GATE: gated, FUNCTION: function}
+    for option in ("swiglu", "quick_geglu", "squared_relu"):
+        said.values[option] = option == flags.get(function)  # type: ignore[call-overload]
+        said.places[option] = Place(marks.line_of(("model", "activation_func")), "model.activation_func")
 
 
 def _derive_gradients(said: Said, data: Mapping[str, object]) -> None:

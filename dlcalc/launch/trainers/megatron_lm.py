@@ -32,6 +32,8 @@ SYNTHETIC: dict[str, Value] = {
 def emit(job: Job) -> Emitted:
     """Flags of one run."""
     settings = {**settings_of(job), **SYNTHETIC, "moe_router_force_load_balancing": job.model.is_moe}
+    if job.model.is_mla:  # whose options of YaRN are fewer
+        settings = {name: value for name, value in settings.items() if not name.startswith("yarn_")}
     options: list[tuple[Word, ...]] = [("--train-iters", STEPS)]
     for option in OPTIONS:
         if option.name in settings and (words := words_of(option, settings[option.name])):
