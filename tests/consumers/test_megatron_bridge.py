@@ -141,7 +141,16 @@ READERS = {
     "qwen3-30b-a3b": ("qwen.qwen3_moe_bridge", "Qwen3MoEBridge"),
     "llama-3.1-70b": ("llama.llama_bridge", "LlamaBridge"),
 }
-NETWORK = ["num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "layernorm_epsilon", "rotary_base", "rotary_percent", "position_embedding_type", "gated_linear_unit", "activation_func", "activation_func_clamp_value", "glu_linear_offset", "add_bias_linear", "add_qkv_bias", "qk_layernorm", "share_embeddings_and_output_weights", "softmax_type", "window_size", "num_moe_experts", "moe_router_topk", "moe_ffn_hidden_size", "moe_router_score_function", "moe_router_topk_scaling_factor", "moe_router_enable_expert_bias", "moe_shared_expert_intermediate_size", "moe_router_num_groups", "moe_router_group_topk", "moe_layer_freq", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rotary_scaling_factor", "mscale", "mscale_all_dim", "original_max_position_embeddings", "beta_fast", "beta_slow", "yarn_rotary_scaling_factor", "yarn_original_max_position_embeddings", "yarn_beta_fast", "yarn_beta_slow", "yarn_correction_range_round_to_int", "rope_scaling", "rope_scaling_factor", "mtp_num_layers"]
+_NETWORK = """num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups layernorm_epsilon rotary_base
+rotary_percent position_embedding_type gated_linear_unit activation_func activation_func_clamp_value glu_linear_offset
+add_bias_linear add_qkv_bias qk_layernorm share_embeddings_and_output_weights softmax_type window_size num_moe_experts
+moe_router_topk moe_ffn_hidden_size moe_router_score_function moe_router_topk_scaling_factor
+moe_router_enable_expert_bias moe_shared_expert_intermediate_size moe_router_num_groups moe_router_group_topk
+moe_layer_freq q_lora_rank kv_lora_rank qk_head_dim qk_pos_emb_head_dim v_head_dim rotary_scaling_factor mscale
+mscale_all_dim original_max_position_embeddings beta_fast beta_slow yarn_rotary_scaling_factor
+yarn_original_max_position_embeddings yarn_beta_fast yarn_beta_slow yarn_correction_range_round_to_int rope_scaling
+rope_scaling_factor mtp_num_layers"""
+NETWORK = tuple(_NETWORK.split())
 """Fields that decide which network is trained."""
 
 
