@@ -1,5 +1,6 @@
 """What is written for Accelerate, given to Accelerate: its file, its launcher's environment, FSDP2 itself."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,10 +13,13 @@ pytest.importorskip("accelerate", reason="the consumers' environment has acceler
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
+from transformers import AutoConfig
 
 from dlcalc.launch.trainers.accelerate import CONFIG_FILE, emit
-from dlcalc.launch.trainers.transformers_model import SCRIPT_FILE
+from dlcalc.launch.trainers.transformers_model import SCRIPT_FILE, model_config
+from dlcalc.specs.huggingface import load_huggingface_config
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.model_details import Rotary, RotaryScaling
 from tests.launch_jobs import job, refusals
 from tests.launch_spaces import best_jobs
 
@@ -73,8 +77,22 @@ def test_a_misspelled_key_of_the_file_is_refused(tmp_path):
         load_config_from_file(str(file))
 
 
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "llama-2-7b", "qwen3-32b"])
+def test_a_published_model_has_the_same_positions_norms_and_activation(name):
+    """What transformers makes of the published config.json, and of what is written for the model read from it."""
+    file = Path(__file__).parents[1] / "data" / "hf_configs" / f"{name}.json"
+    published = json.loads(file.read_text())
+    theirs = AutoConfig.for_model(**published)
+    ours = AutoConfig.for_model(**model_config(load_huggingface_config(file)))
+    fields = {"rope_parameters", "hidden_act", "head_dim", "intermediate_size", "attention_bias"}
+    fields |= {"rms_norm_eps"} if "rms_norm_eps" in published else set()
+    assert {one: getattr(ours, one) for one in fields} == {one: getattr(theirs, one) for one in fields}
+    assert ours.rope_parameters["rope_theta"] in (5e5, 1e4, 1e6)
+
+
 def test_it_trains(tmp_path):
-    model = ModelSpec(**(TINY | {"tied_embeddings": True, "qk_norm": True}))
+    rotary = Rotary(base=1e4, scaling=RotaryScaling(kind="yarn", factor=4.0, original_max_seq=128))
+    model = ModelSpec(**(TINY | {"tied_embeddings": True, "qk_norm": True, "rotary": rotary, "norm_epsilon": 1e-6}))
     one = job("fsdp-accelerate", model, seq_len=128, global_batch=4, dp=2, recompute="full")
     assert not refusals(one)
     written = emit(one)

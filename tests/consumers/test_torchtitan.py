@@ -1,5 +1,6 @@
 """What is written for torchtitan, given to torchtitan: its parser, its mesh, its models, its training loop."""
 
+import dataclasses
 import importlib
 import itertools
 import os
@@ -86,6 +87,33 @@ def test_its_own_models_of_the_same_name_have_as_many(tmp_path):
         theirs = built(ConfigManager().parse_args(["--module", module, "--config", config]))
         ours = read(f"--module {module} --config {config}", tmp_path / "args").model
         assert sum(weights.numel() for weights in theirs.parameters()) == trained_params(ours)
+
+
+OWN = {
+    "llama3-8b": ("llama3", "llama3_8b"),
+    "qwen3-32b": ("qwen3", "qwen3_32b"),
+    "deepseek-v3": ("deepseek_v3", "deepseek_v3_671b"),
+    "gpt-oss-20b": ("gpt_oss", "gpt_oss_20b"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_positions_routing_and_activation_are_those_of_its_own_model(name, tmp_path):
+    module, config = OWN[name]
+    theirs = ConfigManager().parse_args(["--module", module, "--config", config]).model_spec.model.layers[-1]
+    ours = parsed(job("torchtitan", name, dp=8), tmp_path).model_spec.model.layers[-1]
+    parts = [(ours.attention.rope, theirs.attention.rope)]
+    if ours.moe:
+        parts.append((ours.moe.router, theirs.moe.router))
+        assert ours.moe.load_balance_coeff == theirs.moe.load_balance_coeff
+    for one, other in parts:
+        for part in dataclasses.fields(one):
+            if part.name not in ("gate", "max_seq_len"):  # weights, and sequences that it shortens
+                assert getattr(one, part.name) == getattr(other, part.name), part.name
+    assert getattr(ours.attention, "mscale", 1.0) == getattr(theirs.attention, "mscale", 1.0)
+    if name.startswith("gpt-oss"):
+        experts = (layer.moe.routed_experts.inner_experts.swiglu_limit for layer in (ours, theirs))
+        assert next(experts) == next(experts) == 7.0
 
 
 FREE = {"zero_stages": (3, 2, 0), "schedules": ("1f1b", "interleaved", "zb-v", "gpipe")}

@@ -16,11 +16,13 @@ from dlcalc.launch.megatron.patterns import PatternError, chunks_of, kinds_of, l
 from dlcalc.launch.readers import megatron_bridge as bridge_reader
 from dlcalc.launch.readers import megatron_lm as reader
 from dlcalc.launch.trainers import megatron_bridge, megatron_lm
+from dlcalc.specs.model_details import Rotary, RotaryScaling, Router
 from dlcalc.specs.model_registry import load_model, model_names
 from tests.megatron_jobs import command_line, drawn_jobs, job_from, reasons_against, recipe_of, same_network, same_plan
 
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 FILE = Path("args.sh")
+LONG = RotaryScaling(kind="longrope", factor=8.0)
 MODEL_LINE = "--num-layers 32 --hidden-size 4096 --num-attention-heads 32 --vocab-size 32000"
 LINE = (
     f"{MODEL_LINE} --max-position-embeddings 4096 --seq-length 4096 --micro-batch-size 1 --global-batch-size 64 --bf16"
@@ -411,6 +413,67 @@ def test_mistakes_in_a_bridge_file_are_told_with_line_and_field(old, new, proble
         bridge_reader.read(BRIDGE.replace(old, new), Path("run_config.yaml"))
     assert problem in str(caught.value)
     assert str(caught.value).startswith("run_config.yaml:")
+
+
+# ---- what no estimate reads
+
+
+def test_deepseek_v3_is_routed_and_stretched_as_published():
+    """Values of https://huggingface.co/deepseek-ai/DeepSeek-V3/blob/main/config.json."""
+    job = job_from("megatron-lm", load_model("deepseek-v3"), recipe_of("megatron-lm"), {"dp": 8})
+    told = flags(job)
+    for flag, words in {
+        "--moe-router-score-function": ["sigmoid"],
+        "--moe-router-enable-expert-bias": [],
+        "--moe-router-topk-scaling-factor": ["2.5"],
+        "--moe-router-num-groups": ["8"],
+        "--moe-router-group-topk": ["4"],
+        "--moe-router-load-balancing-type": ["seq_aux_loss"],
+        "--rotary-scaling-factor": ["40"],
+        "--mscale-all-dim": ["1"],
+        "--norm-epsilon": ["1e-06"],
+    }.items():
+        assert list(told[flag]) == words, flag
+    assert not {"--moe-router-pre-softmax", "--yarn-beta-fast"} & told.keys()
+
+
+def test_gpt_oss_has_its_activation_sinks_windows_and_biases():
+    """Values of https://huggingface.co/openai/gpt-oss-120b/blob/main/config.json, and of its code in transformers."""
+    told = flags(job_from("megatron-lm", load_model("gpt-oss-120b"), recipe_of("megatron-lm"), {"dp": 8}))
+    for flag, words in {
+        "--quick-geglu": [],
+        "--activation-func-clamp-value": ["7"],
+        "--glu-linear-offset": ["1"],
+        "--softmax-type": ["learnable"],
+        "--window-size": ["127,0"],
+        "--position-embedding-type": ["yarn"],
+        "--rotary-base": ["150000"],
+        "--rotary-scaling-factor": ["32"],
+        "--no-yarn-correction-range-round-to-int": [],
+        "--no-rope-fusion": [],
+    }.items():
+        assert list(told[flag]) == words, flag
+    assert not {"--disable-bias-linear", "--swiglu"} & told.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "changes", "note"),
+    [
+        ("kimi-k2", "megatron-lm", {}, "YaRN's beta_fast is 32, not 1"),
+        ("kimi-k2", "megatron-bridge", {}, None),
+        ("llama3-8b", "megatron-lm", {"rotary": Rotary(base=5e5, scaling=LONG)}, "has no longrope scaling"),
+        ("llama3-8b", "megatron-lm", {"activation": "gelu_tanh"}, "no flag for gelu_tanh"),
+        ("llama3-8b", "megatron-bridge", {"activation": "gelu_tanh"}, None),
+        ("llama3-8b", "megatron-lm", {"rotary": Rotary()}, "does not say the base of its rotary embedding"),
+        ("deepseek-v3", "megatron-lm", {"router": Router(scores="sigmoid", normalizes=False)}, "normalizes sigmoids"),
+        ("mixtral-8x7b", "megatron-lm", {"router": Router(bias_update=0.01)}, "for sigmoid scores alone"),
+    ],
+)  # fmt: skip
+def test_what_no_option_says_is_a_note(name, target, changes, note):
+    emitter = {"megatron-lm": megatron_lm, "megatron-bridge": megatron_bridge}[target]
+    job = job_from(target, load_model(name).model_copy(update=changes), recipe_of(target), {"dp": 8})
+    notes = " ".join(emitter.emit(job).notes)
+    assert note in notes if note else not any(word in notes for word in ("YaRN", "no flag"))
 
 
 # ---- what Megatron cannot run

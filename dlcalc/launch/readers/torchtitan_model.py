@@ -30,7 +30,29 @@ BY_NAME: Mapping[tuple[str, str], str] = {
 """torchtitan's own models and flavours that there is a file of."""
 
 LITERALS = ("MODEL", "CHUNK_LAYERS", "PRECISION")
-GPT_OSS = {"attention_bias": True, "attention_sinks": True, "expert_bias": True}
+GPT_OSS = {
+    "attention_bias": True,
+    "attention_sinks": True,
+    "expert_bias": True,
+    "activation": "quick_gelu",
+    "activation_offset": 1.0,
+}
+ROPE_KINDS = {"llama": "llama3", "yarn": "yarn"}
+
+YARN_NAMES = {
+    "rope_factor": "factor",
+    "original_seq_len": "original_max_seq",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "truncate": "rounds",
+}
+LLAMA_NAMES = {
+    "scaling_factor": "factor",
+    "original_max_position_embeddings": "original_max_seq",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+}
+ROUTER_NAMES = {"score_func": "scores", "route_norm": "normalizes", "route_scale": "scale"}
 
 
 def named_model(family: str, flavor: str) -> ModelSpec | None:
@@ -67,8 +89,10 @@ def model_of_literals(literals: object, file: Path) -> ModelSpec:
     data: Any = literals if isinstance(literals, dict) else {}
     fields = {name: data[name] for name in COPIED if name in data}
     fields |= {"name": data.get("name"), **_layers(data.get("moe_layers"), data.get("windowed_layers"))}
+    fields |= _details(data.get("rope"), data.get("router"), data.get("balancing_rate"), data.get("mscale_all_dim"))
+    fields["norm_epsilon"] = data.get("norm_epsilon")
     if data.get("family") == "gpt_oss":
-        fields |= GPT_OSS
+        fields |= GPT_OSS | {"activation_limit": data.get("swiglu_limit")}
     return parse_spec(fields, ModelSpec, file=file, marks=Marks(1))
 
 
@@ -94,8 +118,14 @@ def model_of_dump(spec: Mapping[str, Any], file: Path, marks: Marks) -> ModelSpe
         **_mlp(layers),
         **_layers(moe, [bool(window) for window in windows]),
     }
+    block = _mapping(next((layer.get("moe") for layer in layers if layer.get("moe")), None))
+    fields |= _details(
+        attention[0].get("rope"), block.get("router"), block.get("load_balance_coeff"), attention[0].get("mscale")
+    )
+    fields["norm_epsilon"] = _at(layers[0], "attention_norm", "eps")
     if spec.get("name") == "gpt_oss":
-        fields |= GPT_OSS | {"qkv_bias": False}
+        limit = _at(block, "routed_experts", "inner_experts", "swiglu_limit")
+        fields |= GPT_OSS | {"qkv_bias": False, "activation_limit": limit}
     kept = {name: value for name, value in fields.items() if value is not None}
     return parse_spec(kept, ModelSpec, file=file, marks=marks)
 
@@ -131,6 +161,24 @@ def _mlp(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "n_shared_experts": 1 if shared else 0,
             "router_bias": bool(_at(moe, "router", "gate", "bias")),
         }
+    return fields
+
+
+def _details(rope: object, router: object, rate: object, mscale: object) -> dict[str, Any]:
+    """Positions and routing, whose keys are torchtitan's own in our module and in a dump."""
+    said, routed = _mapping(rope), _mapping(router)
+    kind = ROPE_KINDS.get(str(said.get("scaling")))
+    names = YARN_NAMES if kind == "yarn" else LLAMA_NAMES
+    scaling = {ours: said[theirs] for theirs, ours in names.items() if kind and said.get(theirs) is not None}
+    if kind == "yarn" and isinstance(mscale, int | float):
+        scaling |= {"mscale_all_dim": mscale} | ({"mscale": mscale} if mscale else {})
+    rotary = {"base": said.get("theta"), "scaling": {"kind": kind, **scaling} if kind else None}
+    fields: dict[str, Any] = {"rotary": {key: value for key, value in rotary.items() if value is not None}}
+    if routed:
+        found = {ours: routed.get(theirs) for theirs, ours in ROUTER_NAMES.items()} | {"bias_update": rate}
+        fields["router"] = {key: value for key, value in found.items() if value is not None}
+        groups, reached = routed.get("num_expert_groups"), routed.get("num_limited_groups")
+        fields |= {"expert_groups": groups or 0, "expert_groups_per_token": reached or 0}
     return fields
 
 

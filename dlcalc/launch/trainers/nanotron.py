@@ -6,6 +6,7 @@ several of these keys.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -13,9 +14,12 @@ import yaml
 from dlcalc.costmodel.targets.nanotron import misfit_of
 from dlcalc.errors import DlcalcError
 from dlcalc.launch.job import Beside, Emitted, Job, Variable
+from dlcalc.specs.model import ModelSpec
 
 CONFIG_FILE = "nanotron.yaml"
 STEPS = 20
+ROPE_THETA = 5e5
+"""Its own default."""
 
 
 def emit(job: Job) -> Emitted:
@@ -34,8 +38,20 @@ def emit(job: Job) -> Emitted:
             "nanotron shares layers out over pipeline stages by what they compute, the LM head included; there is no"
             " option for it.",
             "nanotron reduces gradients behind the backward pass; there is no option for it.",
+            *_unsaid(job.model),
         ),
     )
+
+
+def _unsaid(model: ModelSpec) -> Iterator[str]:
+    """Parts of the model that no key says, and what is trained instead."""
+    rotary = model.rotary
+    if rotary.base is None:
+        yield f"The model does not say its rotary base: {ROPE_THETA:g} is nanotron's."
+    if rotary.scaling is not None or rotary.fraction != 1:
+        yield "Positions turn all dimensions and are not stretched: nanotron's Llama has nothing else."
+    if model.activates_by != "silu" or model.activation_limit:
+        yield "MLPs use SwiGLU, as nanotron's Llama does."
 
 
 def config(job: Job) -> dict[str, Any]:
@@ -94,7 +110,9 @@ def _model(job: Job) -> dict[str, Any]:
         "max_position_embeddings": max(model.max_seq, job.recipe.seq_len),
         "vocab_size": model.vocab_size,
         "tie_word_embeddings": model.tied_embeddings,
-        "rms_norm_eps": 1e-05,
+        "rms_norm_eps": model.norm_epsilon or 1e-05,
+        "rope_theta": model.rotary.base or ROPE_THETA,
+        "rope_interleaved": False,
         "initializer_range": 0.02,
         "bos_token_id": 1,
         "eos_token_id": 2,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dlcalc.costmodel.targets.torchtitan import family_of, misfit_of
 from dlcalc.errors import DlcalcError
 from dlcalc.launch.job import Beside, Emitted, Job, Variable, Word
+from dlcalc.launch.trainers.torchtitan_details import details, unsaid
 from dlcalc.launch.trainers.torchtitan_module import module_text
 from dlcalc.specs.model import ModelSpec
 
@@ -21,9 +22,6 @@ SCHEDULES: Mapping[str, str] = {
     "zb-v": "ZBVZeroBubble",
 }
 RECOMPUTE: Mapping[str, str] = {"none": "none", "op_sac": "selective", "full": "full"}
-
-ROPE_THETA: Mapping[str, float] = {"llama3": 5e5, "qwen3": 1e6, "deepseek_v3": 1e4, "gpt_oss": 1.5e5}
-"""Rotary base of each family's own models; no estimate reads it, so no model file has it."""
 
 
 def emit(job: Job) -> Emitted:
@@ -149,7 +147,7 @@ def _literals(model: ModelSpec) -> dict[str, object]:
         "family": family,
         "name": model.name,
         **{field: getattr(model, field) for field in COPIED},
-        "rope_theta": ROPE_THETA[family],
+        **details(model, family),
         "moe_layers": model.layer_is_moe,
         "windowed_layers": model.layer_is_windowed,
     }
@@ -166,17 +164,12 @@ def _notes(job: Job) -> list[str]:
         f" HuggingFaceTokenizer.Config() into emitted() in {FILE}, and add --hf_assets_path with the tokenizer's"
         " folder.",
         "Checkpoints are off: --checkpoint.enable writes them to --dump_folder.",
-        f"The rotary base ({ROPE_THETA[family_of(job.model) or 'llama3']:g}) is that of the family's own models; set"
-        f" rope_theta in {FILE} to yours.",
+        *unsaid(job.model, family_of(job.model) or "llama3"),
     ]
     if job.model.is_moe:
         notes.append(
             "Tokens are dealt out to the experts evenly, as the estimate assumes (--debug.moe-force-load-balance);"
             " leave that out of real training."
-        )
-    if job.model.expert_groups_per_token:
-        notes.append(
-            "The router is not limited to groups of experts: the model's file does not say how many there are."
         )
     if job.recipe.precision != "bf16":
         notes.append(

@@ -86,14 +86,14 @@ class NoTokenizer(BaseTokenizer):
 
 
 def _norm(width):
-    return RMSNorm.Config(normalized_shape=width, param_init=ONES)
+    return RMSNorm.Config(normalized_shape=width, eps=MODEL["norm_epsilon"], param_init=ONES)
 
 
 def _rope():
     m = MODEL
     kind = ComplexRoPE if m["family"] in ("llama3", "deepseek_v3") else CosSinRoPE
     width = m["qk_rope_head_dim"] if m["family"] == "deepseek_v3" else m["head_dim"]
-    return kind.Config(dim=width, max_seq_len=m["max_seq"], theta=m["rope_theta"])
+    return kind.Config(dim=width, max_seq_len=m["max_seq"], **m["rope"])
 
 
 def _attention(layer):
@@ -101,10 +101,12 @@ def _attention(layer):
     shared = {"dim": m["hidden_size"], "n_heads": m["n_heads"], "rope": _rope()}
     if m["family"] == "deepseek_v3":
         ranks = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        return FAMILY.make_mla_attention_config(
+        config = FAMILY.make_mla_attention_config(
             **shared, **{name: m[name] for name in ranks}, layer_id=layer, attn_backend="flex",
-            linear_init=INIT, norm_init=ONES, depth_init=lambda _: INIT,
+            mscale=m["mscale_all_dim"], linear_init=INIT, norm_init=ONES, depth_init=lambda _: INIT,
         )
+        config.q_norm.eps = config.kv_norm.eps = m["norm_epsilon"]
+        return config
     shared |= {"n_kv_heads": m["n_kv_heads"], "head_dim": m["head_dim"]}
     if m["family"] == "gpt_oss":
         window = m["sliding_window"] if m["windowed_layers"][layer] else None
@@ -131,13 +133,16 @@ def _experts(layer):
     }
     router = parts.make_router_config(
         dim=m["hidden_size"], num_experts=m["n_experts"], top_k=m["top_k"], gate_param_init=INIT,
-        score_func="sigmoid" if m["family"] == "deepseek_v3" else "softmax", route_norm=True, bias=m["router_bias"],
+        bias=m["router_bias"], **m["router"],
     )
     if m["family"] == "gpt_oss":
         experts = FAMILY._make_gptoss_experts_config(**sizes, layer_id=layer, moe_comm_backend="standard")
-        return FAMILY.GptOssMoE.Config(num_experts=m["n_experts"], router=router, routed_experts=experts)
+        experts.inner_experts.swiglu_limit = m["swiglu_limit"]
+        return FAMILY.GptOssMoE.Config(
+            num_experts=m["n_experts"], router=router, routed_experts=experts, load_balance_coeff=m["balancing_rate"]
+        )
     return parts.make_moe_config(
-        num_experts=m["n_experts"], router=router,
+        num_experts=m["n_experts"], router=router, load_balance_coeff=m["balancing_rate"],
         routed_experts=parts.make_routed_experts_config(**sizes, param_init=EXPERTS, comm_backend="standard"),
         shared_experts=_mlp(m["shared_ffn_hidden_size"]) if m["shared_ffn_hidden_size"] else None,
     )
