@@ -28,7 +28,9 @@ USUAL_ACTIVATION: Mapping[str, Activation] = {"gpt2": "gelu_tanh", "gpt_neox": "
 SCALINGS = ("yarn", "llama3", "linear", "longrope", "dynamic")
 BIAS_UPDATE = 0.001
 """Of DeepSeek-V3's training: https://arxiv.org/abs/2412.19437 section 4.2; no file has it."""
-WITHOUT_ROTARY = ("gpt2",)
+USUAL_BASE = {"mixtral": 1e6, "gpt_oss": 1.5e5, "gemma3_text": 1e6}
+WITHOUT_ROTARY = ("gpt2", "mpt")
+"""The latter's, off unless switched on, are not read."""
 
 
 def details_of(config: Config) -> Dimensions:
@@ -59,8 +61,9 @@ def _rotary(config: Config) -> Rotary:
     older = config.section("rope_scaling")
     fraction = config.number("partial_rotary_factor", "rotary_pct") or newer.number("partial_rotary_factor")
     fraction = fraction or (0.25 if config.model_type == "gpt_neox" else 1.0)
+    usual = USUAL_BASE.get(config.model_type, 10_000.0)
     return Rotary(
-        base=config.number("rope_theta", "rotary_emb_base") or newer.number("rope_theta"),
+        base=config.number("rope_theta", "rotary_emb_base") or newer.number("rope_theta", default=usual),
         fraction=min(fraction, 1.0),
         scaling=_scaling(older if older.values else newer, config),
     )

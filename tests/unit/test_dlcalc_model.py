@@ -173,6 +173,9 @@ BUILT_IN_CONFIGS = {
 @pytest.mark.parametrize(("name", "config"), BUILT_IN_CONFIGS.items())
 def test_built_in_models_say_what_their_config_says(name, config):
     own = {"name": "", "aliases": (), "source": ""}
+    if name == "deepseek-v3":  # whose report alone has the loss that its experts were balanced with
+        own["router"] = load_model(CONFIGS / f"{config}.json").router
+        assert load_model(name).router == own["router"].model_copy(update={"balance_loss": 0.0001})
     assert load_model(name).model_copy(update=own) == load_model(CONFIGS / f"{config}.json").model_copy(update=own)
 
 
