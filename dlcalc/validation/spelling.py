@@ -94,13 +94,16 @@ FRAMEWORKS = (
     (r"sagemaker|smp|smddp", "sagemaker_smp"),
     (r"aleph", "aleph_scaling"),
     (r"deepspeed|zero|bmtrain", "deepspeed"),
-    (r"fsdp_?2|dtensor|torchtune|olmo|levanter|maxtext|jax|xla|pax", "torchtitan"),
-    (r"colossal|nanotron|internevo|alpa|paddle|vescale|galvatron|oneflow|varuna", "megatron"),
-    (r"fsdp|torch|accelerate|hugging|transformers|lightning|litgpt|axolotl", "fsdp_composer"),
+    (r"levanter|maxtext|t5x|jax|xla|pax", "maxtext"),
+    (r"fsdp_?2|dtensor|torchtune|olmo", "torchtitan"),
+    (r"nanotron", "nanotron"),
+    (r"colossal|internevo|alpa|paddle|vescale|galvatron|oneflow|varuna", "megatron"),
+    (r"accelerate|hugging|transformers|axolotl", "fsdp_accelerate"),
+    (r"fsdp|torch|lightning|litgpt", "fsdp_composer"),
 )
 """What a trainer's name contains, and the profile of ours that runs most alike; the first match counts."""
 
-SPLITS_NO_LAYERS = frozenset({"fsdp_composer", "deepspeed"})
+SPLITS_NO_LAYERS = frozenset({"fsdp_accelerate", "fsdp_composer", "deepspeed"})
 """Profiles without tensor, context and pipeline parallelism."""
 
 

@@ -18,6 +18,7 @@ from dlcalc.specs.model import ModelSpec
 from dlcalc.validation import spelling
 from dlcalc.validation.layouts import expand_layout, layers_per_chunk
 from dlcalc.validation.models import model_of, read_models
+from dlcalc.validation.profiles import known_frameworks
 from dlcalc.validation.rows import (
     COLUMNS,
     HONOURED,
@@ -628,3 +629,23 @@ def test_keys_that_are_notes_are_listed_once():
 def test_the_shipped_files_are_where_the_package_looks():
     assert {file.stem for file in MEASURED.glob("*.csv")} >= {"hagemann2023", "vtrain_single", "llmfoundry"}
     assert Path(MEASURED / "models.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("written", "shards_weights", "splits_layers", "profile"),
+    [
+        ("MaxText", True, False, "maxtext"),
+        ("jax/paxml", True, True, "maxtext"),
+        ("nanotron-main", False, True, "nanotron"),
+        ("HF transformers + FSDP", True, False, "fsdp_accelerate"),
+        ("HF transformers + FSDP", True, True, "torchtitan"),
+        ("GPT-NeoX", False, True, "megatron_deepspeed"),
+        ("our own", True, False, "torchtitan"),
+        ("our own", False, False, "megatron"),
+    ],
+)
+def test_trainers_by_other_names(written, shards_weights, splits_layers, profile):
+    taken = spelling.framework_name(
+        written, known_frameworks(), shards_weights=shards_weights, splits_layers=splits_layers
+    )
+    assert taken.word == profile
