@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
-from dlcalc.specs.base import NonNegativeFloat, Spec, TupleFromList
+from dlcalc.specs.base import NonNegativeFloat, PositiveInt, Spec, TupleFromList
 
 AttentionKernel = Literal["unfused", "megatron_fused", "flash1", "flash2", "flash3", "te_flash"]
 CrossEntropy = Literal["gathered", "parallel", "fused"]

@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from dlcalc.errors import Problem, SpecError
+from dlcalc.specs.base import MAX_LAYERS
 from dlcalc.specs.load import load_yaml, spec_error
 from dlcalc.specs.marked_yaml import Marks
-from dlcalc.specs.model import MAX_LAYERS, ModelSpec
+from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.wording import shown
 
 LARGEST_DIMENSION = 2**31 - 1

@@ -5,12 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from dlcalc.specs.base import Spec, TupleFromList
-
-MAX_LAYERS = 10_000
-"""More is a typing error, and properties list every layer."""
+from dlcalc.specs.base import Depth, NonNegativeInt, PositiveInt, Spec, TupleFromList
 
 
 class ModelSpec(Spec):
@@ -23,7 +20,7 @@ class ModelSpec(Spec):
     name: str
     aliases: Annotated[tuple[str, ...], TupleFromList] = ()
     """Other names people write for it."""
-    n_layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)]
+    n_layers: Depth
     hidden_size: PositiveInt
     n_heads: PositiveInt
     n_kv_heads: PositiveInt
