@@ -29,6 +29,7 @@ from dlcalc.validation.rows import (
     read_runs,
 )
 from dlcalc.validation.runs import RunReader, setting_of
+from dlcalc.validation.sources import known_sources
 
 MEASURED = config_dir() / "measured"
 REGISTRY = HardwareRegistry()
@@ -325,6 +326,11 @@ def test_a_source_that_contradicts_itself_is_read_by_its_times():
     assert knobs(found)["recompute"] == "none"
     assert any("recompute full" in remark for remark in found.remarks)
     assert knobs(setting(recompute="full"))["recompute"] == "full"
+
+
+def test_every_shipped_row_is_of_a_known_source():
+    named = {run.source for file in MEASURED.glob("*.csv") for run in read_runs(file)}
+    assert named == set(known_sources())
 
 
 def test_fp16_keeps_other_gradients_than_bf16():
