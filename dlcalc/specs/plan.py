@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dlcalc.specs.base import Degree, Depth, NonNegativeInt, PositiveInt, Spec
+from dlcalc.specs.framework import CpExchange
 
 Schedule = Literal["1f1b", "interleaved", "zb-h1", "zb-v", "gpipe", "dualpipe"]
 Split = Literal["even", "embedding_and_loss", "custom"]
@@ -36,5 +37,6 @@ class PlanSection(Spec):
     overlap_param: bool | None = None
     overlap_tp: bool | None = None
     overlap_ep: bool | None = None
+    cp_exchange: CpExchange | None = None
     offload_optimizer: bool | None = None
     offload_layers: NonNegativeInt | None = None

@@ -22,7 +22,7 @@ def _tuple_of_one(value: object) -> object:
 
 OneOrMore = BeforeValidator(_tuple_of_one)
 
-Counts = Annotated[tuple[Degree, ...], OneOrMore, Field(min_length=1)]
+Counts = Annotated[tuple[PositiveInt, ...], OneOrMore, Field(min_length=1)]
 Choice = Literal["auto", "full"]
 CountsOrAuto = Choice | Counts
 Flags = Annotated[tuple[bool, ...], OneOrMore, Field(min_length=1)]
@@ -60,6 +60,7 @@ class KnobRanges(Spec):
     overlap_param: FlagsOrAuto = AUTO
     overlap_tp: FlagsOrAuto = AUTO
     overlap_ep: FlagsOrAuto = AUTO
+    cp_exchange: Choice | Words = AUTO
     offload_optimizer: FlagsOrAuto = AUTO
     offload_layers: Choice | OffloadCounts = AUTO
 

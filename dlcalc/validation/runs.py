@@ -263,6 +263,7 @@ def _plan(
         overlap_grad=overlap_grad,
         overlap_param=zero > 0 and _or(overlap_param, profile.overlap_param and (overlap_grad or zero == 3)),
         overlap_tp=sequence_parallel and overlap_tp,
+        cp_exchange=spelling.cp_exchange_name(extras.get("cp_comm", "") if cp > 1 else "", profile.cp_exchanges[0]),
         overlap_ep=expert and mesh.ep > 1 and _or(run.flag("a2a_overlap"), profile.overlap_ep),
         offload_optimizer=_or(run.flag("offload_optimizer"), False),
         offload_layers=_offloaded_layers(run, model, mesh),

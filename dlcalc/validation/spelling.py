@@ -244,6 +244,17 @@ def _counted(what: str, layers_per_chunk: Callable[[], int]) -> Recompute:
     return Recompute("full", int((count[1] or count[2])[:6]))
 
 
+# ---- context parallelism
+
+EXCHANGES = ((r"a2a|all_?to_?all|ulysses", "all_to_all"), (r"gather|ag", "all_gather"), (r"p2p|ring", "ring"))
+
+
+def cp_exchange_name(written: str, default: str) -> str:
+    """What context-parallel ranks exchange; the trainer's own where nothing is said that we know."""
+    asked = plain(written)
+    return next((ours for pattern, ours in EXCHANGES if re.search(pattern, asked)), default)
+
+
 # ---- schedules
 
 SCHEDULES = (
