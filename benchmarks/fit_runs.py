@@ -31,6 +31,7 @@ from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.load import config_dir
 from dlcalc.specs.recipe import Recipe
 from dlcalc.validation.runs import MeasuredRun, RunSetting, read_models, read_runs, setting_of
+from dlcalc.validation.sources import known_sources
 
 Array = NDArray[np.float64]
 
@@ -158,9 +159,6 @@ def usable(run: MeasuredRun) -> bool:
 
 FEW_RUNS = 20
 """A source of fewer runs weighs by their number: three runs of one model say little, however far off they are."""
-PUT_TOGETHER = {"vtrain_single": 0.4}
-"""Sources whose times are made of few profiles (configs/measured/README.md), and what their residuals count for: they
-shall fix what only they show, the host of an old trainer, and leave the device to what was measured."""
 
 
 def load() -> list[Group]:
@@ -205,7 +203,7 @@ def load() -> list[Group]:
 
 
 def weight_of(source: str, counts: dict[str, int]) -> float:
-    return float(max(counts[source], FEW_RUNS) ** -0.5 * PUT_TOGETHER.get(source, 1.0))
+    return float(max(counts[source], FEW_RUNS) ** -0.5 * known_sources()[source].weight)
 
 
 def profiles_of(owner: str) -> tuple[str, ...]:

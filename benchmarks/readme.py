@@ -16,20 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dlcalc.validation.sources import known_sources
+
 ROOT = Path(__file__).parent.parent
-TARGETS = {
-    "hagemann2023": "LLaMA 13B and 65B on A100, 64 and 128 devices",
-    "vtrain_single": "small GPTs on 2 and 4 A100, put together from profiles",
-    "llmfoundry": "MPT 125M to 70B, FSDP, A100 and H100",
-    "nemo_bridge": "Llama 3, Qwen3, gpt-oss, DeepSeek-V3 on H100, B200, GB200",
-    "simumax_b200": "Llama 3 70B and DeepSeek-V2 layers on 8 B200",
-    "torchtitan": "Llama 3 8B, FSDP2, tensor and context parallel, H100 at 500 W",
-    "korthikanti2022": "Megatron 22B and 175B, A100",
-    "narayanan2021": "Megatron 1.7B to 530B, A100",
-    "mt_nlg": "MT-NLG 530B, 2,240 to 3,360 A100",
-    "bloom": "BLOOM 176B, 384 A100",
-    "megatron_lm_readme": "Megatron GPT 7B and 70B, 96 and 768 H100",
-}
 
 
 def run(*command: str) -> str:
@@ -72,11 +61,12 @@ def accuracy(left_out: dict[str, float]) -> str:
         "| left out, median | memory, median | out of memory right |",
         "|---|---|---|---|---|---|---|",
     ]
+    titles = known_sources()
     for source in summary["sources"]:
         step, memory, oom = source["step_time"], source["memory"], source["out_of_memory"]
         name = source["source"]
         lines.append(
-            f"| {name}: {TARGETS.get(name, '')} | {source['runs']} "
+            f"| {name}: {titles[name].title} | {source['runs']} "
             f"| {percent(step.get('median'))} | {percent(step.get('p90'))} "
             f"| {left_out.get(name, '') and f'{left_out[name]:.1f} %'} "
             f"| {percent(memory.get('median'))} | {percent(oom.get('accuracy'))} |"

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import strategies as st
 
 from dlcalc.api import search
+from dlcalc.calculators.context_parallel import CP_EXCHANGES
 from dlcalc.calculators.stages import stage_layers_count
 from dlcalc.costmodel import constraints
 from dlcalc.costmodel.plans import KNOBS, Plans
@@ -211,6 +212,8 @@ def plans(draw, model, recipe):
     knobs["overlap_param"] = knobs["overlap_grad"] and zero > 0 and draw(st.booleans())
     knobs["overlap_tp"] = knobs["overlap_tp"] and knobs["sequence_parallel"]
     knobs["dp_replicate"] = draw(st.sampled_from([1, 1, 2])) if zero else 1
+    if knobs["cp"] > 1:
+        knobs["cp_exchange"] = draw(st.sampled_from(CP_EXCHANGES))
     if model.is_moe:
         knobs["ep"] = draw(st.sampled_from([1, 2, 4, 8]))
         knobs["etp"] = draw(st.sampled_from([1, 1, tp]))

@@ -94,6 +94,15 @@ REFERENCES: dict[str, Reference] = {
         2020,
         "2006.16668",
     ),
+    "jacobs2023": _arxiv(
+        "DeepSpeed Ulysses: System Optimizations for Enabling Training of Extreme Long Sequence Transformer Models",
+        "Jacobs et al.",
+        2023,
+        "2309.14509",
+    ),
+    "liu2023": _arxiv(
+        "Ring Attention with Blockwise Transformers for Near-Infinite Context", "Liu et al.", 2023, "2310.01889"
+    ),
     "llama2024": _arxiv("The Llama 3 Herd of Models", "Llama Team, AI @ Meta", 2024, "2407.21783"),
     "megatron_lm": Reference(
         "Megatron-LM and Megatron Core: documentation and source",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dlcalc.calculators import flops, memory
+from dlcalc.calculators import context_parallel, flops, memory
 from dlcalc.calculators.communication import (
     GroupLink,
     Numeric,
@@ -27,6 +27,7 @@ from dlcalc.calculators.schedule import DUALPIPE, fill_sends_count, in_flight_mi
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.every_stage import Chunks, chunks_of, device_times, times_of
 from dlcalc.costmodel.footprint import Footprint, footprint
+from dlcalc.costmodel.layer_comm import ring_link
 from dlcalc.costmodel.layer_matmuls import Matmul
 from dlcalc.costmodel.layer_times import Pass, Sublayer
 from dlcalc.costmodel.placement import Links
@@ -444,15 +445,29 @@ class _Talk:
             yield self.call("logits, forward", "all_gather", logits, link, self.per_step(heads))
 
     def context(self) -> Iterable[CollectiveFacts]:
-        """Keys and values around the ring."""
-        kv_heads = max(self.model.n_kv_heads / _number(self.plan.tp), 1.0)
-        whole = _number(self.plan.micro_batch) * self.recipe.seq_len
-        size = 2.0 * whole * kv_heads * (self.model.qk_head_dim + self.model.value_head_dim)
+        """Keys and values round the ring or gathered; or heads for parts of the sequence."""
+        model, link = self.model, self.links.cp
+        heads = {"kv_heads": max(model.n_kv_heads / _number(self.plan.tp), 1.0)}
+        widths = {"qk_head_dim": float(model.qk_head_dim), "value_head_dim": float(model.value_head_dim)}
         layers = self.counts["full"] + self.counts["windowed"]
-        yield self.call("keys and values, forward", "all_gather", size, self.links.cp, self.per_step(layers))
-        yield self.call(
-            "keys, values and gradients, backward", "all_gather", size, self.links.cp, self.per_step(2 * layers)
-        )
+        exchange = _number(self.plan.cp_exchange)
+        if exchange == context_parallel.ALL_TO_ALL:
+            parts = context_parallel.head_exchange_bytes(
+                self.tokens, heads=model.n_heads / _number(self.plan.tp), **heads, **widths
+            )
+            for what, size in zip(("queries", "keys", "values", "outputs"), parts, strict=True):
+                yield self.call(f"{what}, both passes", "all_to_all", _number(size), link, self.per_step(2 * layers))
+            return
+        whole = _number(self.plan.micro_batch) * self.recipe.seq_len
+        size = _number(context_parallel.key_value_bytes(whole, **heads, **widths))
+        if exchange == context_parallel.RING:
+            link = ring_link(link)
+        yield self.call("keys and values, forward", "all_gather", size, link, self.per_step(layers))
+        if exchange == context_parallel.ALL_GATHER:
+            yield self.call("keys and values, backward", "all_gather", size, link, self.per_step(layers))
+            yield self.call("gradients, backward", "reduce_scatter", size, link, self.per_step(layers))
+            return
+        yield self.call("keys, values and gradients, backward", "all_gather", size, link, self.per_step(2 * layers))
 
     def expert(self) -> Iterable[CollectiveFacts]:
         """Tokens on their way to their experts and back."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dlcalc.calculators import memory, params
+from dlcalc.calculators import context_parallel, memory, params
 from dlcalc.calculators.schedule import DUALPIPE, in_flight_micro_batches_count
 from dlcalc.calculators.stages import StageLayers
 from dlcalc.costmodel.machine import Machine
@@ -251,7 +251,14 @@ def _working_set(
         etp=plans.etp,
         routed_factor=profile.routed_factor,
     )
-    again = backward + memory.recompute_working_set_bytes(whole, kept)  # mesh x batch x redo x tensor
+    sequence = context_parallel.key_value_bytes(
+        plans.micro_batch * recipe.seq_len,
+        kv_heads=np.maximum(model.n_kv_heads / plans.tp, 1.0),
+        qk_head_dim=float(model.qk_head_dim),
+        value_head_dim=float(model.value_head_dim),
+    )
+    gathered = context_parallel.gathered_key_value_bytes(sequence, cp=plans.cp, cp_exchange=plans.cp_exchange)
+    again = backward + memory.recompute_working_set_bytes(whole, kept) + gathered  # mesh x batch x redo x tensor
     logits = memory.logits_loss_bytes(
         tokens=tokens, vocab_size=float(model.vocab_size), tp=plans.tp, cross_entropy=profile.cross_entropy
     )

@@ -10,7 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from dlcalc.calculators import context_parallel as context
 from dlcalc.calculators.communication import (
+    GroupLink,
     all_gather_time_s,
     all_reduce_time_s,
     all_to_all_time_s,
@@ -122,19 +124,48 @@ def _layout_copy_s(plans: Plans, machine: Machine, size_bytes: Array) -> Array:
     return np.asarray(needed * 2.0 * size_bytes / achieved)  # read, write
 
 
+def ring_link(link: GroupLink) -> GroupLink:
+    """The link of a ring that trainers walk themselves.
+
+    Only ranks at a node's edge send over the fabric, each by its own NIC; in a collective of the library all help.
+    """
+    return replace(link, fabric_bytes_per_s=link.fabric_bytes_per_s / link.ranks_per_node)
+
+
 def cp_comm_s(
-    model: ModelSpec, plans: Plans, links: Links, machine: Machine, core_f: Array, core_b: Array, kv_heads: Array
-) -> tuple[Array, Array]:
-    """Exposed ring exchange of keys and values; each of cp steps of attention hides the next block's transfer."""
+    model: ModelSpec, plans: Plans, links: Links, machine: Machine, core_f: Array, core_b: Array,
+    heads: Array, kv_heads: Array,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Exposed exchange of keys and values, by what the plan exchanges (mesh x batch x tensor).
+
+    A ring hides behind attention, twice as many bytes in the backward pass, where gradients go round as well. An
+    all-gather hides behind nothing, and its backward pass gathers again and scatters gradients; nor do all-to-alls.
+    """
     tokens = plans.micro_batch * machine.recipe.seq_len
-    width = kv_heads * (model.qk_head_dim + model.value_head_dim)
+    widths = {"qk_head_dim": float(model.qk_head_dim), "value_head_dim": float(model.value_head_dim)}
     rates = machine.hardware.calibration
-    size = 2.0 * tokens * width  # the whole sequence's keys and values, in 16 bits
-    node, fabric = rates.node_collectives["all_gather"], rates.fabric_collectives["all_gather"]
-    boundary = replace(links.cp, fabric_bytes_per_s=links.cp.fabric_bytes_per_s / links.cp.ranks_per_node)
-    ring = all_gather_time_s(size, boundary, node=node, fabric=fabric)
-    around = (plans.cp - 1.0) / plans.cp
-    return np.maximum(0.0, ring - core_f * around), np.maximum(0.0, 2.0 * ring - core_b * around)
+    node, fabric = rates.node_collectives, rates.fabric_collectives
+    size = context.key_value_bytes(tokens, kv_heads=kv_heads, **widths)
+    gather, scatter = ({"node": node[what], "fabric": fabric[what]} for what in ("all_gather", "reduce_scatter"))
+    around = np.asarray(all_gather_time_s(size, ring_link(links.cp), **gather))
+    exposed_f = context.ring_exposed_s(around, core_f, cp=plans.cp)
+    exposed_b = context.ring_exposed_s(2.0 * around, core_b, cp=plans.cp)
+    if np.any(plans.cp_exchange == context.ALL_GATHER):
+        gathers = plans.cp_exchange == context.ALL_GATHER
+        gathered = np.asarray(all_gather_time_s(size, links.cp, **gather))
+        scattered = np.asarray(reduce_scatter_time_s(size, links.cp, **scatter))
+        exposed_f = exposed_f + gathers * (gathered - exposed_f)
+        exposed_b = exposed_b + gathers * (gathered + scattered - exposed_b)
+    if np.any(plans.cp_exchange == context.ALL_TO_ALL):
+        parts = context.head_exchange_bytes(tokens / plans.cp, heads=heads, kv_heads=kv_heads, **widths)
+        swaps = plans.cp_exchange == context.ALL_TO_ALL
+        both_ways = sum_of([
+            np.asarray(all_to_all_time_s(part, links.cp, node=node["all_to_all"], fabric=fabric["all_to_all"]))
+            for part in parts
+        ])  # fmt: skip
+        exposed_f = exposed_f + swaps * (both_ways - exposed_f)
+        exposed_b = exposed_b + swaps * (both_ways - exposed_b)
+    return exposed_f, exposed_b
 
 
 def ep_comm_s(

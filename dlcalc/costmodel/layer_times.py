@@ -108,7 +108,7 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     cast = cast_traffic(matmuls, machine)
     apart = 1.0 if profile.fused_projections or model.is_mla else 3.0
     comm_f, comm_b = tp_comm_s(plans, links, machine, tokens * hidden, times, ("qkv", "out"), apart)
-    cp_f, cp_b = cp_comm_s(model, plans, links, machine, core_f, core_b, kv_heads)
+    cp_f, cp_b = cp_comm_s(model, plans, links, machine, core_f, core_b, heads, kv_heads)
     n_launches = launches.attention_launches_count(
         model, profile, n_matmuls=len(matmuls), collectives=tp_collectives_count(plans), casts=_casts(machine)
     )

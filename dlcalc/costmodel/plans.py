@@ -19,6 +19,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dlcalc.calculators.context_parallel import CP_EXCHANGES
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
@@ -37,6 +38,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "schedule": SCHEDULES,
     "recompute": RECOMPUTE_MODES,
     "split": SPLITS,
+    "cp_exchange": CP_EXCHANGES,
 }
 """Knobs that people write as words; in a batch they are the index of the word."""
 
@@ -77,6 +79,7 @@ class Plans:
     overlap_param: Array
     overlap_tp: Array
     overlap_ep: Array
+    cp_exchange: Array
     offload_optimizer: Array
     offload_layers: Array
 

@@ -41,6 +41,7 @@ class PlanValues:
     overlap_param: bool
     overlap_tp: bool
     overlap_ep: bool
+    cp_exchange: str
     offload_optimizer: bool
     offload_layers: int
 

@@ -87,6 +87,8 @@ def _extras(job: Job) -> dict[str, str | int]:
         told |= {"split": plan.split} if plan.split != "custom" else {}
     if plan.recompute_layers != ALL_LAYERS:
         told["recompute_layers"] = plan.recompute_layers
+    if plan.cp > 1:
+        told["cp_comm"] = plan.cp_exchange
     if plan.ep > 1:
         told["a2a_overlap"] = _switch(plan.overlap_ep)
     if plan.dp_replicate > 1:

@@ -42,6 +42,7 @@ MEANINGS = {
     "overlap_param": "weights are gathered during forward",
     "overlap_tp": "tensor parallel communication during matmuls",
     "overlap_ep": "exchanges between experts during compute",
+    "cp_exchange": "what the devices of one sequence exchange",
     "offload_optimizer": "optimizer state and step on the host",
     "offload_layers": "layers whose activations go to the host",
 }

@@ -87,7 +87,7 @@ def _knob(name: str, kind: Kind, meaning: str) -> TableColumn:
 
 _WHOLE_KNOBS = ("tp", "cp", "pp", "dp", "ep", "etp", "vpp", "micro_batch", "recompute_layers", "zero_stage",
                 "dp_replicate", "offload_layers")  # fmt: skip
-_WORD_KNOBS = ("schedule", "recompute", "split")
+_WORD_KNOBS = ("schedule", "recompute", "split", "cp_exchange")
 _SWITCHES = ("sequence_parallel", "overlap_grad", "overlap_param", "overlap_tp", "overlap_ep", "offload_optimizer")
 TERMS = ("matmul", "attention", "memory_bound", "launch", "tp_comm", "cp_comm", "ep_comm", "pp_comm", "recompute",
          "offload", "imbalance", "bubble", "optimizer", "overhead", "grad_reduce", "param_gather")  # fmt: skip

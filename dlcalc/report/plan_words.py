@@ -57,6 +57,7 @@ def _offload(plan: Knobs) -> str:
 _FACETS = (
     _degree("tp"),
     _degree("cp"),
+    _Facet("", lambda plan: plan["cp_exchange"] if plan["cp"] > 1 else "ring", usual="ring"),
     _degree("pp"),
     _degree("vpp"),
     _degree("dp"),

@@ -33,6 +33,7 @@ class PlanKnobs(TypedDict):
     overlap_param: bool
     overlap_tp: bool
     overlap_ep: bool
+    cp_exchange: str
     offload_optimizer: bool
     offload_layers: int
     split: str

@@ -34,6 +34,7 @@ CHOICES = (
     ("overlap_grad", "overlap_param"),
     ("overlap_tp",),
     ("overlap_ep",),
+    ("cp_exchange",),
     ("offload_optimizer",),
     ("offload_layers",),
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dlcalc.errors import suggestion
 
-WORDS = ("schedule", "recompute", "split")
+WORDS = ("schedule", "recompute", "split", "cp_exchange")
 """Knobs that constraints cannot compare."""
 ARITHMETIC: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,

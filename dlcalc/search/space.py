@@ -5,7 +5,7 @@
     pipe    schedule vpp split
     batch   micro_batch
     redo    recompute recompute_layers offload_layers
-    tensor  sequence_parallel overlap_tp overlap_ep
+    tensor  sequence_parallel overlap_tp overlap_ep cp_exchange
 
 Knobs tied by an equation share an axis, so an impossible mesh is never generated. The index of a plan is its position
 in the product of the axes in this order, the last one varying fastest; it does not depend on how the space is cut into
@@ -24,10 +24,11 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from dlcalc.calculators.context_parallel import CP_EXCHANGES
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
-from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, Array, Plans
+from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, Array, Plans, code_of
 from dlcalc.errors import DlcalcError, UnknownNameError
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import HardwareSpec
@@ -223,11 +224,14 @@ def _tensor_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     sharded = _flags(ranges.sequence_parallel, auto=[False, True])
     tp_overlaps = _flags(ranges.overlap_tp, auto=[profile.overlap_tp])
     ep_overlaps = _flags(ranges.overlap_ep, auto=[profile.overlap_ep]) if model.is_moe else [False]
+    offered = profile.cp_exchanges
+    usual = offered if model.sliding_window or model.attention_sinks else offered[:1]  # of kernels, few know all
+    exchanges = _words(ranges.cp_exchange, auto=usual, full=offered, kind="cp_exchange", known=CP_EXCHANGES)
     rows = dict.fromkeys(
-        (sp, overlap_tp and (sp or not isinstance(ranges.overlap_tp, str)), overlap_ep)
-        for sp, overlap_tp, overlap_ep in product(sharded, tp_overlaps, ep_overlaps)
+        (sp, overlap_tp and (sp or not isinstance(ranges.overlap_tp, str)), overlap_ep, CP_EXCHANGES.index(exchange))
+        for sp, overlap_tp, overlap_ep, exchange in product(sharded, tp_overlaps, ep_overlaps, exchanges)
     )
-    return _axis(("sequence_parallel", "overlap_tp", "overlap_ep"), list(rows))
+    return _axis(("sequence_parallel", "overlap_tp", "overlap_ep", "cp_exchange"), list(rows))
 
 
 def _data_axis(devices: int, recipe: Recipe, ranges: KnobRanges) -> Axis:
@@ -305,4 +309,5 @@ def default_profile_knobs(profile: FrameworkProfile) -> Mapping[str, float]:
         "zero_stage": float(profile.zero_stages[0]),
         "overlap_grad": float(profile.overlap_grad),
         "overlap_param": float(profile.overlap_param and profile.zero_stages[0] > 0),
+        "cp_exchange": code_of("cp_exchange", profile.cp_exchanges[0]),
     }

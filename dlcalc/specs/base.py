@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from dlcalc.specs.quantities import MAX_DEVICES
+
 
 class Spec(BaseModel):
     """Base of everything read from YAML: frozen, no unknown keys, no silent coercion."""
@@ -20,6 +22,16 @@ def _tuple_from_list(value: object) -> object:
 
 TupleFromList = BeforeValidator(_tuple_from_list)
 
+MAX_COUNT = 10**12
+MAX_LAYERS = 10_000
+"""What no file can mean to exceed: beyond, products overflow, and lists of every layer or stage fill the memory."""
+
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Degree = Annotated[int, Field(gt=0, le=MAX_DEVICES)]
+"""Over how many devices something is spread."""
+Depth = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
+"""Layers, or parts of a pipeline, each of which holds one."""
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]

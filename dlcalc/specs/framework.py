@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
-from dlcalc.specs.base import NonNegativeFloat, Spec, TupleFromList
+from dlcalc.specs.base import NonNegativeFloat, PositiveInt, Spec, TupleFromList
 
 AttentionKernel = Literal["unfused", "megatron_fused", "flash1", "flash2", "flash3", "te_flash"]
+CpExchange = Literal["ring", "all_to_all", "all_gather"]
 CrossEntropy = Literal["gathered", "parallel", "fused"]
 """gathered: logits of the whole vocabulary on one device, in several fp32 copies; parallel: sharded over tp, fp32
 copies; fused: sharded over tp, one kernel, the gradient written over the logits."""
@@ -105,6 +106,8 @@ class FrameworkProfile(Spec):
     overlap_ep: bool = False
     overlaps_input_grad: bool = True
     """Whether tp ranks exchange the gradient of a layer's input while they compute that of its weight."""
+    cp_exchanges: Annotated[tuple[CpExchange, ...], TupleFromList, Field(min_length=1)] = ("ring",)
+    """What context-parallel ranks can exchange; the first is the default."""
     schedules: Annotated[tuple[str, ...], TupleFromList] = ("1f1b", "interleaved")
     recompute_modes: Annotated[tuple[str, ...], TupleFromList] = ("none", "selective", "full")
 

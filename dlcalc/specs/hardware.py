@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from dlcalc.specs.base import PositiveFloat, Quoted, Spec, TupleFromList
+from dlcalc.specs.base import Degree, PositiveFloat, Quoted, Spec, TupleFromList
 from dlcalc.specs.calibration import Calibration
 from dlcalc.utils.units import GIB
 
@@ -78,8 +78,8 @@ class Device(Spec):
 class Node(Spec):
     """Devices that share one NVLink-class domain."""
 
-    n_devices: PositiveInt
-    n_host_devices: PositiveInt | None = None
+    n_devices: Degree
+    n_host_devices: Degree | None = None
     """Devices that one operating system sees, where a node is several hosts (a rack of NVL72); None: all of them."""
     topology: Literal["switch", "mesh", "torus"] = "switch"
     """What the links form: through a switch any pair or group has the full rate; in a mesh each pair has its own

@@ -15,10 +15,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from dlcalc.errors import Problem, SpecError
+from dlcalc.specs.base import MAX_LAYERS
 from dlcalc.specs.huggingface_details import details_of
 from dlcalc.specs.huggingface_fields import Config, Dimensions
 from dlcalc.specs.load import load_yaml, spec_error
-from dlcalc.specs.model import MAX_LAYERS, ModelSpec
+from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.wording import shown
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from dlcalc.specs.base import PositiveFloat, Spec, TupleFromList
+from dlcalc.specs.base import Depth, NonNegativeInt, PositiveFloat, PositiveInt, Spec, TupleFromList
 from dlcalc.specs.model_details import Activation, Rotary, Router
-
-MAX_LAYERS = 10_000
-"""More is a typing error, and properties list every layer."""
 
 
 class ModelSpec(Spec):
@@ -24,7 +21,7 @@ class ModelSpec(Spec):
     name: str
     aliases: Annotated[tuple[str, ...], TupleFromList] = ()
     """Other names people write for it."""
-    n_layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)]
+    n_layers: Depth
     hidden_size: PositiveInt
     n_heads: PositiveInt
     n_kv_heads: PositiveInt

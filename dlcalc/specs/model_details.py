@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from dlcalc.specs.base import NonNegativeFloat, PositiveFloat, Spec
+from dlcalc.specs.base import NonNegativeFloat, PositiveFloat, PositiveInt, Spec
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"]
 """relu2: the square of a ReLU; quick_gelu: x times the sigmoid of 1.702 x."""

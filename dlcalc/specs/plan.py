@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
-from dlcalc.specs.base import Spec
+from dlcalc.specs.base import Degree, Depth, NonNegativeInt, PositiveInt, Spec
+from dlcalc.specs.framework import CpExchange
 
 Schedule = Literal["1f1b", "interleaved", "zb-h1", "zb-v", "gpipe", "dualpipe"]
 Split = Literal["even", "embedding_and_loss", "custom"]
@@ -17,24 +18,25 @@ ZeroStage = Annotated[int, Field(ge=0, le=3)]
 class PlanSection(Spec):
     """Knobs in the words of a space file; what is left out takes the framework's default, or changes nothing."""
 
-    tp: PositiveInt | None = None
-    cp: PositiveInt | None = None
-    pp: PositiveInt | None = None
-    dp: PositiveInt | None = None
-    ep: PositiveInt | None = None
-    etp: PositiveInt | None = None
-    vpp: PositiveInt | None = None
+    tp: Degree | None = None
+    cp: Degree | None = None
+    pp: Depth | None = None
+    dp: Degree | None = None
+    ep: Degree | None = None
+    etp: Degree | None = None
+    vpp: Depth | None = None
     schedule: Schedule | None = None
     split: Split | None = None
     micro_batch: PositiveInt | None = None
     recompute: Recompute | None = None
     recompute_layers: NonNegativeInt | Literal["all"] | None = None
     zero_stage: ZeroStage | None = None
-    dp_replicate: PositiveInt | None = None
+    dp_replicate: Degree | None = None
     sequence_parallel: bool | None = None
     overlap_grad: bool | None = None
     overlap_param: bool | None = None
     overlap_tp: bool | None = None
     overlap_ep: bool | None = None
+    cp_exchange: CpExchange | None = None
     offload_optimizer: bool | None = None
     offload_layers: NonNegativeInt | None = None

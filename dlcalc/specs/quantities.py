@@ -12,7 +12,6 @@ from dlcalc.errors import DlcalcError
 
 SMALLEST, LARGEST = 1e-9, 1e18
 """Beyond these, no quantity of training makes sense, and products may overflow."""
-
 MAX_DEVICES = 10_000_000
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)

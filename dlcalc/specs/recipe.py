@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, model_validator
 
-from dlcalc.specs.base import Spec
+from dlcalc.specs.base import PositiveInt, Spec
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.target import Target

@@ -11,9 +11,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from dlcalc.specs.base import Fraction, NonNegativeFloat, PositiveFloat, Spec
+from dlcalc.specs.base import (
+    Degree,
+    Depth,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Spec,
+)
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.plan import PlanSection, ZeroStage
 from dlcalc.specs.recipe import MfuConvention
@@ -32,7 +41,7 @@ class MoeSection(Spec):
     """Tokens an expert has room for, over those it gets on average."""
     moe_frequency: Fraction = 1.0
     """Share of the layers that are mixtures of experts."""
-    expert_tp_degree: PositiveInt = 1
+    expert_tp_degree: Degree = 1
     shared_expert_inter_sz: NonNegativeInt = 0
     """Width of the shared expert; 0: none."""
 
@@ -40,7 +49,7 @@ class MoeSection(Spec):
 class ModelSection(Spec):
     """A Llama-like transformer by its dimensions."""
 
-    n_layers: Annotated[int, Field(gt=0, le=10_000)]
+    n_layers: Depth
     hidden_sz: PositiveInt
     inter_sz: PositiveInt
     n_q_heads: PositiveInt
@@ -79,13 +88,13 @@ class ModelSection(Spec):
 class ParallelismSection(Spec):
     """Degrees and sharding; what is left out takes the framework's default."""
 
-    tp: PositiveInt = 1
-    cp: PositiveInt = 1
-    pp: PositiveInt = 1
-    dp: PositiveInt | None = None
+    tp: Degree = 1
+    cp: Degree = 1
+    pp: Depth = 1
+    dp: Degree | None = None
     """Data-parallel replicas; may be left out where ``cluster: {devices}`` says how many devices there are."""
-    ep: PositiveInt = 1
-    vpp: PositiveInt = 1
+    ep: Degree = 1
+    vpp: Depth = 1
     sp: bool | None = None
     zero_level: ZeroStage | None = None
     n_param_buckets: PositiveInt | None = None
@@ -127,7 +136,7 @@ class HardwareSection(Spec):
 class CrossDcSection(Spec):
     """Data centres that share the data-parallel replicas, and the link between any two neighbours of their ring."""
 
-    n_dcs: PositiveInt
+    n_dcs: Degree
     interconnect_bandwidth_gbps: PositiveFloat
     """Gbit/s, one direction, of all devices of a data centre together."""
     interconnect_latency_s: NonNegativeFloat
@@ -140,8 +149,8 @@ class CrossDcSection(Spec):
 class ClusterSection(Spec):
     """How many devices, and where they differ from the hardware's own node and fabric."""
 
-    devices: PositiveInt | None = None
-    node_devices: PositiveInt | None = None
+    devices: Degree | None = None
+    node_devices: Degree | None = None
     nic_gbit_per_s_per_device: PositiveFloat | None = None
     usd_per_device_hour: PositiveFloat | None = None
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dlcalc.errors import suggestion
-from dlcalc.specs.base import PositiveFloat, Spec, TupleFromList
+from dlcalc.specs.base import PositiveFloat, PositiveInt, Spec, TupleFromList
 from dlcalc.specs.plan import PlanSection
 
 Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]

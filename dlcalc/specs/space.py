@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
-from dlcalc.specs.base import Spec, TupleFromList
+from dlcalc.specs.base import Degree, NonNegativeInt, PositiveInt, Spec, TupleFromList
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.recipe import MfuConvention, Scaling
 from dlcalc.specs.sampling import SearchSpec
@@ -60,6 +60,7 @@ class KnobRanges(Spec):
     overlap_param: FlagsOrAuto = AUTO
     overlap_tp: FlagsOrAuto = AUTO
     overlap_ep: FlagsOrAuto = AUTO
+    cp_exchange: Choice | Words = AUTO
     offload_optimizer: FlagsOrAuto = AUTO
     offload_layers: Choice | OffloadCounts = AUTO
 
@@ -73,7 +74,7 @@ class Cluster(Spec):
     """How many devices; several counts are several scenarios."""
 
     devices: Counts
-    node_devices: PositiveInt | None = None
+    node_devices: Degree | None = None
     """Devices in one NVLink-class domain, if not the hardware's own."""
     nic_gbit_per_s_per_device: PositiveFloat | None = None
     """Between nodes, one direction, if not the hardware's own."""
@@ -168,7 +169,7 @@ class SpaceSpec(Spec):
     memory_headroom: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of each device's memory that a plan must leave free: for what estimates miss, uneven experts, more
     communicators."""
-    max_devices: PositiveInt | None = None
+    max_devices: Degree | None = None
     keep: Literal["auto", "all", "feasible", "pareto"] | TopRows = "auto"
     topology: Annotated[TopologySpec, BeforeValidator(_topology_of)] | None = None
     target: Target | None = None

@@ -11,8 +11,9 @@ import yaml
 from pydantic import ValidationError
 
 from dlcalc.errors import DlcalcError, UnknownNameError, nearest
+from dlcalc.specs.base import MAX_LAYERS
 from dlcalc.specs.load import config_dir
-from dlcalc.specs.model import MAX_LAYERS, ModelSpec
+from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import is_built_in, load_model, model_names
 from dlcalc.specs.wording import shown
 

@@ -25,7 +25,7 @@ HONOURED = frozenset({
     "n_layers_override", "first_dense_layers_override", "mtp", "qk_layernorm", "max_seq",
     "rms_kernel", "kernel", "fused_ce", "te_op_fuser", "compile", "loss_parallel",
     "dp_overlap_grad", "overlap_grad_reduce", "dp_overlap_param", "opt_step_param_gather_overlap",
-    "tp_comm_overlap", "async_tp", "p2p_overlap", "a2a_overlap",
+    "tp_comm_overlap", "async_tp", "p2p_overlap", "a2a_overlap", "cp_comm",
     "grad_dtype", "grad_reduce", "reduce_dtype", "mp_mode", "precision_aware_opt", "optimizer",
     "fp8_recipe", "fp4_recipe", "fp8", "cuda_graph", "moe_capacity_factor", "moe_pad_to_capacity", "moe_dispatcher",
     "megatron_fsdp", "fsdp_shard_group", "reshard_after_forward", "cpu_offload_layers",
@@ -35,7 +35,7 @@ HONOURED = frozenset({
 """Keys of ``extras`` that change an estimate."""
 
 WITHOUT_EFFECT = frozenset({
-    "fp8_dpa", "delay_wgrad", "shared_expert_overlap", "cp_comm", "moe_token_drop",
+    "fp8_dpa", "delay_wgrad", "shared_expert_overlap", "moe_token_drop",
     "force_load_balance", "moe_grouped_gemm", "moe_permute_fusion", "limit_all_gathers", "cpu_offload_weights",
     "fp8_fsdp_allgather",
 })  # fmt: skip

@@ -26,6 +26,7 @@ from dlcalc.validation.mesh import Mesh, mesh_of
 from dlcalc.validation.models import Models, find_model, read_models
 from dlcalc.validation.profiles import captured_graphs, framework_of, known_frameworks, profile_changes
 from dlcalc.validation.rows import LARGEST, MeasuredRun, number_in, read_runs, whole_number
+from dlcalc.validation.sources import corrected
 
 __all__ = ["MeasuredRun", "Models", "RunReader", "RunSetting", "read_models", "read_runs", "setting_of"]
 
@@ -69,6 +70,7 @@ class RunReader:
     def setting(self, run: MeasuredRun) -> RunSetting:
         """What ``run`` says; DlcalcError with the reason if it cannot be modelled."""
         remarks: list[str] = []
+        run = corrected(run, remarks)
         model = self._model(run)
         hardware = self._hardware(run, remarks)
         mesh = mesh_of(run, remarks)
@@ -237,7 +239,7 @@ def _plan(
     expert = model.is_moe
     schedule = spelling.schedule_name(extras.get("schedule", ""), pp=pp, vpp=mesh.vpp)
     redo = spelling.recompute_mode(
-        _recompute_text(run, remarks),
+        run.text("recompute"),
         profile.recompute_modes,
         is_mla=model.is_mla,
         layers_per_chunk=lambda: -(-model.n_layers // (pp * mesh.vpp)),
@@ -261,24 +263,11 @@ def _plan(
         overlap_grad=overlap_grad,
         overlap_param=zero > 0 and _or(overlap_param, profile.overlap_param and (overlap_grad or zero == 3)),
         overlap_tp=sequence_parallel and overlap_tp,
+        cp_exchange=spelling.cp_exchange_name(extras.get("cp_comm", "") if cp > 1 else "", profile.cp_exchanges[0]),
         overlap_ep=expert and mesh.ep > 1 and _or(run.flag("a2a_overlap"), profile.overlap_ep),
         offload_optimizer=_or(run.flag("offload_optimizer"), False),
         offload_layers=_offloaded_layers(run, model, mesh),
     )  # fmt: skip
-
-
-RECOMPUTE_OF_SOURCE = {"vtrain_single": "none"}
-"""Sources whose figures contradict what their rows say of recomputation.
-
-vtrain_single: why is in ``configs/measured/README.md``; the rows shipped are corrected, other copies may not be."""
-
-
-def _recompute_text(run: MeasuredRun, remarks: list[str]) -> str:
-    written, meant = run.text("recompute"), RECOMPUTE_OF_SOURCE.get(run.source)
-    if meant is None or written in ("", meant):
-        return written
-    remarks.append(f"recompute {written} of {run.source} taken as {meant}: its times leave no room for more")
-    return meant
 
 
 def _or(answer: bool | None, default: bool) -> bool:

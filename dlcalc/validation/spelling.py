@@ -94,13 +94,16 @@ FRAMEWORKS = (
     (r"sagemaker|smp|smddp", "sagemaker_smp"),
     (r"aleph", "aleph_scaling"),
     (r"deepspeed|zero|bmtrain", "deepspeed"),
-    (r"fsdp_?2|dtensor|torchtune|olmo|levanter|maxtext|jax|xla|pax", "torchtitan"),
-    (r"colossal|nanotron|internevo|alpa|paddle|vescale|galvatron|oneflow|varuna", "megatron"),
-    (r"fsdp|torch|accelerate|hugging|transformers|lightning|litgpt|axolotl", "fsdp_composer"),
+    (r"levanter|maxtext|t5x|jax|xla|pax", "maxtext"),
+    (r"fsdp_?2|dtensor|torchtune|olmo", "torchtitan"),
+    (r"nanotron", "nanotron"),
+    (r"colossal|internevo|alpa|paddle|vescale|galvatron|oneflow|varuna", "megatron"),
+    (r"accelerate|hugging|transformers|axolotl", "fsdp_accelerate"),
+    (r"fsdp|torch|lightning|litgpt", "fsdp_composer"),
 )
 """What a trainer's name contains, and the profile of ours that runs most alike; the first match counts."""
 
-SPLITS_NO_LAYERS = frozenset({"fsdp_composer", "deepspeed"})
+SPLITS_NO_LAYERS = frozenset({"fsdp_accelerate", "fsdp_composer", "deepspeed"})
 """Profiles without tensor, context and pipeline parallelism."""
 
 
@@ -239,6 +242,17 @@ def _counted(what: str, layers_per_chunk: Callable[[], int]) -> Recompute:
     if count is None or "uniform" in what:
         return Recompute("full")
     return Recompute("full", int((count[1] or count[2])[:6]))
+
+
+# ---- context parallelism
+
+EXCHANGES = ((r"a2a|all_?to_?all|ulysses", "all_to_all"), (r"gather|ag", "all_gather"), (r"p2p|ring", "ring"))
+
+
+def cp_exchange_name(written: str, default: str) -> str:
+    """What context-parallel ranks exchange; the trainer's own where nothing is said that we know."""
+    asked = plain(written)
+    return next((ours for pattern, ours in EXCHANGES if re.search(pattern, asked)), default)
 
 
 # ---- schedules

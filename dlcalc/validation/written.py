@@ -32,6 +32,7 @@ def row_of_plan(
         "dp_overlap_grad": _flag(knobs["overlap_grad"]),
         "dp_overlap_param": _flag(knobs["overlap_param"]),
         "tp_comm_overlap": _flag(knobs["overlap_tp"]) if says_overlap_tp else "",
+        "cp_comm": str(knobs["cp_exchange"]) if int(knobs["cp"]) > 1 else "",
         "a2a_overlap": _flag(knobs["overlap_ep"]) if model.is_moe else "",
         "fsdp_shard_group": str(ranks // int(knobs["dp_replicate"])) if int(knobs["dp_replicate"]) > 1 else "",
         "cuda_graph": "full" if recipe.cuda_graphs else "",

@@ -89,7 +89,7 @@ def test_chunks_multiply_what_is_recomputed():
 
 def test_torchtitan_gathers_once_in_a_pipeline():
     """Its ZeRO 3 then exchanges and keeps what ZeRO 1 does; without a pipeline it is ZeRO 3."""
-    plan = {"dp": 8, "overlap_grad": 1, "overlap_param": 1}
+    plan = {"dp": 8, "overlap_grad": 1, "overlap_param": 1, "cp_exchange": "all_gather"}
     for pp, alike in ((2, True), (1, False)):
         third, first = (estimated("torchtitan", pp=pp, zero_stage=stage, **plan) for stage in (3, 1))
         assert float(third.plans.zero_stage) == 3  # what was written stays
@@ -146,8 +146,8 @@ def test_states_are_as_large_however_much_fragments():
 def test_a_ring_of_keys_and_values_leaves_a_node_on_one_nic(tp, cp):
     """A rank hands its block to the next one, so that a node's last rank sends alone, however many there are."""
     plans, machine = Plans.point(tp=tp, cp=cp), Machine(H100, recipe(seq_len=1 << 20))
-    kv_heads = number(8.0)
-    forward, backward = cp_comm_s(LLAMA, plans, links(plans, H100), machine, number(0.0), number(0.0), kv_heads)
+    nothing, kv_heads = number(0.0), number(8.0)
+    forward, backward = cp_comm_s(LLAMA, plans, links(plans, H100), machine, nothing, nothing, kv_heads, kv_heads)
     bytes_per_rank = 2 * 2 * (1 << 20) * 8 * 128 / cp  # keys and values, 16 bits, heads of 128
     rate = H100.fabric.nic_bytes_per_s_per_device * H100.calibration.fabric_collectives["all_gather"].bus_fraction
     assert float(forward) == pytest.approx((cp - 1) * bytes_per_rank / rate, rel=0.02)  # latencies are the rest

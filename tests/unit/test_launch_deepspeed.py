@@ -41,6 +41,7 @@ def test_what_is_written_for_deepspeed_is_read_back(tmp_path_factory, knobs, pre
     assume(not refusals(one))
     found = read(deepspeed.emit(one).files["ds_config.json"], tmp_path_factory.mktemp("job") / "ds_config.json")
     told = one.plan.as_dict()
+    assert told.pop("cp_exchange") == "ring"  # there is nothing to exchange
     if one.plan.tp > 1:  # the file cannot say the batch, hence not dp either
         assert found.global_batch is None
         told.pop("dp")

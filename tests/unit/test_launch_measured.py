@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from dlcalc.calculators.context_parallel import CP_EXCHANGES
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import KNOBS, Plans
@@ -71,7 +72,8 @@ plans = st.fixed_dictionaries({
     "recompute": st.sampled_from(RECOMPUTE_MODES), "recompute_layers": st.sampled_from([-1, 1, 3]),
     "zero_stage": st.integers(0, 3), "dp_replicate": st.sampled_from([1, 2]),
     "sequence_parallel": SWITCH, "overlap_grad": SWITCH, "overlap_param": SWITCH, "overlap_tp": SWITCH,
-    "overlap_ep": SWITCH, "offload_optimizer": SWITCH, "offload_layers": st.sampled_from([0, 1, 2]),
+    "overlap_ep": SWITCH, "cp_exchange": st.sampled_from(CP_EXCHANGES), "offload_optimizer": SWITCH,
+    "offload_layers": st.sampled_from([0, 1, 2]),
 })  # fmt: skip
 
 
@@ -93,6 +95,8 @@ def canonical(knobs, model):
         knobs["dp_replicate"] = 1
     knobs["overlap_tp"] &= knobs["sequence_parallel"]
     knobs["overlap_ep"] &= knobs["ep"] > 1
+    if knobs["cp"] == 1:
+        knobs.pop("cp_exchange")
     if knobs["zero_stage"] == 0:
         knobs |= {"overlap_param": False, "dp_replicate": 1}
     knobs["overlap_param"] &= knobs["overlap_grad"]

@@ -18,6 +18,7 @@ from dlcalc.specs.model import ModelSpec
 from dlcalc.validation import spelling
 from dlcalc.validation.layouts import expand_layout, layers_per_chunk
 from dlcalc.validation.models import model_of, read_models
+from dlcalc.validation.profiles import known_frameworks
 from dlcalc.validation.rows import (
     COLUMNS,
     HONOURED,
@@ -28,6 +29,7 @@ from dlcalc.validation.rows import (
     read_runs,
 )
 from dlcalc.validation.runs import RunReader, setting_of
+from dlcalc.validation.sources import known_sources
 
 MEASURED = config_dir() / "measured"
 REGISTRY = HardwareRegistry()
@@ -324,6 +326,11 @@ def test_a_source_that_contradicts_itself_is_read_by_its_times():
     assert knobs(found)["recompute"] == "none"
     assert any("recompute full" in remark for remark in found.remarks)
     assert knobs(setting(recompute="full"))["recompute"] == "full"
+
+
+def test_every_shipped_row_is_of_a_known_source():
+    named = {run.source for file in MEASURED.glob("*.csv") for run in read_runs(file)}
+    assert named == set(known_sources())
 
 
 def test_fp16_keeps_other_gradients_than_bf16():
@@ -628,3 +635,23 @@ def test_keys_that_are_notes_are_listed_once():
 def test_the_shipped_files_are_where_the_package_looks():
     assert {file.stem for file in MEASURED.glob("*.csv")} >= {"hagemann2023", "vtrain_single", "llmfoundry"}
     assert Path(MEASURED / "models.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("written", "shards_weights", "splits_layers", "profile"),
+    [
+        ("MaxText", True, False, "maxtext"),
+        ("jax/paxml", True, True, "maxtext"),
+        ("nanotron-main", False, True, "nanotron"),
+        ("HF transformers + FSDP", True, False, "fsdp_accelerate"),
+        ("HF transformers + FSDP", True, True, "torchtitan"),
+        ("GPT-NeoX", False, True, "megatron_deepspeed"),
+        ("our own", True, False, "torchtitan"),
+        ("our own", False, False, "megatron"),
+    ],
+)
+def test_trainers_by_other_names(written, shards_weights, splits_layers, profile):
+    taken = spelling.framework_name(
+        written, known_frameworks(), shards_weights=shards_weights, splits_layers=splits_layers
+    )
+    assert taken.word == profile

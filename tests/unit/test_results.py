@@ -36,6 +36,7 @@ from dlcalc.utils.jsontext import to_json
 NAMES = {
     "schedule": ("1f1b", "interleaved"),
     "recompute": ("none", "selective", "full"),
+    "cp_exchange": ("ring", "all_gather"),
     "split": ("even", "embedding_and_loss"),
 }
 SUMMARY = {"study": "a-study", "n_plans": 7}
@@ -132,7 +133,7 @@ def test_columns_are_those_others_build_on():
     assert set(KNOBS) == {
         "tp", "cp", "pp", "dp", "ep", "etp", "vpp", "schedule", "micro_batch", "recompute", "recompute_layers",
         "zero_stage", "dp_replicate", "sequence_parallel", "overlap_grad", "overlap_param", "overlap_tp", "overlap_ep",
-        "offload_optimizer", "offload_layers", "split",
+        "cp_exchange", "offload_optimizer", "offload_layers", "split",
     }  # fmt: skip
     assert COLUMN_NAMES[-8:] == (
         "step_time_s", "step_time_low_s", "step_time_high_s",

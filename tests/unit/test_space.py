@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlcalc.calculators.context_parallel import CP_EXCHANGES
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
@@ -74,7 +75,7 @@ def test_auto_follows_what_the_framework_offers():
     assert {SCHEDULES[int(code)] for code in case.axes[2]["schedule"]} == {"1f1b", "interleaved"}
     assert rows(case, 3) == [(1,), (2,), (4,), (8,)]
     assert {RECOMPUTE_MODES[int(code)] for code in case.axes[4]["recompute"]} == {"none", "selective", "full"}
-    assert rows(case, 5) == [(0, 0, 0), (1, 0, 0)]
+    assert rows(case, 5) == [(0, 0, 0, 0), (1, 0, 0, 0)]
 
 
 def test_a_framework_without_tensor_or_pipeline_parallelism_has_data_parallelism_alone():
@@ -142,7 +143,7 @@ def test_full_is_every_knob_over_its_whole_range():
     assert {SCHEDULES[int(code)] for code in case.axes[2]["schedule"]} == set(SCHEDULES)
     assert [size for (size,) in rows(case, 3)] == [1, 2, 3, 4, 6, 8, 12, 16]
     assert set(case.axes[4]["offload_layers"]) == {0, 1, 2, 4, 8, 16, 32}
-    assert {ep for _, _, ep in rows(case, 5)} == {0, 1}
+    assert {(ep, exchange) for _, _, ep, exchange in rows(case, 5)} == set(product((0, 1), (0, 1, 2)))
 
 
 @pytest.mark.parametrize("framework", ["megatron", "megatron_bridge", "torchtitan"])
@@ -189,7 +190,7 @@ def test_offload_without_zero_is_offload_alone():
 def test_switches_written_are_not_second_guessed():
     """A written overlap_tp without sequence parallelism is a plan, and refused as one."""
     case = one({"sequence_parallel": False, "overlap_tp": True})
-    assert rows(case, 5) == [(0, 1, 0)]
+    assert rows(case, 5) == [(0, 1, 0, 0)]
 
 
 def test_a_split_of_ones_own():
@@ -404,17 +405,19 @@ def test_a_plan_by_hand_takes_its_frameworks_defaults():
         "zero_stage": 1,
         "overlap_grad": 1,
         "overlap_param": 1,
+        "cp_exchange": 0,
     }
+    assert default_profile_knobs(load_framework("torchtitan"))["cp_exchange"] == CP_EXCHANGES.index("all_gather")
 
 
 def test_a_cluster_larger_than_any_is_refused_at_once():
-    """The divisors of a prime near 10^15 would take a minute to find."""
+    """The divisors of a prime near 10^12 would take seconds to find."""
     space = SpaceSpec.model_validate(
         {
             "study": "t",
             "model": "llama3-8b",
             "hardware": "h100",
-            "cluster": {"devices": 10**15 + 37},
+            "cluster": {"devices": 10**12 - 11},
             "recipe": {"seq_len": 8192, "global_batch": 512},
         }
     )

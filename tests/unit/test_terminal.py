@@ -26,7 +26,7 @@ KNOBS = {
     "tp": 8, "cp": 1, "pp": 4, "dp": 8, "ep": 1, "etp": 1, "vpp": 5, "schedule": "interleaved", "micro_batch": 1,
     "recompute": "none", "recompute_layers": -1, "zero_stage": 1, "dp_replicate": 1, "sequence_parallel": True,
     "overlap_grad": True, "overlap_param": True, "overlap_tp": False, "overlap_ep": False, "offload_optimizer": False,
-    "offload_layers": 0, "split": "even",
+    "cp_exchange": "ring", "offload_layers": 0, "split": "even",
 }  # fmt: skip
 
 
@@ -289,7 +289,7 @@ OTHER_VALUES = {
 
 @pytest.mark.parametrize("knob", list(KNOBS))
 def test_every_knob_tells_plans_apart(knob):
-    base = KNOBS | {"recompute": "full", "recompute_layers": 2}
+    base = KNOBS | {"cp": 4, "recompute": "full", "recompute_layers": 2}
     shared, own = shared_and_own([base, base | {knob: OTHER_VALUES[knob]}])
     assert own[0] != own[1]
     assert own[0] not in shared

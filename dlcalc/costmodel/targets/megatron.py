@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from dlcalc.calculators.context_parallel import ALL_TO_ALL, RING
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.costmodel.constraints import FULL, NO_RECOMPUTE, NORM_ACT, Mask
 from dlcalc.costmodel.plans import Array, Plans
@@ -82,15 +83,18 @@ def biases_agree(model: ModelSpec) -> bool:
 def _by_mesh(model: ModelSpec, plans: Plans) -> dict[str, Mask]:
     """Degrees that do not divide what they split."""
     expert_ranks = plans.tp * plans.cp * plans.dp / (plans.etp * plans.ep)
-    gathers_heads = model.attention_sinks  # of attention kernels, those with sinks exchange heads over cp
     return {
         "needs tp to divide the width of the shared experts": _indivisible(model.shared_ffn_hidden_size, plans.tp),
         "needs replicas to divide the ranks that share an expert": (plans.dp_replicate > 1)
         & model.is_moe
         & (np.mod(expert_ranks, plans.dp_replicate) != 0),
-        "needs tp x cp to divide the KV heads of attention with sinks": (plans.cp > 1)
-        & gathers_heads
-        & _indivisible(model.n_kv_heads, plans.tp * plans.cp),
+        # of Transformer Engine's kernels, those with sinks exchange heads, and those with windows know no ring
+        "has attention with sinks over cp by all-to-all only": (plans.cp > 1)
+        & model.attention_sinks
+        & (plans.cp_exchange != ALL_TO_ALL),
+        "has attention windows over cp in no ring": (plans.cp > 1)
+        & bool(model.sliding_window)
+        & (plans.cp_exchange == RING),
     }
 
 

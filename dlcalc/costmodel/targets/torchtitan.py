@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from dlcalc.calculators.context_parallel import ALL_GATHER
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.plans import Plans
@@ -39,6 +40,7 @@ def refused(model: ModelSpec, recipe: Recipe, plans: Plans) -> Mapping[str, Mask
         **_refused_by_pipeline(model, recipe, plans),
         **_refused_by_data(plans),
         **_refused_by_experts(model, plans),
+        "torchtitan gathers keys and values over cp": (plans.cp > 1) & (plans.cp_exchange != ALL_GATHER),
         **_refused_by_precision(model, recipe, plans),
         f"torchtitan has no model with {misfit_of(model)}": everywhere(known is None, plans.tp),
         "torchtitan has no CUDA graphs with a pipeline or expert parallelism": ((plans.pp > 1) | (plans.ep > 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.launch.job import Job
 from dlcalc.launch.megatron.details import activation_settings, position_settings, routing_settings
-from dlcalc.launch.megatron.options import Value
+from dlcalc.launch.megatron.options import CP_COMM_TYPES, Value
 from dlcalc.launch.megatron.patterns import layout_of, pattern_of
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
@@ -140,13 +140,9 @@ def _mesh(job: Job) -> dict[str, Value]:
 
 
 def _context_exchange(job: Job) -> dict[str, Value]:
-    """How ranks of one sequence meet each other's keys: round a ring, except where the kernel cannot do that.
-
-    Source: https://github.com/NVIDIA/TransformerEngine, attention with context parallelism.
-    """
-    if job.plan.cp == 1 or not (job.model.sliding_window or job.model.attention_sinks):
-        return {}
-    return {"cp_comm_type": ("a2a",) if job.model.attention_sinks else ("all_gather",)}
+    """How ranks of one sequence meet each other's keys."""
+    exchange = job.plan.cp_exchange
+    return {"cp_comm_type": (CP_COMM_TYPES[exchange],)} if job.plan.cp > 1 and exchange != "ring" else {}
 
 
 def _pipeline(job: Job) -> dict[str, Value]:

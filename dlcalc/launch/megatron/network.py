@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dlcalc.launch.megatron.details import activation_of, rotary_of, router_of
 from dlcalc.launch.megatron.patterns import PatternError, kinds_of
 from dlcalc.launch.megatron.said import Said
-from dlcalc.specs.model import MAX_LAYERS, ModelSpec
+from dlcalc.specs.base import MAX_LAYERS
+from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_details import Rotary
 
 VOCABULARIES = {"GPT2BPETokenizer": 50257, "Llama2Tokenizer": 32000}

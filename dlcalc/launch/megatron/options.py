@@ -16,6 +16,8 @@ from typing import Literal
 Value = int | float | str | bool | tuple[str, ...] | None
 Settings = Mapping[str, Value]
 """Values by the name of the option."""
+CP_COMM_TYPES = {"ring": "p2p", "all_to_all": "a2a", "all_gather": "all_gather"}
+"""What ranks of one sequence exchange, in our words and in Megatron's."""
 Kind = Literal["whole", "number", "text", "words", "on", "off"]
 """on and off: flags without a value, which set what their name says to true or to false."""
 

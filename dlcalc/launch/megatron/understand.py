@@ -8,6 +8,7 @@ from typing import Literal
 from dlcalc.launch.imported import Imported
 from dlcalc.launch.megatron.contradictions import check
 from dlcalc.launch.megatron.network import model_of
+from dlcalc.launch.megatron.options import CP_COMM_TYPES
 from dlcalc.launch.megatron.said import Said
 from dlcalc.launch.megatron.stages import pipeline_knobs
 from dlcalc.specs.framework_registry import load_framework
@@ -42,6 +43,7 @@ def imported(said: Said, source: Target, *, devices: int | None = None) -> Impor
         "overlap_param": said.on("overlap_param_gather"),
         "overlap_tp": said.on("tp_comm_overlap"),
         "overlap_ep": said.on("overlap_moe_expert_parallel_comm"),
+        **_context_exchange(said),
         "offload_optimizer": said.on("optimizer_cpu_offload"),
         "offload_layers": said.count("cpu_offloading_num_layers"),
     }
@@ -79,6 +81,19 @@ def _precision(said: Said) -> tuple[Precision, Scaling]:
     if said.on("fp16"):
         return "fp16", "tensor"
     return ("bf16" if said.on("bf16") else "fp32"), "tensor"
+
+
+def _context_exchange(said: Said) -> dict[str, str]:
+    """What ranks of one sequence exchange; Megatron's word may be one for all layers, or one a layer."""
+    if said.count("context_parallel_size", 1) == 1:
+        return {"cp_exchange": "ring"}
+    written = said.get("cp_comm_type")
+    kinds = set(written if isinstance(written, tuple) else [str(written)])
+    ours = {theirs: word for word, theirs in CP_COMM_TYPES.items()} | {"allgather": "all_gather"}
+    if len(kinds) == 1 and kinds <= set(ours):
+        return {"cp_exchange": ours[kinds.pop()]}
+    said.notes.append(f"cp_comm_type {' '.join(sorted(kinds))} is counted as a ring.")
+    return {"cp_exchange": "ring"}
 
 
 def _recomputation(said: Said) -> dict[str, int | bool | str]:

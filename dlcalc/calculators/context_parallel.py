@@ -1,0 +1,67 @@
+"""Context parallelism: what ranks that share a sequence exchange, so that every query meets every earlier key.
+
+ring: blocks of keys and values go from rank to rank while attention works on the block before (``p2p`` in Megatron).
+all_to_all: queries, keys and values change from a part of the sequence to a part of the heads, and outputs change back
+(Ulysses). all_gather: every rank gathers all keys and values before it begins (Llama 3).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Numeric = float | Array
+
+CP_EXCHANGES = ("ring", "all_to_all", "all_gather")
+"""In the order of their codes."""
+RING, ALL_TO_ALL, ALL_GATHER = range(len(CP_EXCHANGES))
+_BYTES = 2.0
+"""Of an activation."""
+
+
+def key_value_bytes(
+    sequence_tokens: Numeric, *, kv_heads: Numeric, qk_head_dim: float, value_head_dim: float
+) -> Numeric:
+    """Keys and values of the whole sequence on one tensor-parallel rank: what a ring or an all-gather brings to each.
+
+    Source: [liu2023] section 3; [llama2024] section 3.3.2.
+    """
+    return _BYTES * sequence_tokens * kv_heads * (qk_head_dim + value_head_dim)
+
+
+def head_exchange_bytes(
+    own_tokens: Numeric, *, heads: Numeric, kv_heads: Numeric, qk_head_dim: float, value_head_dim: float
+) -> tuple[Numeric, Numeric, Numeric, Numeric]:
+    """What a rank holds before each all-to-all of a pass: queries, keys, values, and the output on its way back.
+
+    The backward pass exchanges the gradients of the same four.
+
+    Assumes: heads and KV heads of a tensor-parallel rank that cp divides.
+    Source: [jacobs2023] section 3.2.
+    """
+    of_a_head = _BYTES * own_tokens
+    return (
+        of_a_head * heads * qk_head_dim,
+        of_a_head * kv_heads * qk_head_dim,
+        of_a_head * kv_heads * value_head_dim,
+        of_a_head * heads * value_head_dim,
+    )
+
+
+def ring_exposed_s(exchange_s: Numeric, attention_s: Numeric, *, cp: Numeric) -> Array:
+    """What attention does not hide of a ring: each of ``cp`` steps hides the next block's transfer, the first has none.
+
+    Ignores: that smaller blocks run attention a little slower; that the mask is split unevenly by some trainers.
+    Source: [liu2023] section 3.
+    """
+    return np.maximum(0.0, exchange_s - attention_s * (cp - 1.0) / cp)
+
+
+def gathered_key_value_bytes(key_value_bytes: Numeric, *, cp: Numeric, cp_exchange: Numeric) -> Array:
+    """What an all-gather adds to a layer's working set in the backward pass: keys and values, and their gradients.
+
+    Ignores: the block on its way round a ring, and the copies of an all-to-all, each a cp-th of this.
+    Source: [derived] what was gathered lives until attention's backward pass ends, as do the gradients scattered then.
+    """
+    return np.asarray((cp > 1.0) * (np.asarray(cp_exchange) == ALL_GATHER) * 2.0 * key_value_bytes)

@@ -1,0 +1,100 @@
+"""What ranks of one sequence exchange: bytes by counting, what attention hides, what is refused, what launches say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlcalc.calculators import context_parallel as context
+from dlcalc.costmodel.anatomy import axis_facts
+from dlcalc.costmodel.estimate import estimate
+from dlcalc.costmodel.plans import Plans
+from dlcalc.hardware_registry import load_hardware
+from dlcalc.specs.framework_registry import load_framework
+from dlcalc.specs.model_registry import load_model
+from dlcalc.specs.recipe import Recipe
+
+GROUPED, EVERY_HEAD = load_model("llama3-8b"), load_model("gpt3-175b")
+HARDWARE = load_hardware("h100")
+
+
+def estimated(model=GROUPED, *, seq_len=131_072, framework="megatron", **plan):
+    recipe = Recipe(seq_len=seq_len, global_batch=8, precision="bf16", framework=load_framework(framework))
+    return estimate(model, HARDWARE, recipe, Plans.point(**{"zero_stage": 1, **plan}))
+
+
+def cp_comm_s(**settings):
+    return float(np.asarray(estimated(**settings).step.cp_comm_s))
+
+
+@given(st.integers(1, 2**20), st.integers(1, 128), st.integers(1, 128), st.sampled_from([64, 128]), st.integers(1, 64))
+def test_heads_change_place_in_fewer_bytes_than_keys_go_round_where_cp_exceeds_their_ratio(
+    tokens, kv_heads, group, width, cp
+):
+    """(1 + g) s / cp against s: all-to-all moves less as soon as cp exceeds one plus the queries per key."""
+    widths = {"qk_head_dim": width, "value_head_dim": width}
+    swapped = sum(context.head_exchange_bytes(tokens / cp, heads=kv_heads * group, kv_heads=kv_heads, **widths))
+    around = context.key_value_bytes(tokens, kv_heads=kv_heads, **widths)
+    assert swapped / around == pytest.approx((1 + group) / cp)
+
+
+def test_bytes_of_llama_3_8b_at_128k():
+    """8 KV heads of 128, keys and values in 16 bits: 4,096 bytes a token, 512 MiB a layer."""
+    whole = context.key_value_bytes(131_072, kv_heads=8, qk_head_dim=128, value_head_dim=128)
+    assert whole == 512 * 2**20
+    query, key, value, output = context.head_exchange_bytes(
+        131_072 / 8, heads=32, kv_heads=8, qk_head_dim=128, value_head_dim=128
+    )
+    assert (query, key, value, output) == (2**27, 2**25, 2**25, 2**27)
+
+
+def test_a_long_sequence_hides_a_ring_inside_a_node_and_no_other_exchange():
+    plan = {"cp": 8, "dp": 1}
+    ring, heads, gathered = (cp_comm_s(**plan, cp_exchange=kind) for kind in context.CP_EXCHANGES)
+    assert ring == 0.0
+    assert heads > 0.0
+    assert gathered > 0.0
+
+
+def test_across_nodes_short_attention_of_many_keys_is_faster_by_all_to_all():
+    """Without grouped queries a ring carries keys of every head cp times as far; 2,048 tokens hide little of that."""
+    plan = {"model": EVERY_HEAD, "seq_len": 16_384, "cp": 16, "tp": 1, "pp": 8, "dp": 1}
+    ring, heads = (cp_comm_s(**plan, cp_exchange=kind) for kind in ("ring", "all_to_all"))
+    assert heads < ring
+
+
+def test_gathered_keys_are_held_while_attention_runs():
+    """Keys, values and both gradients of the whole sequence: 24 heads of 128 on each of 4 tp ranks."""
+    plan = {"model": EVERY_HEAD, "seq_len": 8192, "tp": 4, "cp": 2, "pp": 16, "dp": 1, "recompute": "full"}
+    ring, gathered = (
+        float(np.asarray(estimated(**plan, cp_exchange=kind).memory_bytes)) for kind in ("ring", "all_gather")
+    )
+    sequence = context.key_value_bytes(8192, kv_heads=24, qk_head_dim=128, value_head_dim=128)
+    fragments = 1 + load_framework("megatron").allocator_slack
+    assert gathered - ring == pytest.approx(2 * sequence * fragments)
+
+
+@pytest.mark.parametrize("kind", context.CP_EXCHANGES)
+def test_traffic_shown_is_the_traffic_estimated(kind):
+    """Exposed is what is sent, less what a ring hides: across nodes at short sequences that is nearly nothing."""
+    found = estimated(EVERY_HEAD, seq_len=2048, cp=16, pp=8, dp=1, cp_exchange=kind)
+    sent = next(axis for axis in axis_facts(found) if axis.axis == "CP")
+    shown = sum(call.call_s * call.calls_per_step for call in sent.collectives)
+    exposed = float(np.asarray(found.step.cp_comm_s))
+    assert exposed <= shown * (1 + 1e-9)
+    if kind != "ring":
+        assert exposed == pytest.approx(shown)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"cp": 1, "dp": 8, "cp_exchange": "all_to_all"}, "exchanging over cp in another way needs cp > 1"),
+        ({"cp": 16, "dp": 1, "cp_exchange": "all_to_all"}, "all-to-all over cp needs tp x cp to divide the KV heads"),
+    ],
+)
+def test_what_no_trainer_exchanges(settings, why):
+    refused = {reason for reason, mask in estimated(**settings).refused.items() if np.any(mask)}
+    assert why in refused
