@@ -31,6 +31,9 @@ NONE, SELECTIVE, FULL, NORM_ACT, MLA_UP_PROJ, OP_SAC = range(6)
 """selective: the attention core; full: all but the layer's input; norm_act: outputs of norms and activation functions;
 mla_up_proj: heads made from latents; op_sac: all but the attention core and every other matmul (torchtitan)."""
 
+QUANTIZED_WEIGHT_BYTES: Mapping[str, float] = {"fp8": 2.0, "mxfp8": 2.0 * (1 + 1 / 32), "nvfp4": 2.0 * (0.5 + 1 / 16)}
+"""Of one weight of a linear layer, as it is and transposed, scales included."""
+
 ACTIVATION_BYTES = 2.0
 """Of an element of bf16 or fp16."""
 
@@ -296,6 +299,19 @@ def weights_bytes(params: Numeric, *, weight_bytes: float, zero_stage: Numeric =
     Source: [rajbhandari2020] section 5.3.
     """
     return params * weight_bytes * _shard_share(zero_stage, 3, shards)
+
+
+def quantized_weight_copy_bytes(params: Numeric, *, precision: str) -> Numeric:
+    """Quantized weights of linear layers beside the 16-bit ones: once for the forward pass, once transposed.
+
+    ``params`` are those of linear layers alone: embeddings and the LM head stay in 16 bits. In fp8 with a scale per
+    tensor 1 byte each; mxfp8 adds a byte per 32 elements, nvfp4 has half a byte and one per 16.
+
+    Assumes: both are kept between micro-batches, as Transformer Engine does unless its cache is switched off.
+    Ignores: fp8 on Blackwell, whose matmuls need no transpose: half of it.
+    Source: [derived].
+    """
+    return QUANTIZED_WEIGHT_BYTES[precision] * params
 
 
 def gradient_bytes(params: Numeric, *, grad_bytes: float, zero_stage: Numeric = 0.0, shards: Numeric = 1.0) -> Numeric:

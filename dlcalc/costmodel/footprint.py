@@ -19,6 +19,7 @@ from dlcalc.calculators.schedule import DUALPIPE, in_flight_micro_batches_count
 from dlcalc.calculators.stages import StageLayers
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.plans import Array, Plans, number
+from dlcalc.costmodel.quantized_weights import copies_share
 from dlcalc.costmodel.stage_params import StageParams, state_shards
 from dlcalc.costmodel.step_time import recomputed_fraction
 from dlcalc.specs.model import ModelSpec
@@ -114,6 +115,7 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
 
     weights = states(2.0 * profile.keeps_16_bit_weights, 3)
     weights = weights + states(2.0, 3) * (1 - profile.keeps_16_bit_weights) * (plans.zero_stage < 3)
+    weights = weights + _quantized_copies(plans, held, machine)
     gradients = states(float(profile.grad_bytes), 2)
     optimizer = states(float(profile.master_weight_bytes + profile.optimizer_state_bytes), 1) * on_device
 
@@ -146,6 +148,16 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
         context_bytes=number(profile.cuda_context_gib * GIB),
         allocator_slack_factor=1.0 + profile.allocator_slack,
     )
+
+
+def _quantized_copies(plans: Plans, held: StageParams, machine: Machine) -> Array | float:
+    """Weights in low precision beside those in 16 bits, where a plan keeps both; stage x mesh x pipe x data."""
+    share = copies_share(machine.recipe, zero_stage=plans.zero_stage, offload_optimizer=plans.offload_optimizer)
+    if not np.any(share):
+        return 0.0
+    linear = held.stage_dense - held.stage_unquantized + held.stage_expert
+    copies = memory.quantized_weight_copy_bytes(linear, precision=machine.recipe.precision)
+    return np.asarray(share * copies * (plans.zero_stage < 3))  # ZeRO 3 frees what it gathers, and what is made of it
 
 
 @dataclass(frozen=True)

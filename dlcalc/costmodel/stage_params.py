@@ -20,6 +20,8 @@ class StageParams:
     """Everything that dp x cp ranks hold alike, with a leading axis of stages."""
     stage_expert: Array
     """Routed experts, which only the expert-data-parallel ranks hold alike."""
+    stage_unquantized: Array
+    """Of the dense ones, embeddings and LM heads: no trainer computes with them in 8 or 4 bits."""
     layer_dense: Array
     """Of one layer, the heaviest kind."""
     layer_expert: Array
@@ -69,10 +71,12 @@ def stage_params(model: ModelSpec, plans: Plans, stages: StageLayers) -> StagePa
     copy = p.vocabulary_matrix_params(model, tp=plans.tp) * model.tied_embeddings * (plans.pp > 1)
     last = p.head_params(model, tp=plans.tp) + copy + p.final_norm_params(model)
     last = last + model.mtp_layers * p.mtp_projection_params(model, tp=plans.tp)
-    dense = dense + stages.embeddings * first + stages.heads * last
+    ends = stages.embeddings * first + stages.heads * last
+    dense = dense + ends
     return StageParams(
         stage_dense=dense,
         stage_expert=expert + np.zeros_like(dense),
+        stage_unquantized=ends + np.zeros_like(dense),
         layer_dense=attention + layer_mlp,
         layer_expert=layer_expert,
     )

@@ -67,6 +67,12 @@ class FrameworkProfile(Spec):
     # numerics
     keeps_16_bit_weights: bool = True
     """False: FSDP, whose shard is the fp32 master weight itself, cast as it is gathered."""
+    caches_quantized_weights: bool = False
+    """Linear layers in 8 or 4 bits keep their quantized weights, as they are and transposed, beside those in 16 bits
+    from one micro-batch to the next (Transformer Engine), except where weights live in low precision alone."""
+    gathers_quantized_weights: bool = True
+    """Weights do so where the optimizer is sharded and on the device: --fp8-param-gather of Megatron. Read only with
+    caches_quantized_weights."""
     grad_bytes: PositiveInt
     """Bytes of one element of the gradient buffer that lives through the step."""
     grad_reduce_bytes: PositiveInt

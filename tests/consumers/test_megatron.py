@@ -25,6 +25,8 @@ STRICTER = (
     "megatron-lm has no CUDA graphs of experts",
     "megatron-lm needs tp to divide the width of the shared experts",
     "megatron-lm needs tp x cp to divide the KV heads",
+    "megatron-lm has attention windows over cp",
+    "megatron-lm has attention with sinks over cp",
     "megatron-lm overlaps experts in no interleaved",
     "megatron-lm overlaps experts of sharded weights",
     "megatron-lm offloads the optimizer only where",

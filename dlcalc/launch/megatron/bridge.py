@@ -33,6 +33,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "fp8": ("mixed_precision.fp8",),
     "fp8_recipe": ("mixed_precision.fp8_recipe",),
     "fp8_param_gather": ("mixed_precision.fp8_param_gather",),
+    "reuse_grad_buf_for_mxfp8_param_ag": ("mixed_precision.reuse_grad_buf_for_mxfp8_param_ag",),
     "fp4": ("mixed_precision.fp4",),
     "fp4_recipe": ("mixed_precision.fp4_recipe",),
     "fp4_param_gather": ("mixed_precision.fp4_param_gather",),

@@ -6,6 +6,7 @@ Megatron-LM writes them as flags, Megatron-Bridge as fields of its configuration
 from __future__ import annotations
 
 from dlcalc.calculators.stages import SPLITS
+from dlcalc.costmodel.quantized_weights import gathers_quantized
 from dlcalc.launch.job import Job
 from dlcalc.launch.megatron.details import activation_settings, position_settings, routing_settings
 from dlcalc.launch.megatron.options import CP_COMM_TYPES, Value
@@ -172,8 +173,7 @@ def _precision(job: Job) -> dict[str, Value]:
             low = {"fp8": "e4m3", "fp8_recipe": "mxfp8"}
         case "nvfp4":
             low = {"fp4": "e2m1", "fp4_recipe": "nvfp4"}
-    if job.recipe.precision == "fp8" and job.plan.zero_stage == 1 and not job.plan.offload_optimizer:
-        low["fp8_param_gather"] = True  # or 16-bit weights and quantized copies of them are both kept
+    low |= _gathering(job)
     if low and job.model.is_moe:
         low["moe_router_padding_for_quantization"] = True
     in_16_bits = profile.grad_reduce_bytes == 2
@@ -185,6 +185,18 @@ def _precision(job: Job) -> dict[str, Value]:
         "accumulate_allreduce_grads_in_fp32": half and not in_16_bits,
         **_optimizer_numbers(job),
     }
+
+
+def _gathering(job: Job) -> dict[str, Value]:
+    """Weights that live in low precision alone, or those in 16 bits and quantized copies of them are both kept."""
+    plan, precision = job.plan, job.recipe.precision
+    kept = gathers_quantized(precision, zero_stage=plan.zero_stage, offload_optimizer=int(plan.offload_optimizer))
+    if not (kept and job.recipe.framework.gathers_quantized_weights):
+        return {}
+    if precision == "nvfp4":
+        return {"fp4_param_gather": True}
+    # mxfp8 is gathered in 16 bits, in the buffer of the gradients, or in one more
+    return {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": precision == "mxfp8"}
 
 
 def _optimizer_numbers(job: Job) -> dict[str, Value]:

@@ -183,6 +183,7 @@ PRECISION = (
     _text("fp8", None, ("e4m3", "hybrid"), flag="--fp8-format"),
     _text("fp8_recipe", "delayed", ("tensorwise", "delayed", "mxfp8", "blockwise", "custom")),
     _on("fp8_param_gather"),
+    _on("reuse_grad_buf_for_mxfp8_param_ag"),
     _text("fp4", None, ("e2m1",), flag="--fp4-format"),
     _text("fp4_recipe", "nvfp4", ("nvfp4", "custom")),
     _on("fp4_param_gather"),

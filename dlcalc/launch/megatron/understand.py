@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from dlcalc.costmodel.quantized_weights import gathers_quantized
 from dlcalc.launch.imported import Imported
 from dlcalc.launch.megatron.contradictions import check
 from dlcalc.launch.megatron.network import model_of
@@ -165,6 +166,9 @@ def profile_settings(said: Said) -> dict[str, object]:
         "optimizer_state_bytes": sum(DTYPE_BYTES[str(said.get(f"exp_avg{name}_dtype"))] for name in ("", "_sq")),
         "master_weight_bytes": DTYPE_BYTES[str(said.get("main_params_dtype"))],
     }
+    stage, offloads = int(_sharding(said)["zero_stage"]), int(said.on("optimizer_cpu_offload"))
+    if gathers_quantized(_precision(said)[0], zero_stage=stage, offload_optimizer=offloads):
+        found["gathers_quantized_weights"] = said.on("fp4_param_gather" if said.get("fp4") else "fp8_param_gather")
     if said.count("num_experts"):
         flexible = said.get("moe_token_dispatcher_type") == "flex" or said.on("moe_enable_deepep")
         found["dispatches_once_per_node"] = flexible and said.count("expert_model_parallel_size", 1) > 1
@@ -202,11 +206,6 @@ def _assumed(said: Said) -> Iterator[str]:
         yield "The global batch is not said: Megatron takes one micro-batch per data-parallel rank."
     if said.on("fp8_param_gather") or said.on("fp4_param_gather"):
         yield "Weights are gathered in low precision, which is less to send than estimated."
-    elif said.get("fp8") or said.get("fp4"):
-        yield (
-            "Quantized copies of the weights, about 2 bytes a parameter and device in 8 bits, are kept beside those in "
-            "16 bits and come on top of the estimate; --fp8-param-gather saves them."
-        )
     if said.on("fine_grained_activation_offloading"):
         yield "Offload of single activations is not modelled: it needs less memory than estimated."
     fraction = said.get("optimizer_offload_fraction")
