@@ -9,6 +9,8 @@ fabric are the cluster's business. Also here: the machines that no trainer runs 
 * https://docs.pytorch.org/docs/stable/elastic/run.html (OMP_NUM_THREADS, which torchrun sets to 1 where nobody does),
 * https://github.com/NVIDIA/Megatron-LM/blob/main/megatron/training/arguments.py (CUDA_DEVICE_MAX_CONNECTIONS and
   NCCL_GRAPH_REGISTER, which it checks),
+* https://github.com/NVIDIA-NeMo/Megatron-Bridge/tree/v0.6.2/src/megatron/bridge/perf_recipes (TORCH_NCCL_HIGH_PRIORITY,
+  NVTE_* and HybridEP's, which every recipe of NVIDIA's measured runs sets),
 * https://github.com/aws-samples/awsome-distributed-training/blob/main/1.architectures/efa-cheatsheet.md (FI_*).
 """
 
@@ -45,9 +47,11 @@ class Setting:
 def settings(job: Job, emitted: Emitted) -> tuple[Setting, ...]:
     """What the processes of ``job`` find in their environment, in order; the trainer has the last word."""
     must_run_on(job)
-    found = {one.name: one for one in (*_of_torch(job), *_of_collectives(job), *_of_queues(job))}
+    found = {one.name: one for one in (*_of_torch(job), *_of_collectives(job), *_of_queues(job), *_of_megatron(job))}
     for name, value in emitted.environment.items():
-        found[name] = Setting(name, value, f"{job.target} needs it")
+        known = found.get(name)
+        said = known is not None and known.value in (None, value)
+        found[name] = Setting(name, value, known.why if known and said else f"{job.target} needs it")
     for name in found:
         if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of an environment variable")
@@ -118,6 +122,31 @@ def _of_collectives(job: Job) -> Iterator[Setting]:
             "0",
             "data loaders fork; with huge pages a fork may find no memory (slightly slower)",
         )
+
+
+def _of_megatron(job: Job) -> Iterator[Setting]:
+    """What NVIDIA's own measured runs set, to which the costs of Megatron are fitted."""
+    if job.target not in MEGATRON or is_rocm(job):
+        return
+    plan, node = job.plan, job.hardware.node
+    yield Setting("TORCH_NCCL_HIGH_PRIORITY", "1", "communication goes first where it and compute both wait")
+    if plan.overlap_grad or plan.overlap_param or plan.overlap_tp:
+        for way in ("FWD", "BWD"):
+            yield Setting(
+                f"NVTE_{way}_LAYERNORM_SM_MARGIN", "20", "norms leave multiprocessors to communication beside them"
+            )
+    if (
+        job.model.is_moe
+        and plan.ep > 1
+        and spans_hosts_by_nvlink(job)
+        and job.recipe.framework.dispatches_once_per_node
+    ):
+        ranks = min(plan.ep, node.n_devices)
+        yield Setting(
+            "NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN", str(ranks), "ranks that HybridEP reaches by NVLink: of one rack"
+        )
+        yield Setting("NVLINK_DOMAIN_SIZE", str(node.n_devices), "devices of a rack, for HybridEP")
+        yield Setting("USE_MNNVL", "1", "HybridEP uses NVLink between the hosts of a rack")
 
 
 def _of_queues(job: Job) -> Iterator[Setting]:

@@ -65,7 +65,7 @@ def import_megatron(patch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
     return made
 
 
-def asked(words: list[str], *, world_size: int, environment: dict[str, str]) -> Verdict:
+def asked(words: list[str], *, world_size: int, environment: dict[str, str], architecture: int = 9) -> Verdict:
     """Parse, validate and configure, as every rank of a run does first."""
     from megatron.training import arguments
 
@@ -75,6 +75,7 @@ def asked(words: list[str], *, world_size: int, environment: dict[str, str]) -> 
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.setattr(sys, "argv", ["pretrain_gpt.py", *words])
+        patch.setattr(arguments, "get_device_arch_version", lambda: architecture)
         with contextlib.redirect_stderr(said):
             try:
                 parsed = arguments.parse_args()
@@ -89,4 +90,10 @@ def asked(words: list[str], *, world_size: int, environment: dict[str, str]) -> 
 
 def asked_about(job, emitted) -> Verdict:
     """What Megatron makes of a job."""
-    return asked(plain_words(emitted), world_size=job.devices, environment=dict(emitted.environment))
+    architecture = 10 if job.hardware.family == "nvidia_blackwell" else 9
+    return asked(
+        plain_words(emitted),
+        world_size=job.devices,
+        environment=dict(emitted.environment),
+        architecture=architecture,
+    )

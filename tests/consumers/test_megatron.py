@@ -164,6 +164,37 @@ def test_the_best_plans_of_the_shipped_spaces_are_accepted(space):
         _check_config(verdict.config, job)
 
 
+def test_the_pipeline_of_nvidias_deepseek_is_accepted_with_its_chunk_without_layers():
+    """Megatron-Bridge 0.6.2, deepseek_v3_pretrain_1024gpu_h100_fp8cs_config: ``Et|(tt|)*30mL`` over 8 x 4 chunks."""
+    chunks = (1, *(2,) * 30, 0)
+    knobs = {"tp": 2, "pp": 8, "vpp": 4, "dp": 64, "ep": 64, "schedule": "interleaved", "split": "custom"}
+    knobs |= {"sequence_parallel": 1, "recompute": "mla_up_proj", "zero_stage": 1}
+    recipe = recipe_of("megatron-lm", global_batch=16384, precision="fp8", framework="megatron_bridge")
+    job = job_from("megatron-lm", load_model("deepseek-v3"), recipe, knobs, custom_split=chunks)
+    assert not reasons_against(job.model, recipe, knobs, chunks)
+    verdict = asked_about(job, emit(job))
+    assert not verdict.problem
+    layout = verdict.config.pipeline_model_parallel_layout
+    theirs = type(layout)("Et|(tt|)*30mL", 8)
+    assert layout.flatten_layout == theirs.flatten_layout
+    assert layout.layout == theirs.layout
+    config = verdict.config
+    routing = (config.moe_router_score_function, config.moe_router_enable_expert_bias, config.moe_router_num_groups)
+    assert routing == ("sigmoid", True, 8)
+    assert (config.moe_router_topk_scaling_factor, config.moe_aux_loss_coeff) == (2.5, 0.0001)
+    assert (config.rotary_scaling_factor, config.mscale_all_dim, config.fp8_param) == (40.0, 1.0, True)
+
+
+def test_gpt_oss_is_configured_as_published():
+    job = job_from("megatron-lm", load_model("gpt-oss-20b"), recipe_of("megatron-lm"), {"dp": 8, "zero_stage": 1})
+    config = asked_about(job, emit(job)).config
+    assert config.activation_func.__name__ == "quick_gelu"
+    assert (config.activation_func_clamp_value, config.glu_linear_offset) == (7.0, 1.0)
+    assert (config.softmax_type, tuple(config.window_size), config.add_bias_linear) == ("learnable", (127, 0), True)
+    assert (config.yarn_rotary_scaling_factor, config.yarn_correction_range_round_to_int) == (32.0, False)
+    assert not config.apply_rope_fusion
+
+
 def test_graphs_are_accepted_in_every_form():
     for name, knobs in (("llama3-8b", {}), ("llama3-8b", {"recompute": "full"}), ("mixtral-8x7b", {"dp": 8, "ep": 8})):
         job = job_from("megatron-lm", load_model(name), recipe_of("megatron-lm", cuda_graphs=True), knobs)

@@ -552,13 +552,21 @@ def test_uneven_chunks_are_laid_out_one_by_one():
 
 
 def test_the_host_queue_follows_what_is_overlapped():
-    """One queue orders communication first; Megatron refuses it under FSDP, and expert overlap wants many."""
+    """Before Blackwell one queue orders communication first; sharded weights and overlapped experts want many."""
     recipe = recipe_of("megatron-lm")
     queues = [
-        megatron_lm.emit(job_from("megatron-lm", model, recipe, knobs)).environment["CUDA_DEVICE_MAX_CONNECTIONS"]
-        for model, knobs in ((LLAMA, {"tp": 2}), (LLAMA, {"dp": 8, "zero_stage": 3}), (MIXTRAL, EP))
+        megatron_lm.emit(job_from("megatron-lm", model, recipe, knobs, machine=machine)).environment[
+            "CUDA_DEVICE_MAX_CONNECTIONS"
+        ]
+        for model, knobs, machine in (
+            (LLAMA, {"tp": 2}, "h100"),
+            (LLAMA, {"tp": 2}, "b200"),
+            (LLAMA, {"dp": 8, "zero_stage": 1}, "h100"),
+            (LLAMA, {"dp": 8, "zero_stage": 3}, "h100"),
+            (MIXTRAL, EP, "h100"),
+        )
     ]
-    assert queues == ["1", "8", "32"]
+    assert queues == ["1", "32", "32", "32", "32"]
 
 
 def test_every_knob_of_a_plan_changes_what_is_written():

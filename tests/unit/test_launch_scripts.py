@@ -158,6 +158,22 @@ def test_exchanges_of_experts_need_queues():
     assert told("megatron-lm", **moe, overlap_ep=True)[QUEUES] == "32"
 
 
+def test_megatron_runs_as_the_runs_that_its_costs_are_fitted_to():
+    """Values of Megatron-Bridge's performance recipes."""
+    plain = told("megatron-bridge", overlap_grad=True)
+    assert (plain["TORCH_NCCL_HIGH_PRIORITY"], plain["NVTE_FWD_LAYERNORM_SM_MARGIN"]) == ("1", "20")
+    assert "NVTE_FWD_LAYERNORM_SM_MARGIN" not in told("megatron-lm", overlap_grad=False, overlap_param=False)
+    assert "TORCH_NCCL_HIGH_PRIORITY" not in told("torchtitan")
+    experts = {"model": "qwen3-30b-a3b", "dp": 128, "ep": 128, "framework": "megatron_bridge"}
+    rack = told("megatron-bridge", "gb200_nvl72", **experts)
+    assert (rack["NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN"], rack["NVLINK_DOMAIN_SIZE"], rack["USE_MNNVL"]) == (
+        "72",
+        "72",
+        "1",
+    )
+    assert "USE_MNNVL" not in told("megatron-bridge", **experts)
+
+
 def calibrated(hardware):
     """A job on a machine as dlcalc-calibrate writes it: another name, its description longer."""
     one = job("megatron-lm", hardware=hardware, dp=16)

@@ -241,6 +241,7 @@ def _sharding(job: Job) -> dict[str, Value]:
         "use_megatron_fsdp": fully,
         "data_parallel_sharding_strategy": FSDP_STRATEGIES[plan.zero_stage] if fully else None,
         "ckpt_format": "fsdp_dtensor" if fully else None,
+        "init_model_with_meta_device": fully,  # or every device first makes all layers whole
         "num_distributed_optimizer_instances": plan.dp_replicate if plan.dp_replicate > 1 else None,
         **(offload if plan.offload_optimizer else {}),
         "cpu_offloading_num_layers": plan.offload_layers or None,

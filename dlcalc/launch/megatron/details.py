@@ -41,7 +41,7 @@ def position_settings(model: ModelSpec) -> dict[str, Value]:
     found: dict[str, Value] = {
         "position_embedding_type": "yarn" if stretched and not model.is_mla else "rope",
         "rotary_base": round(rotary.base) if rotary.base else None,
-        "rotary_percent": rotary.fraction,
+        "rotary_percent": rotary.fraction if rotary.fraction != 1 else None,
     }
     if model.is_mla or stretched:
         found |= _yarn(scaling if scaling and stretched else PLAIN)
@@ -107,7 +107,7 @@ def activation_settings(model: ModelSpec) -> dict[str, Value]:
         "quick_geglu": flag == "quick_geglu",
         "squared_relu": flag == "squared_relu",
         "activation_func_clamp_value": model.activation_limit,
-        "glu_linear_offset": model.activation_offset,
+        "glu_linear_offset": model.activation_offset or None,
         GATE: model.gated_mlp,
         FUNCTION: model.activates_by,
     }

@@ -22,9 +22,11 @@ def _of_model(job: Job) -> Iterator[str]:
     if model.learned_positions and job.recipe.seq_len > model.max_seq:
         yield f"Learned positions were extended from {model.max_seq} to the sequence of {job.recipe.seq_len} tokens."
     if model.is_moe:
+        router = model.router
+        how = " and choose how the load is balanced" if not (router.balance_loss or router.bias_update) else ""
         yield (
             "The router is forced to send equally many tokens to every expert, as the estimate assumes; before real "
-            "training take that option out and choose how the load is balanced."
+            f"training take that option (moe_router_force_load_balancing) out{how}."
         )
     if model.expert_groups_per_token and router_groups(job) is None:
         yield "The limit on groups of experts per token was left out: no number of groups fits the experts."

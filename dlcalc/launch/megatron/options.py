@@ -208,6 +208,7 @@ MEMORY = (
         ("no_shard", "optim", "optim_grads", "optim_grads_params"),
     ),
     _text("ckpt_format", "torch_dist", ("torch", "torch_dist", "torch_dcp", "fsdp_dtensor")),
+    _on("init_model_with_meta_device"),
     _on("use_torch_fsdp2"),
     _off("torch_fsdp2_reshard_after_forward", "--torch-fsdp2-no-reshard-after-forward"),
     _whole("num_distributed_optimizer_instances", 1),
@@ -268,6 +269,8 @@ RUN = (
     _whole("eval_iters", 100),
     _whole("log_interval", 100),
     _on("log_throughput"),
+    _on("manual_gc"),
+    _whole("manual_gc_interval", 0),
     _off("check_for_nan_in_loss_and_grad", "--no-check-for-nan-in-loss-and-grad"),
 )
 

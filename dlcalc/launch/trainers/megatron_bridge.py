@@ -63,6 +63,8 @@ if __name__ == "__main__":
 '''
 RUN = {
     "validation.eval_iters": 0,
+    "train.manual_gc": True,
+    "train.manual_gc_interval": 100,
     "logger.log_interval": 1,
     "logger.tensorboard_dir": None,
     "checkpoint.save": None,

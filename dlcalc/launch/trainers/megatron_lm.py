@@ -25,6 +25,8 @@ SYNTHETIC: dict[str, Value] = {
     "eval_iters": 0,
     "log_interval": 1,
     "log_throughput": True,
+    "manual_gc": True,  # on all ranks at once, or each stops the others in turn
+    "manual_gc_interval": 100,
 }
 """A run that needs no data and says after every step how long it took."""
 
@@ -53,10 +55,14 @@ REAL_DATA = (
 
 
 def connections(job: Job) -> str:
-    """Hardware queues of a device: one orders communication before compute, which sharded weights must not have.
+    """Hardware queues of a device: before Blackwell, one orders communication of tp and cp before compute.
 
-    Source: https://docs.nvidia.com/megatron-core, environment variable CUDA_DEVICE_MAX_CONNECTIONS.
+    Sharded weights and overlapped experts must not have that, and nothing else needs it: all of NVIDIA's recipes for
+    Blackwell have 32, those for Hopper 1 under tp or cp.
+
+    Source: https://github.com/NVIDIA-NeMo/Megatron-Bridge/tree/v0.6.2/src/megatron/bridge/perf_recipes; asserted by
+    Megatron-LM's arguments.
     """
-    if job.plan.zero_stage >= 2:
-        return "8"
-    return "32" if job.plan.overlap_ep else "1"
+    plan = job.plan
+    ordered = (plan.tp > 1 or plan.cp > 1) and job.hardware.family != "nvidia_blackwell"
+    return "1" if ordered and plan.zero_stage < 2 and not plan.overlap_ep else "32"
