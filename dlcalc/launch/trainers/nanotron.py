@@ -19,7 +19,7 @@ from dlcalc.specs.model import ModelSpec
 CONFIG_FILE = "nanotron.yaml"
 STEPS = 20
 ROPE_THETA = 5e5
-"""Its own default."""
+"""Of Llama 3, where a model does not say."""
 
 
 def emit(job: Job) -> Emitted:
@@ -47,7 +47,7 @@ def _unsaid(model: ModelSpec) -> Iterator[str]:
     """Parts of the model that no key says, and what is trained instead."""
     rotary = model.rotary
     if rotary.base is None:
-        yield f"The model does not say its rotary base: {ROPE_THETA:g} is nanotron's."
+        yield f"The model does not say its rotary base: {ROPE_THETA:g} is Llama 3's."
     if rotary.scaling is not None or rotary.fraction != 1:
         yield "Positions turn all dimensions and are not stretched: nanotron's Llama has nothing else."
     if model.activates_by != "silu" or model.activation_limit:
