@@ -7,8 +7,8 @@ from dlcalc.costmodel.plans import Array
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.recipe import Recipe
 
-FURTHEST_STAGE = {"fp8": 3, "mxfp8": 1, "nvfp4": 1}
-"""ZeRO stage up to which Megatron gathers weights of a precision as they are: blocks of scales are not sharded."""
+FURTHEST_STAGE = {"fp8": 3, "mxfp8": 3, "nvfp4": 1}
+"""ZeRO stage up to which Megatron keeps weights of a precision as they are: Megatron-FSDP knows no 4-bit ones."""
 
 
 def gathers_quantized(precision: Precision, *, zero_stage: Array | int, offload_optimizer: Array | int) -> Array | bool:

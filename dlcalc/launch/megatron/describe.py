@@ -195,8 +195,9 @@ def _gathering(job: Job) -> dict[str, Value]:
         return {}
     if precision == "nvfp4":
         return {"fp4_param_gather": True}
-    # mxfp8 is gathered in 16 bits, in the buffer of the gradients, or in one more
-    return {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": precision == "mxfp8"}
+    # mxfp8 is gathered in 16 bits, in the buffer of the gradients, or in one more; Megatron-FSDP has neither
+    reuses = precision == "mxfp8" and plan.zero_stage == 1
+    return {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": reuses}
 
 
 def _optimizer_numbers(job: Job) -> dict[str, Value]:
