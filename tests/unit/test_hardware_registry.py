@@ -51,8 +51,9 @@ def load_from(folder, name: str) -> HardwareSpec:
 
 def test_the_machines_of_the_manual_are_there():
     expected = """v100_16gb v100_32gb dgx2 a100_40gb a100_80gb a100_pcie_40gb a100_pcie_80gb a800_80gb a10g
-        h100 h100_96gb_500w h100_pcie h100_nvl h200 h200_nvl h800 h20 gh200 gh200_144gb gh200_single l40s rtx_4090 rtx_pro_6000
-        b200 b300 gb200_nvl72 gb300_nvl72 mi210 mi250 mi250x mi300a mi300x mi325x mi350x mi355x
+        h100 h100_96gb_500w h100_pcie h100_nvl h200 h200_nvl h800 h20 gh200 gh200_144gb gh200_single
+        l40s rtx_4090 rtx_pro_6000 b200 b300 gb200_nvl72 gb300_nvl72
+        mi210 mi250 mi250x mi300a mi300x mi325x mi350x mi355x
         tpu_v4 tpu_v5e tpu_v5p tpu_v6e tpu_v7 gaudi2 gaudi3 trn1.32xlarge trn1n.32xlarge trn2 trn2u
         p3.16xlarge p3dn.24xlarge p4d.24xlarge p4de.24xlarge p5.48xlarge p5e.48xlarge p5en.48xlarge g6e.48xlarge
         p6-b200.48xlarge p6-b300.48xlarge u-p6e-gb200x72 u-p6e-gb300x72"""
