@@ -30,7 +30,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from dlcalc.calculators import communication, kernels
+from dlcalc.costmodel.placement import node_bytes_per_s
+from dlcalc.hardware_registry import load_hardware
 from dlcalc.specs.calibration import AttentionRates, CollectiveRates, MatmulRates, MemoryRates
+from dlcalc.specs.hardware import Node
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.12.0"
@@ -47,6 +50,7 @@ class Source:
     folder: str
     tiles: tuple[tuple[int, int], ...]
     nccl: tuple[str, ...]
+    """Versions; none: collectives are those of ``CARDS``."""
     precisions: dict[str, str] = field(default_factory=dict)
     """Precision of ours -> table's name for it."""
 
@@ -64,7 +68,14 @@ SOURCES = {
     "b300": Source("b300_sxm", TILES, ("nccl/2.29.2", "nccl/2.27"), BLACKWELL),
     "gb200_nvl72": Source("gb200", TILES, ("nccl/2.29.2", "nccl/2.23"), BLACKWELL),
     "gb300_nvl72": Source("gb300", TILES, ("nccl/2.29.2", "nccl/2.27"), BLACKWELL),
+    "rtx_pro_6000": Source(
+        "rtx_pro_6000_server", TILES, ("nccl/2.29.2",), {"bf16": "bfloat16", "fp8": "fp8", "nvfp4": "nvfp4"}
+    ),
+    "l40s": Source("l40s", TILES, (), {"bf16": "bfloat16", "fp8": "fp8"}),
 }
+CARDS = "rtx_pro_6000"
+"""The machine without NVLink whose collectives stand for all such: in the L40S that was measured, groups of more than
+two cards went through the host's memory (1.4 GB/s among eight)."""
 
 INPUT_BYTES = {"bf16": 2.0, "fp8": 1.0, "fp8_block": 1.03, "mxfp8": 1.03, "nvfp4": 0.56}
 BACKWARD_OVER_FORWARD = 0.865
@@ -78,6 +89,8 @@ KERNEL_FRACTIONS = {
     # measured: TensorRT-LLM's kernels (SGLang 0.5.14). [zadouri2026]: FlashAttention-4 1605 TFLOP/s, cuDNN up to 1.3
     # and Triton, for kernels not written for this generation, up to 2.7 times slower.
     "b": {"flash1": 0.2, "flash2": 0.37, "flash3": 0.37, "te_flash": 0.85},
+    # measured: FlashInfer's, of the kind of FlashAttention-2, which later ones do not replace on these cards.
+    "card": {"flash1": 0.5, "flash2": 1.0, "flash3": 1.0, "te_flash": 1.0},
 }
 ACCUMULATE_EXPOSED = {"b": 1.0}
 """By generation, where it is known: 39 matmuls of a B200, dense and grouped, that add to an fp32 or bf16 buffer in
@@ -103,7 +116,7 @@ class Datasheet:
     n_sms: float
     hbm_bytes_per_s: float
     l2_bytes: float
-    link_bytes_per_s: float
+    node: Node
 
     @staticmethod
     def read(device: str) -> Datasheet:
@@ -114,7 +127,7 @@ class Datasheet:
             n_sms=float(unit["n_sms"]["value"]),
             hbm_bytes_per_s=unit["hbm_tb_per_s"]["value"] * 1e12,
             l2_bytes=unit["l2_mib"]["value"] * 2.0**20,
-            link_bytes_per_s=raw["node"]["link_gb_per_s"]["value"] * 1e9,
+            node=load_hardware(device).node,
         )
 
     def peak_flops_per_s(self, precision: str) -> float:
@@ -480,9 +493,10 @@ def collective_s(constants: dict[str, float], rows: pd.DataFrame, sheet: Datashe
         link = communication.GroupLink(
             n_ranks=n_ranks,
             ranks_per_node=n_ranks,
-            node_bytes_per_s=sheet.link_bytes_per_s,
+            node_bytes_per_s=node_bytes_per_s(n_ranks, np.ones(1), sheet.node),
             fabric_bytes_per_s=1.0,
             fabric_latency_s=0.0,
+            device_bytes_per_s=sheet.node.device_bytes_per_s,
         )
         known = {"in_network_fraction": None} | collective_rates(constants, operation)
         rates = CollectiveRates.model_construct(**known)
@@ -501,7 +515,7 @@ def fit_collectives(
     in_order = [latency if c.name == LATENCY else c for c in RING_CONSTANTS]
     rings = [c for c in in_order if operations == RINGS or c is not latency]
     wanted = [*rings, *(replace(COPY, name=f"{COPY.name} {operation}") for operation in operations)]
-    if "all_reduce" in operations and _generation(device) != "a100" and rows.n_ranks.max() > 4:
+    if "all_reduce" in operations and _generation(device) not in ("a100", "card") and rows.n_ranks.max() > 4:
         wanted += IN_NETWORK_CONSTANTS
     seen = rows[fitted]
     found = fit(
@@ -572,9 +586,17 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
         samples.append(_sampled(rows, SAMPLE_ROWS["memory"]))
         report(device, score)
 
-    of_collectives = fit_device_collectives(tables, device)
-    scores += of_collectives.scores
-    samples.append(of_collectives.sample)
+    if source.nccl:
+        of_collectives = fit_device_collectives(tables, device)
+        scores += of_collectives.scores
+        samples.append(of_collectives.sample)
+        collectives = of_collectives.calibration
+    else:
+        collectives = {
+            "node_collectives": yaml.safe_load((ROOT / "configs" / f"{CARDS}.yaml").read_text())["calibration"][
+                "node_collectives"
+            ]
+        }
 
     calibration: dict[str, object] = {
         "measured": True,
@@ -582,11 +604,12 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
             f"benchmarks/fit_kernels.py on kernel measurements of {source.folder} in aiconfigurator-core {VERSION} "
             "(Apache-2.0); errors in docs/kernels.md. Backward attention and other attention kernels: ratios in "
             "shah2024 and dao2023. Fabric: assumed, no measurement crosses nodes."
+            + ("" if source.nccl else f" Collectives: as on {CARDS}.")
         ),
         "matmul": matmul,
         "attention": {"bf16": attention},
         "memory": memory,
-        **of_collectives.calibration,
+        **collectives,
         "fabric_collectives": FABRIC,
     }
     return DeviceFit(device, scores, pd.concat(samples), calibration)
@@ -614,6 +637,8 @@ def fit_device_collectives(tables: Path, device: str) -> DeviceFit:
 
 
 def _generation(device: str) -> str:
+    if device in ("l40s", "rtx_pro_6000"):
+        return "card"
     return "a100" if device.startswith("a100") else "h" if device.startswith("h") else "b"
 
 

@@ -131,7 +131,7 @@ def adapted(hardware: HardwareSpec, cluster: Cluster) -> HardwareSpec:
     source = "the cluster section of the space file"
     node, fabric, price = hardware.node, hardware.fabric, hardware.price
     if cluster.node_devices is not None:
-        node = node.model_copy(update={"n_devices": cluster.node_devices})
+        node = node.with_devices(cluster.node_devices)
     if cluster.nic_gbit_per_s_per_device is not None:
         quoted = Quoted(value=cluster.nic_gbit_per_s_per_device, source=source)
         fabric = fabric.model_copy(update={"nic_gbit_per_s_per_device": quoted})

@@ -21,6 +21,7 @@ from dlcalc.specs.hardware import HardwareSpec, Precision
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
 from dlcalc.validation import spelling
+from dlcalc.validation.hardware_names import hardware_name
 from dlcalc.validation.layouts import layers_per_chunk
 from dlcalc.validation.mesh import Mesh, mesh_of
 from dlcalc.validation.models import Models, find_model, read_models
@@ -186,7 +187,7 @@ def _first_line(error: Exception) -> str:
 def _machine(name: str, registry: HardwareRegistry) -> tuple[HardwareSpec, str]:
     if is_file_name(name):
         return registry.load(name), ""
-    taken = spelling.hardware_name(name, registry.names(aliases=True))
+    taken = hardware_name(name, registry.names(aliases=True))
     if taken is None:
         raise DlcalcError(str(registry.unknown(name)).partition("; known:")[0])
     return registry.load(taken.word), taken.remark
@@ -196,7 +197,7 @@ def _connected(hardware: HardwareSpec, per_node: int, rate: float | None) -> Har
     """``hardware`` with the row's own node size (0: not given) and fabric."""
     node, fabric = hardware.node, hardware.fabric
     if per_node:
-        node = node.model_copy(update={"n_devices": per_node})
+        node = node.with_devices(per_node)
     if rate is not None:
         fabric = fabric.model_copy(update={"nic_gbit_per_s_per_device": Quoted(value=rate, source="the measured run")})
     return hardware.model_copy(update={"node": node, "fabric": fabric})
