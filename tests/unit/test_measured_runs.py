@@ -15,6 +15,7 @@ from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.load import config_dir
 from dlcalc.specs.model import ModelSpec
+from dlcalc.validation import spelling
 from dlcalc.validation.layouts import expand_layout, layers_per_chunk
 from dlcalc.validation.models import model_of, read_models
 from dlcalc.validation.profiles import known_frameworks
