@@ -60,10 +60,7 @@ def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
 def _scenario(
     space: SpaceSpec, model: ModelSpec, hardware: HardwareSpec, devices: int, spec: RecipeSpec, recipe: Recipe
 ) -> Scenario:
-    if recipe.precision not in hardware.precisions:
-        raise DlcalcError(
-            f"recipe: precision: {hardware.name} has no {recipe.precision}; it has {', '.join(hardware.precisions)}"
-        )
+    recipe = recipe.on(hardware)
     if spec.custom_split and sum(spec.custom_split) != model.n_layers:
         raise DlcalcError(
             f"recipe: custom_split: its chunks hold {sum(spec.custom_split)} layers, "

@@ -48,6 +48,8 @@ class Device(Spec):
     """The last cache before HBM."""
     tdp_w: Quoted | None = None
     """None: not published."""
+    lacks_attention: Annotated[tuple[str, ...], TupleFromList] = ()
+    """Attention kernels that do not exist for it; a trainer then runs its masked softmax."""
 
     @property
     def hbm_bytes(self) -> float:

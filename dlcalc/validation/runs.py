@@ -75,7 +75,7 @@ class RunReader:
         model = self._model(run)
         hardware = self._hardware(run, remarks)
         mesh = mesh_of(run, remarks)
-        profile = self._profile(run, model, mesh, remarks)
+        profile = self._profile(run, model, hardware, mesh, remarks)
         custom = _custom_split(run, model, mesh, remarks)
         recipe = self._recipe(run, profile, _precision(run, hardware, remarks))
         return RunSetting(
@@ -116,15 +116,18 @@ class RunReader:
             raise DlcalcError(f"internode_gbps_per_gpu = {rate:g} is no rate of a link")
         return self._once(("hardware", id(spec), per_node, rate), lambda: _connected(spec, per_node, rate))
 
-    def _profile(self, run: MeasuredRun, model: ModelSpec, mesh: Mesh, remarks: list[str]) -> FrameworkProfile:
+    def _profile(
+        self, run: MeasuredRun, model: ModelSpec, hardware: HardwareSpec, mesh: Mesh, remarks: list[str]
+    ) -> FrameworkProfile:
         known = self._once("frameworks", known_frameworks)
         taken = framework_of(run, known=known, splits_layers=mesh.tp * mesh.cp * mesh.pp > 1)
         if taken.remark:
             remarks.append(taken.remark)
-        unchanged = self._once(("profile", taken.word), lambda: load_framework(taken.word))
+        lacks = hardware.device.lacks_attention
+        unchanged = self._once(("profile", taken.word, lacks), lambda: load_framework(taken.word).on_device(lacks))
         changes = profile_changes(run, unchanged, model, mesh, remarks)
         return self._once(
-            ("profile", taken.word, *sorted(changes.items())),
+            ("profile", taken.word, lacks, *sorted(changes.items())),
             lambda: FrameworkProfile.model_validate({**unchanged.model_dump(), **changes}),
         )
 

@@ -573,3 +573,18 @@ def test_prices_carry_a_day():
 def test_every_error_is_the_users_to_read():
     assert issubclass(SpecError, DlcalcError)
     assert issubclass(UnknownNameError, DlcalcError)
+
+
+def test_a_device_without_flash_attention_stores_its_scores():
+    """Volta: Megatron's masked softmax, unless a kernel that exists is asked for; others keep their trainer's."""
+    from dlcalc.specs.framework_registry import load_framework
+    from dlcalc.specs.recipe import Recipe
+
+    def kernel(machine, attention):
+        profile = load_framework("megatron", {"attention": attention})
+        recipe = Recipe(seq_len=2048, global_batch=8, precision="fp16", framework=profile)
+        return recipe.on(load_hardware(machine)).framework.attention
+
+    assert kernel("v100_32gb", "te_flash") == kernel("dgx2", "flash2") == "megatron_fused"
+    assert kernel("v100_32gb", "flash1") == "flash1"
+    assert kernel("a100_80gb", "te_flash") == "te_flash"
