@@ -24,7 +24,7 @@ import yaml
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY
 from dlcalc.costmodel.estimate import estimate as estimate_plans
 from dlcalc.costmodel.plans import KNOBS, NAMES, Plans
-from dlcalc.errors import DlcalcError, UnknownNameError
+from dlcalc.errors import UnknownNameError
 from dlcalc.hardware_registry import load_hardware
 from dlcalc.report.summary import Summary
 from dlcalc.search.space import default_profile_knobs
@@ -80,8 +80,7 @@ def estimate(
     (recipe,) = resolved_recipes(
         RecipeSpec(seq_len=seq_len, global_batch=global_batch, precision=(precision,), framework=framework)
     )
-    if precision not in machine.precisions:
-        raise DlcalcError(f"{machine.name} has no {precision}; it has {', '.join(machine.precisions)}")
+    recipe = recipe.on(machine)
     plans = Plans.point(**{**default_profile_knobs(recipe.framework), **knobs})
     found = estimate_plans(spec, machine, recipe, plans)
     terms = breakdown(found)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import CheckpointError, DlcalcError
+from dlcalc.doors import told_in_a_line
+from dlcalc.errors import CheckpointError
 
 if TYPE_CHECKING:
     import re
@@ -47,15 +47,12 @@ def main(path: Path, *, depth: int | None, pattern: str | None, other: Path | No
     torch.distributed.checkpoint, or with such files in it. Its pickle is read and never run, and tensor data is not
     read.
     """
-    try:
+    with told_in_a_line():
         regex = compiled(pattern)
         if other is None:
             show(path, depth, regex, as_json=as_json)
         else:
             show_difference(path, other, regex, as_json=as_json)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
 
 
 def compiled(pattern: str | None) -> re.Pattern[str] | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
+from dlcalc.doors import told_in_a_line
 
 EPILOG = """
 \b
@@ -65,11 +64,8 @@ def main(
     run touches stays. Runs that claim more than the hardware's peak, or disagree with a run of the same setting by more
     than 15 %, are named and left out.
     """
-    try:
+    with told_in_a_line():
         calibrate(runs, hardware, framework, models, out=out, hardware_dirs=hardware_dirs, as_json=as_json)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
 
 
 def calibrate(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
+from dlcalc.doors import told_in_a_line
 
 DEFAULT_SEQ_LEN = 4096
 
@@ -44,14 +42,11 @@ def main(model: str | None, seq_len: int | None, *, as_json: bool, list_models: 
     """
     if list_models == (model is not None):
         raise click.UsageError("give one MODEL, or --list")
-    try:
+    with told_in_a_line():
         if model is None:
             show_models(as_json=as_json)
         else:
             show_model(model, seq_len, as_json=as_json)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
 
 
 def show_model(name_or_path: str, seq_len: int | None, *, as_json: bool) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
+from dlcalc.doors import told_in_a_line
 
 EPILOG = """
 \b
@@ -59,11 +58,8 @@ def main(
     and of memory, whether plans that ran out of memory are refused, how well the plans of a sweep are ranked and what
     following the ranking would cost, and how many runs lie inside their interval.
     """
-    try:
+    with told_in_a_line():
         validate(runs, models, out=out, html=html, hardware_dirs=hardware_dirs, as_json=as_json)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
 
 
 def validate(

@@ -279,6 +279,7 @@ class _Reader:
         fitted = like.get("calibration")
         if not isinstance(fitted, dict):
             return data, marks  # the schema says what is missing
+        fitted = _of_a_node_like(data.get("node"), fitted)
         told = {
             "measured": False,
             "provenance": f"not measured on this machine; as on {like.get('name')}: {fitted.get('provenance')}",
@@ -333,6 +334,20 @@ class _Reader:
             for file, problem in zip(files, error.problems, strict=True)
         )
         return SpecError(blamed, problems, error.n_more)
+
+
+def _of_a_node_like(node: object, fitted: Tree) -> Tree:
+    """``fitted`` without what the lender's switch does, where the borrower's reduces nothing."""
+    rates = fitted.get("node_collectives")
+    if (isinstance(node, dict) and node.get("in_network_reduction")) or not isinstance(rates, dict):
+        return fitted
+    plain = {
+        operation: {key: value for key, value in of_operation.items() if not str(key).startswith("in_network_")}
+        if isinstance(of_operation, dict)
+        else of_operation
+        for operation, of_operation in rates.items()
+    }
+    return {**fitted, "node_collectives": plain}
 
 
 def _merged(data: Tree, marks: Marks, base: Tree, base_marks: Marks) -> tuple[Tree, Marks]:

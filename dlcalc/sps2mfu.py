@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
+from dlcalc.doors import told_in_a_line
 
 EPILOG = """
 \b
@@ -85,7 +84,7 @@ def main(
     from dlcalc.specs.quantities import device_count, positive_count, positive_number
     from dlcalc.utils.jsontext import to_json
 
-    try:
+    with told_in_a_line():
         size = find_size(model_size)
         report = report_mfu(
             samples_per_s=positive_number(samples_per_sec, "--samples-per-sec"),
@@ -95,9 +94,6 @@ def main(
             peak=find_peak(tflops_per_accelerator, precision, HardwareRegistry(hardware_search_path(hardware_dirs))),
             convention=find_convention(convention, size),
         )
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
     click.echo(to_json(report.as_dict()) if as_json else "\n".join(mfu_lines(report)))
     if warning := mfu_warning(report):
         click.echo(f"warning: {warning}", err=True)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
+from dlcalc.doors import told_in_a_line
 
 EPILOG = """
 \b
@@ -30,11 +28,8 @@ Exit code: 0 it was converted; 2 the input is wrong.
 @click.version_option(__version__, prog_name="sps2tpd")
 def main(samples_per_sec: str, seqlen: str, goodput: str, *, as_json: bool) -> None:
     """Convert samples per second to tokens per day."""
-    try:
+    with told_in_a_line():
         convert(samples_per_sec, seqlen, goodput, as_json=as_json)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
 
 
 def convert(samples_per_sec: str, seqlen: str, goodput: str, *, as_json: bool) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
+from dlcalc.doors import degree, fabric_options, job_of, job_options, save_option, told_in_a_line
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells count it."""
 FORMATS = ("text", "json", "nodes", "rankfile", "slurm", "torchrun", "kubernetes")
 
 EPILOG = """
@@ -31,46 +28,17 @@ slurm (SLURM_HOSTFILE, --distribution=arbitrary), torchrun (a script), kubernete
 Exit code: 0 placed; 2 the input is wrong; 3 the free nodes do not hold the job; 130 interrupted.
 """
 
-degree = click.IntRange(min=1)
-
 
 @click.command(epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
-@click.option("-t", "--tp", metavar="TP", type=degree, help="Tensor parallel degree.")
-@click.option("-p", "--pp", metavar="PP", type=degree, help="Pipeline parallel degree.")
-@click.option("-d", "--dp", metavar="DP", type=degree, help="Data parallel degree.")
-@click.option("--cp", metavar="CP", type=degree, help="Context parallel degree.  [default: 1]")
-@click.option("--ep", metavar="EP", type=degree, help="Expert parallel degree.  [default: 1]")
-@click.option("--etp", metavar="ETP", type=degree, help="Tensor parallel degree of the experts.  [default: 1]")
-@click.option("-n", "--node-devices", metavar="N", type=degree, help="Devices of a node.  [default: 8, or the plan's]")
-@click.option(
-    "--plan",
-    metavar="RESULTS",
-    type=click.Path(path_type=Path),
-    help="Degrees of a plan instead: a result of dlcalc-search, or a run file.",
-)
-@click.option("--rank", metavar="N", type=degree, help="Of a result: the N-th best plan.  [default: 1]")
-@click.option("--scenario", metavar="NAME", help="Of a result: the scenario, by its name or a part of it.")
-@click.option(
-    "--topology",
-    metavar="FILE|ec2|kubernetes|slurm",
-    default="ec2",
-    show_default=True,
-    envvar="DLCALC_TOPOLOGY",
-    show_envvar=True,
-    help="Where the fabric is read; ec2-reservations: capacity that is reserved.",
-)
-@click.option("-i", "--instance-type", metavar="TYPE", help="Only nodes of this type.")
-@click.option("-r", "--region", metavar="REGION", help="Of EC2.  [default: the environment's]")
-@click.option("-a", "--zone", "--az", metavar="AZ", help="Only nodes of this availability zone.")
-@click.option("--kube-context", metavar="NAME", help="Of the kubeconfig.  [default: the current one]")
-@click.option("--namespace", metavar="NAME", help="Of the jobs in Kubernetes.  [default: all]")
+@job_options(plan_brings="Degrees of a plan instead: a result of dlcalc-search, or a run file.")
+@fabric_options(default="ec2", source="Where the fabric is read; ec2-reservations: capacity that is reserved.")
 @click.option(
     "--exclude",
     metavar="NODE|@FILE",
     multiple=True,
     help="A node that must not be used, or a file with one a line; may be repeated.",
 )
-@click.option("--save", metavar="FILE", type=click.Path(path_type=Path), help="Keep the fabric, to be read again.")
+@save_option
 @click.option(
     "--objective",
     type=click.Choice(["hops", "worst-ring", "seconds"]),
@@ -109,24 +77,19 @@ def main(*, form: str, as_json: bool, out: Path | None, rank_cores: int, verbose
     """
     if as_json and form not in ("text", "json"):
         raise click.UsageError(f"give --json or --format {form}, not both; --out DIR writes every format")
-    try:
+    with told_in_a_line():
         assign("json" if as_json else form, out, rank_cores=rank_cores, verbose=verbose, **choices)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
 
 
 def assign(form: str, out: Path | None, *, rank_cores: int, verbose: bool, **choices: Any) -> None:  # noqa: ANN401
     """Place, and print the answer."""
     from dlcalc.report.terminal import make_console
     from dlcalc.report.topology import print_assignment, waiting
-    from dlcalc.workflows.topology import assign_nodes, launch_text, write_launch_files
+    from dlcalc.workflows.topology.assign import assign_nodes, launch_text, write_launch_files
+    from dlcalc.workflows.topology.jobs import JobChoice
 
     with waiting("reading the fabric") as say:
-        found = assign_nodes(**choices, say=say)
+        found = assign_nodes(JobChoice(**job_of(choices)), **choices, say=say)
     if out is not None:
         write_launch_files(found, out, rank_cores=rank_cores)
         click.echo(f"launch files in {out}", err=True)

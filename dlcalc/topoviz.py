@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells count it."""
+from dlcalc.doors import degree, fabric_options, save_option, told_in_a_line
 
 EPILOG = """
 \b
@@ -27,8 +23,6 @@ Examples:
 The page is one file that opens offline. Click a switch to fold it; hover to see instance, zone and rank.
 Exit code: 0 written; 2 the input is wrong; 130 interrupted.
 """
-
-degree = click.IntRange(min=1)
 
 
 @click.command(epilog=EPILOG, context_settings={"max_content_width": 100, "help_option_names": ["-h", "--help"]})
@@ -51,21 +45,8 @@ degree = click.IntRange(min=1)
     type=click.Path(path_type=Path),
     help="Draw a planned job: what topoassign --json printed.",
 )
-@click.option(
-    "--topology",
-    metavar="FILE|ec2|kubernetes|slurm",
-    default="kubernetes",
-    show_default=True,
-    envvar="DLCALC_TOPOLOGY",
-    show_envvar=True,
-    help="Where the fabric is read.",
-)
-@click.option("-i", "--instance-type", metavar="TYPE", help="Only nodes of this type are free.")
-@click.option("-r", "--region", metavar="REGION", help="Of EC2.  [default: the environment's]")
-@click.option("-a", "--zone", "--az", metavar="AZ", help="Only nodes of this availability zone.")
-@click.option("--kube-context", metavar="NAME", help="Of the kubeconfig.  [default: the current one]")
-@click.option("--namespace", metavar="NAME", help="Of the jobs in Kubernetes.  [default: all]")
-@click.option("--save", metavar="FILE", type=click.Path(path_type=Path), help="Keep the fabric, to be read again.")
+@fabric_options(default="kubernetes", only="Only nodes of this type are free.")
+@save_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was drawn as one JSON object.")
 @click.version_option(__version__, prog_name="topoviz")
 def main(job_prefix: str | None, *, as_json: bool, **choices: Any) -> None:  # noqa: ANN401 - what the use case reads, passed on by name
@@ -76,14 +57,8 @@ def main(job_prefix: str | None, *, as_json: bool, **choices: Any) -> None:  # n
     """
     if job_prefix is not None and choices["placement"] is not None:
         raise click.UsageError("give JOB_PREFIX or --placement, not both")
-    try:
+    with told_in_a_line():
         draw(job_prefix, as_json=as_json, **choices)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
 
 
 def draw(job_prefix: str | None, *, as_json: bool, out: Path, **choices: Any) -> None:  # noqa: ANN401
@@ -92,7 +67,7 @@ def draw(job_prefix: str | None, *, as_json: bool, out: Path, **choices: Any) ->
     from dlcalc.report.topology import print_drawing, waiting
     from dlcalc.report.topology_facts import drawing_document
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows.topology import draw_fabric
+    from dlcalc.workflows.topology.draw import draw_fabric
 
     with waiting("reading the fabric"):
         found = draw_fabric(job_prefix, out=out, **choices)

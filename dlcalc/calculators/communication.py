@@ -31,11 +31,17 @@ class GroupLink:
     ranks_per_node: Numeric
     """Members of the group inside one node; equal to ``n_ranks`` when the group does not leave it."""
     node_bytes_per_s: Numeric
-    """Of one device's link inside the node."""
+    """Of one device's links to the other members inside the node."""
     fabric_bytes_per_s: Numeric
     """Of all NICs that this group's members on one node may use."""
     fabric_latency_s: Numeric
     """Of the wire and switches between two nodes, on top of the step latency of ``CollectiveRates``."""
+    device_bytes_per_s: float | None = None
+    """Of all links of a device, in parts of which a copy is measured; None: of those to the other members."""
+
+    @property
+    def copied_bytes_per_s(self) -> Numeric:
+        return self.node_bytes_per_s if self.device_bytes_per_s is None else self.device_bytes_per_s
 
     @property
     def n_nodes(self) -> Numeric:
@@ -121,7 +127,7 @@ def _ring_time_s(
     if node.bandwidth_step_us:
         full_s = np.hypot(full_s, node_steps * node.bandwidth_step_s)
     if node.copy_fraction is not None:
-        full_s = full_s + size_bytes * (1.0 / (link.n_ranks * link.node_bytes_per_s * node.copy_fraction))
+        full_s = full_s + size_bytes * (1.0 / (link.n_ranks * link.copied_bytes_per_s * node.copy_fraction))
     if node.low_latency_fraction is None:
         moved_s = full_s + node_steps * node.latency_s
     else:
@@ -170,7 +176,7 @@ def all_to_all_time_s(
     in_node_bytes = per_rank_bytes * (link.ranks_per_node - 1.0)
     full_s = np.maximum(in_node_bytes / (link.node_bytes_per_s * node.bus_fraction), off_node_s)
     if node.copy_fraction is not None:
-        full_s = full_s + per_rank_bytes / (link.node_bytes_per_s * node.copy_fraction)
+        full_s = full_s + per_rank_bytes / (link.copied_bytes_per_s * node.copy_fraction)
     if node.low_latency_fraction is not None:
         quick_s = np.maximum(in_node_bytes / (link.node_bytes_per_s * node.low_latency_fraction), off_node_s)
         full_s = np.minimum(full_s + node.bandwidth_start_s, quick_s)

@@ -16,6 +16,7 @@ from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import CUSTOM, EMBEDDING_AND_LOSS, EVEN, StageLayers
 from dlcalc.costmodel.plans import ALL_LAYERS, Array, Plans
+from dlcalc.specs.hardware import Node
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
 
@@ -161,6 +162,16 @@ def refused_by_framework(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
         "the framework has no such recomputation": ~np.isin(plans.recompute, modes),
         "the framework has no such ZeRO stage": ~np.isin(plans.zero_stage, profile.zero_stages),
         **offload,
+    }
+
+
+def refused_by_node(node: Node, plans: Plans) -> Mapping[str, Mask]:
+    """What a node without a memory apart from its devices' cannot do."""
+    if not node.shares_host_memory:
+        return {}
+    return {
+        "the optimizer's states have no other memory to go to": plans.offload_optimizer == 1,
+        "activations have no other memory to go to": plans.offload_layers > 0,
     }
 
 

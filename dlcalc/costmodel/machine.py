@@ -46,7 +46,7 @@ class Machine:
 
     @property
     def compute_precision(self) -> Precision:
-        return "fp16" if self.recipe.precision == "fp16" else "bf16"
+        return "fp16" if self.recipe.precision == "fp16" else self.hardware.device.sixteen_bits
 
     @property
     def attention(self) -> AttentionRates:

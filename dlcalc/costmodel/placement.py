@@ -17,7 +17,7 @@ import numpy as np
 
 from dlcalc.calculators.communication import GroupLink
 from dlcalc.costmodel.plans import Array, Index, Plans, number, take_rows
-from dlcalc.specs.hardware import HardwareSpec
+from dlcalc.specs.hardware import HardwareSpec, Node
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def links(plans: Plans, hardware: HardwareSpec, placed: PlacedRates | None = Non
     shard = plans.dp * plans.cp / plans.dp_replicate
     crosses = (stage_devices * plans.pp > node.n_devices) & (plans.pp > 1)
     expert_ranks = plans.etp * plans.ep
+    neighbours = np.minimum(plans.pp, 2.0)  # of a stage: the one that it sends to
     return Links(
         tp=group_link(plans.tp, number(1.0), n_devices, hardware, where.tp),
         cp=group_link(plans.cp, plans.tp, n_devices, hardware, where.cp),
@@ -91,7 +92,9 @@ def links(plans: Plans, hardware: HardwareSpec, placed: PlacedRates | None = Non
         etp=group_link(plans.etp, number(1.0), n_devices, hardware, where.etp),
         ep=group_link(plans.ep, plans.etp, n_devices, hardware, where.ep),
         expert_shard=group_link(stage_devices / expert_ranks, expert_ranks, n_devices, hardware, where.expert_shard),
-        pp_bytes_per_s=np.where(crosses, where.pp.bytes_per_s_per_device, node.link_bytes_per_s),
+        pp_bytes_per_s=np.where(
+            crosses, where.pp.bytes_per_s_per_device, node_bytes_per_s(neighbours, stage_devices, node)
+        ),
         pp_latency_s=np.where(crosses, fabric.latency_s + where.pp.latency_s, node.link_latency_s),
         pp_crosses=crosses.astype(np.float64),
     )
@@ -121,7 +124,21 @@ def group_link(
     return GroupLink(
         n_ranks=n_ranks,
         ranks_per_node=ranks_per_node,
-        node_bytes_per_s=number(hardware.node.link_bytes_per_s),
+        node_bytes_per_s=node_bytes_per_s(ranks_per_node, stride, hardware.node),
+        device_bytes_per_s=hardware.node.device_bytes_per_s,
         fabric_bytes_per_s=ranks_per_node * where.bytes_per_s_per_device,
         fabric_latency_s=hardware.fabric.latency_s + where.latency_s,
     )
+
+
+def node_bytes_per_s(n_ranks: Array, stride: Array, node: Node) -> Array:
+    """What ``n_ranks`` on a node that are ``stride`` apart get of one device's links.
+
+    Assumes: groups of neighbours start at multiples of their size, as ranks do.
+    """
+    rate = number(node.link_bytes_per_s)
+    if node.topology == "mesh" and node.n_devices > 1:
+        rate = rate * np.where(n_ranks > 1, np.maximum(n_ranks - 1.0, 1.0) / (node.n_devices - 1.0), 1.0)
+    for group in reversed(node.groups):
+        rate = np.where((n_ranks > 1) & (n_ranks * stride <= group.n_devices), group.link_gb_per_s.value * 1e9, rate)
+    return rate

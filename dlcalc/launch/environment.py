@@ -26,8 +26,8 @@ from dlcalc.launch.job import Emitted, Job
 MEGATRON = ("megatron-lm", "megatron-bridge")
 ONE_QUEUE = ("megatron-lm", "megatron-bridge", "nanotron")
 """Trainers whose overlap of tensor-parallel communication rests on the order in which kernels were launched."""
-ELASTIC_FABRIC = re.compile(r"(ml\.)?(p[4-9]|u-p[4-9])[a-z]*[.-].*")
-"""AWS instances with EFA: p4d.24xlarge, p6-b200.48xlarge, u-p6e-gb200x72."""
+ELASTIC_FABRIC = re.compile(r"(ml\.)?(p3dn|(u-)?p[4-9][a-z]*|g[56]e?)[.-].*")
+"""AWS instances with EFA: p3dn.24xlarge, p6-b200.48xlarge, u-p6e-gb200x72, g6e.48xlarge."""
 CORES_OF_A_PROCESS = '"$(( per_node > 0 && $(nproc) > per_node ? $(nproc) / per_node : 1 ))"'
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -60,7 +60,7 @@ def settings(job: Job, emitted: Emitted) -> tuple[Setting, ...]:
 
 def must_run_on(job: Job) -> None:
     """Refuse a machine that has neither CUDA nor ROCm, which all trainers here are written for."""
-    if job.hardware.family in ("google_tpu", "aws_trainium"):
+    if job.hardware.family in ("google_tpu", "aws_trainium", "intel_gaudi"):
         raise DlcalcError(
             f"{job.target} runs on CUDA or ROCm devices; {job.hardware.name} has neither, so no launch can be written "
             f"for it"

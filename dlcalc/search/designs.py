@@ -126,9 +126,9 @@ def designed_hardware(hardware: HardwareSpec, numbers: Mapping[str, float], endi
         changes["peak_tflops"] = {name: quoted(peak.value * factor) for name, peak in device.peak_tflops.items()}
     node_changes: dict[str, Any] = {}
     if "node_devices" in numbers:
-        node_changes = {"n_devices": int(numbers["node_devices"]), "n_host_devices": None}
+        node_changes = {"n_devices": int(numbers["node_devices"]), "n_host_devices": None, "groups": ()}
     if "link_gb_per_s" in numbers:
-        node_changes["link_gb_per_s"] = quoted(numbers["link_gb_per_s"])
+        node_changes |= {"link_gb_per_s": quoted(numbers["link_gb_per_s"]), "groups": ()}
     if "nic_gbit_per_s_per_device" in numbers:
         fabric = fabric.model_copy(update={"nic_gbit_per_s_per_device": quoted(numbers["nic_gbit_per_s_per_device"])})
     described = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())

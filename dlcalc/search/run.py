@@ -248,11 +248,7 @@ def resolved(
             usd_per_device_hour=cluster.usd_per_device_hour,
         ),
     )
-    recipe = _recipe_of(spec, folder, notes)
-    if recipe.precision not in hardware.precisions:
-        raise DlcalcError(
-            f"precision: {hardware.name} has no {recipe.precision}; it has {', '.join(hardware.precisions)}"
-        )
+    recipe = _recipe_of(spec, folder, notes).on(hardware)
     knobs = _knobs_of(spec, model, recipe.framework, notes)
     knobs, custom_split = _split_of(spec, model, knobs, notes)
     run = Run(

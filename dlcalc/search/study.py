@@ -60,10 +60,7 @@ def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
 def _scenario(
     space: SpaceSpec, model: ModelSpec, hardware: HardwareSpec, devices: int, spec: RecipeSpec, recipe: Recipe
 ) -> Scenario:
-    if recipe.precision not in hardware.precisions:
-        raise DlcalcError(
-            f"recipe: precision: {hardware.name} has no {recipe.precision}; it has {', '.join(hardware.precisions)}"
-        )
+    recipe = recipe.on(hardware)
     if spec.custom_split and sum(spec.custom_split) != model.n_layers:
         raise DlcalcError(
             f"recipe: custom_split: its chunks hold {sum(spec.custom_split)} layers, "
@@ -131,7 +128,7 @@ def adapted(hardware: HardwareSpec, cluster: Cluster) -> HardwareSpec:
     source = "the cluster section of the space file"
     node, fabric, price = hardware.node, hardware.fabric, hardware.price
     if cluster.node_devices is not None:
-        node = node.model_copy(update={"n_devices": cluster.node_devices})
+        node = node.with_devices(cluster.node_devices)
     if cluster.nic_gbit_per_s_per_device is not None:
         quoted = Quoted(value=cluster.nic_gbit_per_s_per_device, source=source)
         fabric = fabric.model_copy(update={"nic_gbit_per_s_per_device": quoted})

@@ -6,6 +6,7 @@ precision, what is overlapped by default, and what the framework itself costs.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat
@@ -145,6 +146,12 @@ class FrameworkProfile(Spec):
         if precision != "fp16" or size is None:
             return self
         return self.model_copy(update={"grad_bytes": size, "grad_reduce_bytes": size, "fp16_grad_bytes": None})
+
+    def on_device(self, lacks_attention: Collection[str]) -> Self:
+        """The profile on a device for which some attention kernels do not exist."""
+        if self.attention not in lacks_attention:
+            return self
+        return self.model_copy(update={"attention": "megatron_fused"})
 
     @property
     def drops_scores(self) -> bool:

@@ -18,13 +18,17 @@ from dlcalc.utils.units import GIB
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "mxfp8", "nvfp4"]
 
 Family = Literal[
+    "nvidia_volta",
     "nvidia_ampere",
+    "nvidia_ada",
     "nvidia_hopper",
     "nvidia_blackwell",
+    "amd_cdna2",
     "amd_cdna3",
     "amd_cdna4",
     "google_tpu",
     "aws_trainium",
+    "intel_gaudi",
     "other",
 ]
 
@@ -44,6 +48,8 @@ class Device(Spec):
     """The last cache before HBM."""
     tdp_w: Quoted | None = None
     """None: not published."""
+    lacks_attention: Annotated[tuple[str, ...], TupleFromList] = ()
+    """Attention kernels that do not exist for it; a trainer then runs its masked softmax."""
 
     @property
     def hbm_bytes(self) -> float:
@@ -56,6 +62,11 @@ class Device(Spec):
     @property
     def tdp_watts(self) -> float | None:
         return self.tdp_w.value if self.tdp_w else None
+
+    @property
+    def sixteen_bits(self) -> Precision:
+        """bf16, or fp16 on a device from before it."""
+        return "bf16" if "bf16" in self.peak_tflops else "fp16"
 
     def peak_flops_per_s(self, precision: Precision) -> float:
         return self.peak_tflops[precision].value * 1e12
@@ -75,21 +86,33 @@ class Device(Spec):
         return self
 
 
+class Group(Spec):
+    """Neighbours in a node whose links are not those of all its devices together: a bridged pair, dies of a package."""
+
+    n_devices: Annotated[int, Field(ge=2)]
+    link_gb_per_s: Quoted
+    """Of one device to the others of its group, one direction."""
+
+
 class Node(Spec):
-    """Devices that share one NVLink-class domain."""
+    """Devices that share one domain of fast links: NVLink, Infinity Fabric, or PCIe where there is nothing else."""
 
     n_devices: Degree
     n_host_devices: Degree | None = None
     """Devices that one operating system sees, where a node is several hosts (a rack of NVL72); None: all of them."""
     topology: Literal["switch", "mesh", "torus"] = "switch"
     """What the links form: through a switch any pair or group has the full rate; in a mesh each pair has its own
-    link, so a group of n has (n - 1) / (n_devices - 1) of it; in a torus a group along one axis has that axis's."""
+    link, so a group of n has (n - 1) / (n_devices - 1) of it; a torus is treated like a switch."""
     link_gb_per_s: Quoted
     """Of all links of a device together, one direction."""
+    groups: Annotated[tuple[Group, ...], TupleFromList] = ()
+    """Smaller groups of neighbours with a rate of their own, whatever the topology says of them."""
     link_latency_us: Quoted
     """Of the wire, on top of what ``calibration`` says of a step."""
     host_link_gb_per_s: Quoted
     """Device to host memory (PCIe, C2C), per device, one direction."""
+    shares_host_memory: bool = False
+    """Whether the host's memory is the devices' own (an APU), so that nothing can be moved out of the way there."""
     in_network_reduction: bool = False
     """Whether the switch reduces (NVLink SHARP)."""
 
@@ -104,6 +127,33 @@ class Node(Spec):
     @property
     def host_bytes_per_s(self) -> float:
         return self.host_link_gb_per_s.value * 1e9
+
+    @property
+    def device_bytes_per_s(self) -> float:
+        """Of the fastest links that a device has."""
+        return max(self.link_gb_per_s.value, *(group.link_gb_per_s.value for group in self.groups), 0.0) * 1e9
+
+    def with_devices(self, n_devices: int) -> Node:
+        """This node with some of its devices, whose links are the same; or a larger one behind a switch."""
+        hosts = self.n_host_devices
+        changes: dict[str, object] = {
+            "n_devices": n_devices,
+            "n_host_devices": hosts if hosts and n_devices % hosts == 0 else None,
+            "groups": tuple(group for group in self.groups if group.n_devices < n_devices <= self.n_devices),
+        }
+        if n_devices > self.n_devices:
+            changes["topology"] = "torus" if self.topology == "torus" else "switch"
+        elif self.topology == "mesh" and n_devices > 1:
+            share = (n_devices - 1) / (self.n_devices - 1)
+            changes["link_gb_per_s"] = self.link_gb_per_s.model_copy(update={"value": self.link_gb_per_s.value * share})
+        return self.model_copy(update=changes)
+
+    @model_validator(mode="after")
+    def _groups_are_smaller(self) -> Self:
+        sizes = [group.n_devices for group in self.groups]
+        if sizes != sorted(set(sizes)) or (sizes and sizes[-1] >= self.n_devices):
+            raise ValueError(f"groups of {sizes} devices must grow, and be smaller than the node's {self.n_devices}")
+        return self
 
 
 class Fabric(Spec):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import PositiveFloat, model_validator
 
+from dlcalc.errors import DlcalcError
 from dlcalc.specs.base import PositiveInt, Spec
 from dlcalc.specs.framework import FrameworkProfile
-from dlcalc.specs.hardware import Precision
+from dlcalc.specs.hardware import HardwareSpec, Precision
 from dlcalc.specs.target import Target
 
 MfuConvention = Literal["full_attention", "causal_attention", "six_n"]
@@ -48,6 +49,14 @@ class Recipe(Spec):
         if not isinstance(profile, FrameworkProfile):
             return given
         return {**given, "framework": profile.in_precision(str(given.get("precision")))}
+
+    def on(self, hardware: HardwareSpec) -> Self:
+        """The recipe as ``hardware`` runs it; DlcalcError if it has not the precision."""
+        if self.precision not in hardware.precisions:
+            has = ", ".join(hardware.precisions)
+            raise DlcalcError(f"precision: {hardware.name} has no {self.precision}; it has {has}")
+        profile = self.framework.on_device(hardware.device.lacks_attention)
+        return self if profile is self.framework else self.model_copy(update={"framework": profile})
 
     @property
     def tokens_per_step(self) -> float:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 from dlcalc.errors import NoPlacementError, TopologyError
 from dlcalc.topology.budget import Budget
@@ -46,63 +46,55 @@ MOST_REASONS = 3
 """Why nodes may not be used, most frequent first."""
 
 
-def place(
-    fabric: Fabric,
-    job: JobShape,
-    *,
-    objective: Objective = "hops",
-    keep_together: KeepTogether = "none",
-    traffic: Traffic | None = None,
-    time_limit_s: float = 10.0,
-    say: Callable[[str], None] = lambda text: None,
-) -> Placement:
+class Wishes(TypedDict, total=False):
+    """How to place, beyond the job itself."""
+
+    objective: Objective
+    """hops, if nothing is said."""
+    keep_together: KeepTogether
+    """What an expert-parallel group larger than a node must stay inside: nothing, if nothing is said."""
+    traffic: Traffic | None
+    """What the objective "seconds" weighs links by."""
+    time_limit_s: float
+    """10 s, if nothing is said."""
+    say: Callable[[str], None]
+    """Told how far the search is."""
+
+
+def place(fabric: Fabric, job: JobShape, **wishes: Unpack[Wishes]) -> Placement:
     """The best placement found of ``job`` on the free nodes of ``fabric``, with a bound that holds for every placement.
 
-    ``keep_together`` says what an expert-parallel group larger than a node must stay inside. A tensor-parallel group
-    larger than a node always stays inside one NVLink domain, and a ring below one root. ``traffic`` is what the
-    objective "seconds" weighs links by. ``say`` is told how far the search is.
+    A tensor-parallel group larger than a node always stays inside one NVLink domain, and a ring below one root.
     """
     nodes = [node for node in fabric.candidates() if node.n_devices >= job.node_devices]
-    return _placed(fabric, nodes, job, objective, keep_together, traffic, time_limit_s, say)
+    return _placed(fabric, nodes, job, wishes)
 
 
-def best_on(
-    fabric: Fabric,
-    names: Collection[str],
-    job: JobShape,
-    *,
-    objective: Objective = "hops",
-    keep_together: KeepTogether = "none",
-    traffic: Traffic | None = None,
-    time_limit_s: float = 10.0,
-    say: Callable[[str], None] = lambda text: None,
-) -> Placement:
+def best_on(fabric: Fabric, names: Collection[str], job: JobShape, **wishes: Unpack[Wishes]) -> Placement:
     """The best placement found of ``job`` on these nodes, whatever their state."""
     wanted = set(names)
     unknown = sorted(wanted - fabric.by_name.keys())
     if unknown:
         raise TopologyError(f"not in the fabric: {_some(unknown)}")
     nodes = [node for node in fabric.nodes if node.name in wanted and node.switches]
-    return _placed(fabric, nodes, job, objective, keep_together, traffic, time_limit_s, say, named=wanted)
+    return _placed(fabric, nodes, job, wishes, named=wanted)
 
 
 def _placed(
     fabric: Fabric,
     nodes: Sequence[FabricNode],
     job: JobShape,
-    objective: Objective,
-    keep_together: KeepTogether,
-    traffic: Traffic | None,
-    time_limit_s: float,
-    say: Callable[[str], None],
+    wishes: Wishes,
     named: Collection[str] | None = None,
 ) -> Placement:
-    rules = together_of(job, keep_together)
+    objective, say = wishes.get("objective", "hops"), wishes.get("say", lambda text: None)
+    rules = together_of(job, wishes.get("keep_together", "none"))
     forest = forest_of(fabric, nodes, rules)
     if forest.n_rings(job.ring_nodes) < job.n_rings:
         raise NoPlacementError(_why_not(fabric, nodes, forest, job, named))
-    budget = Budget(time_limit_s)
+    budget = Budget(wishes.get("time_limit_s", 10.0))
     if objective == "seconds":
+        traffic = wishes.get("traffic")
         if traffic is None:
             raise TopologyError("to place by seconds, say the traffic of a step")
         return _by_seconds(fabric, nodes, job, traffic, rules, budget, say)

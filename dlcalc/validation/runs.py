@@ -21,6 +21,7 @@ from dlcalc.specs.hardware import HardwareSpec, Precision
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
 from dlcalc.validation import spelling
+from dlcalc.validation.hardware_names import hardware_name
 from dlcalc.validation.layouts import layers_per_chunk
 from dlcalc.validation.mesh import Mesh, mesh_of
 from dlcalc.validation.models import Models, find_model, read_models
@@ -74,7 +75,7 @@ class RunReader:
         model = self._model(run)
         hardware = self._hardware(run, remarks)
         mesh = mesh_of(run, remarks)
-        profile = self._profile(run, model, mesh, remarks)
+        profile = self._profile(run, model, hardware, mesh, remarks)
         custom = _custom_split(run, model, mesh, remarks)
         recipe = self._recipe(run, profile, _precision(run, hardware, remarks))
         return RunSetting(
@@ -115,15 +116,18 @@ class RunReader:
             raise DlcalcError(f"internode_gbps_per_gpu = {rate:g} is no rate of a link")
         return self._once(("hardware", id(spec), per_node, rate), lambda: _connected(spec, per_node, rate))
 
-    def _profile(self, run: MeasuredRun, model: ModelSpec, mesh: Mesh, remarks: list[str]) -> FrameworkProfile:
+    def _profile(
+        self, run: MeasuredRun, model: ModelSpec, hardware: HardwareSpec, mesh: Mesh, remarks: list[str]
+    ) -> FrameworkProfile:
         known = self._once("frameworks", known_frameworks)
         taken = framework_of(run, known=known, splits_layers=mesh.tp * mesh.cp * mesh.pp > 1)
         if taken.remark:
             remarks.append(taken.remark)
-        unchanged = self._once(("profile", taken.word), lambda: load_framework(taken.word))
+        lacks = hardware.device.lacks_attention
+        unchanged = self._once(("profile", taken.word, lacks), lambda: load_framework(taken.word).on_device(lacks))
         changes = profile_changes(run, unchanged, model, mesh, remarks)
         return self._once(
-            ("profile", taken.word, *sorted(changes.items())),
+            ("profile", taken.word, lacks, *sorted(changes.items())),
             lambda: FrameworkProfile.model_validate({**unchanged.model_dump(), **changes}),
         )
 
@@ -186,7 +190,7 @@ def _first_line(error: Exception) -> str:
 def _machine(name: str, registry: HardwareRegistry) -> tuple[HardwareSpec, str]:
     if is_file_name(name):
         return registry.load(name), ""
-    taken = spelling.hardware_name(name, registry.names(aliases=True))
+    taken = hardware_name(name, registry.names(aliases=True))
     if taken is None:
         raise DlcalcError(str(registry.unknown(name)).partition("; known:")[0])
     return registry.load(taken.word), taken.remark
@@ -196,7 +200,7 @@ def _connected(hardware: HardwareSpec, per_node: int, rate: float | None) -> Har
     """``hardware`` with the row's own node size (0: not given) and fabric."""
     node, fabric = hardware.node, hardware.fabric
     if per_node:
-        node = node.model_copy(update={"n_devices": per_node})
+        node = node.with_devices(per_node)
     if rate is not None:
         fabric = fabric.model_copy(update={"nic_gbit_per_s_per_device": Quoted(value=rate, source="the measured run")})
     return hardware.model_copy(update={"node": node, "fabric": fabric})

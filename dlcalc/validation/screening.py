@@ -15,7 +15,7 @@ from dlcalc.costmodel.plans import KNOBS, value_of
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, is_file_name
 from dlcalc.specs.hardware import HardwareSpec
-from dlcalc.validation import spelling
+from dlcalc.validation.hardware_names import hardware_name
 from dlcalc.validation.rows import WITHOUT_EFFECT, MeasuredRun
 from dlcalc.validation.runs import RunReader, RunSetting
 
@@ -85,7 +85,7 @@ def _must_be_of(run: MeasuredRun, hardware: HardwareSpec, registry: HardwareRegi
         name: str | None = registry.load(written).name
     else:
         own = {hardware.name, *hardware.aliases}
-        taken = spelling.hardware_name(written, {*own, *registry.names(aliases=True)})
+        taken = hardware_name(written, {*own, *registry.names(aliases=True)})
         name = None if taken is None else hardware.name if taken.word in own else registry.load(taken.word).name
     if name != hardware.name:
         raise DlcalcError(f"its hardware is {written[:40]}, not {hardware.name}")

@@ -1,14 +1,13 @@
-"""What people call things, in our words: hardware, frameworks, precisions, attention kernels, recomputation.
+"""What people call things, in our words: frameworks, precisions, attention kernels, recomputation.
 
-A name that is none of ours is taken for the nearest of ours wherever there is one, and a remark says so; only hardware
-that is nothing like any of ours has none.
+A name that is none of ours is taken for the nearest of ours wherever there is one, and a remark says so. Machines are
+``hardware_names``'s.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from dlcalc.costmodel.plans import ALL_LAYERS
@@ -36,51 +35,6 @@ def switch(text: str) -> bool | None:
 def plain(name: str) -> str:
     """Lower case, words joined by one underscore."""
     return re.sub(r"[\s\-_/()+,]+", "_", name.strip().lower()).strip("_")
-
-
-# ---- hardware
-
-SIBLINGS = {
-    "a800": ("a100", "whose links are faster"),
-    "gh200": ("h200", "the same die behind another host link"),
-    "mi300": ("mi300x", ""),
-    "mi350x": ("mi355x", "which may draw more power"),
-    "tpu_v5": ("tpu_v5p", ""),
-}
-"""Machines without a file of their own, the nearest one, and how the two differ."""
-
-
-def hardware_name(written: str, known: Collection[str]) -> Taken | None:
-    """The name in ``known`` that ``written`` most likely means; None if it is like none of them."""
-    by_plain = {plain(name): name for name in known}
-    asked = plain(written)
-    if asked in by_plain:
-        return Taken(by_plain[asked])
-    for near, differs in _nearer(asked):
-        if near in by_plain:
-            because = f" ({differs})" if differs else ""
-            return Taken(by_plain[near], f"hardware {written} taken as {by_plain[near]}{because}")
-    return None
-
-
-def _nearer(asked: str) -> Iterator[tuple[str, str]]:
-    """Names to try: the chip with its memory size, then the chip alone; a sibling's if it has none."""
-    words = asked.split("_")
-    size = next((word for word in words if re.fullmatch(r"\d+g(i?b)?", word)), "")
-    pairs = ["_".join(pair) for pair in pairwise(words)]
-    for word in (*pairs, *words):
-        for chip in dict.fromkeys((word, *_without_form_factor(word))):
-            nearest, differs = SIBLINGS.get(chip, (chip, ""))
-            if size:
-                yield f"{nearest}_{re.sub(r'g.*', 'gb', size)}", differs
-            yield nearest, differs
-
-
-def _without_form_factor(word: str) -> Iterator[str]:
-    """``a100`` of ``a100sxm4``."""
-    match = re.fullmatch(r"(.*?\d+[a-z]?)(sxm|pcie|nvl|oam|hbm).*", word)
-    if match:
-        yield match[1]
 
 
 # ---- frameworks

@@ -192,6 +192,9 @@ def _sources(hardware: HardwareSpec) -> Iterator[Source]:
     for part in (hardware.device, hardware.node, hardware.fabric):
         for name, value in _quoted(part):
             yield Source(name.replace("_", " "), f"{value.value:g}", value.source)
+    for group in hardware.node.groups:
+        quoted = group.link_gb_per_s
+        yield Source(f"link gb per s of {group.n_devices} neighbours", f"{quoted.value:g}", quoted.source)
     if hardware.price:
         price = hardware.price
         yield Source("usd per device hour", f"{price.usd_per_device_hour:g} ({price.date})", price.source)

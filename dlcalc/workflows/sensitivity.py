@@ -109,7 +109,9 @@ def _faster_arithmetic(hardware: HardwareSpec) -> HardwareSpec:
 
 def _of_node(hardware: HardwareSpec) -> HardwareSpec:
     node = hardware.node
-    return hardware.model_copy(update={"node": node.model_copy(update={"link_gb_per_s": _more(node.link_gb_per_s)})})
+    groups = tuple(group.model_copy(update={"link_gb_per_s": _more(group.link_gb_per_s)}) for group in node.groups)
+    faster = node.model_copy(update={"link_gb_per_s": _more(node.link_gb_per_s), "groups": groups})
+    return hardware.model_copy(update={"node": faster})
 
 
 def _of_fabric(hardware: HardwareSpec) -> HardwareSpec:

@@ -195,10 +195,9 @@ def test_what_the_fabric_needs():
 
 def test_which_machines_are_amazons():
     amazons = {name for name in known_hardware() if ELASTIC_FABRIC.fullmatch(name)}
-    assert amazons == {name for name in known_hardware() if load_hardware(name).description.startswith("AWS p")} | {
-        "u-p6e-gb200x72",
-        "u-p6e-gb300x72",
-    }
+    described = {name for name in known_hardware() if load_hardware(name).description.startswith(("AWS p", "AWS g"))}
+    assert amazons == described - {"p3.16xlarge"} | {"u-p6e-gb200x72", "u-p6e-gb300x72"}  # 25 Gbit/s of plain Ethernet
+    assert has_elastic_fabric(job("megatron-lm", hardware="a10g"))  # an alias: g5.48xlarge
 
 
 def test_the_trainer_has_the_last_word():

@@ -427,31 +427,6 @@ def test_layers_that_do_not_divide_are_split_as_evenly_as_possible():
 
 
 @pytest.mark.parametrize(
-    ("written", "name"),
-    [
-        ("H100-SXM5-80GB", "h100"),
-        ("NVIDIA H100 80GB HBM3", "h100"),
-        ("h100_pcie", "h100"),
-        ("a100sxm4_80gb", "a100_80gb"),
-        ("A100-PCIE-40GB", "a100_40gb"),
-        ("a800_sxm_80gb", "a100_80gb"),
-        ("gh200", "h200"),
-        ("gb200-nvl36", "gb200_nvl72"),
-        ("MI300X_OAM_192GB", "mi300x"),
-    ],
-)
-def test_hardware_by_other_spellings(written, name):
-    taken = spelling.hardware_name(written, REGISTRY.names(aliases=True))
-    assert taken is not None
-    assert REGISTRY.load(taken.word).name == name
-
-
-@pytest.mark.parametrize("written", ["abacus", "v100_sxm2_32gb", "", "b2000", "sxm", "80gb", "100", "_"])
-def test_hardware_that_is_none_of_ours(written):
-    assert spelling.hardware_name(written, REGISTRY.names(aliases=True)) is None
-
-
-@pytest.mark.parametrize(
     ("written", "split", "profile_name"),
     [
         ("megatron-core", False, "megatron"),

@@ -1,0 +1,1 @@
+"""Use cases behind ``topoviz``, ``topoeval`` and ``topoassign``: read a fabric, place or measure, write."""
