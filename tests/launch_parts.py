@@ -76,3 +76,15 @@ def written(files, folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(text.encode())
     return folder
+
+
+def same_torchtitan_details(found, model):
+    """What no estimate reads, as far as torchtitan's parts say it."""
+    assert found.norm_epsilon == model.norm_epsilon
+    assert found.rotary == model.rotary
+    assert found.activates_by == model.activates_by
+    assert (found.activation_limit, found.activation_offset) == (model.activation_limit, model.activation_offset)
+    if model.is_moe:
+        told = found.router, found.expert_groups, found.expert_groups_per_token
+        own = {"bias_update": model.router.bias_update or 1e-3, "balance_loss": None, "balances": "batch"}
+        assert told == (model.router.model_copy(update=own), model.expert_groups, model.expert_groups_per_token)

@@ -28,6 +28,7 @@ from dlcalc.launch.trainers.torchtitan import FILE, MODULE, emit
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from tests.launch_jobs import job, refusals
+from tests.launch_parts import same_torchtitan_details
 from tests.launch_spaces import best_jobs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch and torchtitan warn of their own doings
@@ -213,6 +214,7 @@ def test_a_dump_of_its_configuration_is_read_as_the_job(tmp_path):
         found = read(json.dumps(parsed(one, tmp_path).to_dict(), indent=2), tmp_path / "job.json")
         assert found.knobs == one.plan.as_dict()
         assert trained_params(found.model) == trained_params(one.model)
+        same_torchtitan_details(found.model, one.model)
         assert (found.global_batch, found.devices, found.seq_len) == (128, one.devices, 8192)
 
 

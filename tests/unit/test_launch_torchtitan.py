@@ -18,6 +18,7 @@ from dlcalc.launch.trainers.torchtitan import FILE, emit
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from tests.launch_jobs import job, refusals
+from tests.launch_parts import same_torchtitan_details
 
 MODELS = ("llama3-8b", "qwen3-32b", "qwen3-30b-a3b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-20b")
 DEGREES = st.sampled_from([1, 1, 1, 2, 4])
@@ -81,6 +82,7 @@ def test_what_is_written_is_read_back_as_the_same_job(tmp_path_factory, knobs, m
     assert trained_params(found.model) == trained_params(one.model)
     assert found.model.layer_is_moe == one.model.layer_is_moe
     assert found.model.layer_is_windowed == one.model.layer_is_windowed
+    same_torchtitan_details(found.model, one.model)
 
 
 def test_a_script_that_starts_the_job_is_read(tmp_path):
