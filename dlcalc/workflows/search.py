@@ -277,7 +277,7 @@ def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: S
     }
 
 
-BYTES_PER_ROW = 45
+BYTES_PER_ROW = 48
 """Of a compressed row, as measured by benchmarks/write_speed.py."""
 
 

@@ -22,7 +22,7 @@ from dlcalc.results.shard import ShardHeader, ShardWriter
 from dlcalc.results.storage import Location, ObjectPath, file_sha256, missing_from
 from dlcalc.results.writer import StudyWriter
 from dlcalc.search.executors import Executor, LocalExecutor, Shard
-from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, outputs_of, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, interval_of, outputs_of, search_block
 from dlcalc.search.found import NEAR_BEST, Found, Leaders, SortKey
 from dlcalc.search.pareto import ParetoFilter, front
 from dlcalc.search.space import Scenario
@@ -234,7 +234,7 @@ def columns_of_rows(scenario: Scenario, index: Index, found: Estimate) -> dict[s
     where = (np.arange(len(index)),)
     columns: dict[str, Any] = {"plan_index": np.asarray(index, dtype=np.int64), **found.plans.columns()}
     step, memory = np.broadcast_to(found.step_time_s, len(index)), np.broadcast_to(found.memory_bytes, len(index))
-    return columns | outputs_of(scenario, found, where, step, memory)
+    return columns | outputs_of(scenario, found, interval_of(scenario, found.plans), where, step, memory)
 
 
 def estimate_rows(scenario: Scenario, index: Index, placed: PlacedRates | None = None) -> Estimate:
