@@ -20,7 +20,7 @@ from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.costmodel.plans import KNOBS, SWITCHES, Array, Index, Plans, pick
 from dlcalc.costmodel.tiles import Part, Tile, parts, tiles
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
-from dlcalc.search.bounded import Seek, seek_best
+from dlcalc.search.bounded import Seek, n_within, seek_best
 from dlcalc.search.constraints import holds
 from dlcalc.search.found import Found, SortKey
 from dlcalc.search.pareto import ParetoFilter
@@ -95,6 +95,12 @@ def search_block(
             seek_best(part, seek)
     found.n_refused = size - found.n_fit
     return found
+
+
+def count_within(scenario: Scenario, start: int, stop: int, limit_s: float) -> int:
+    """Plans of mesh rows ``start`` to ``stop`` that fit and take no longer than ``limit_s``."""
+    shape = (stop - start, *scenario.shape[1:])
+    return sum(n_within(part, limit_s) for part in parts(evaluate(scenario, start, stop), shape))
 
 
 def _every_plan(scenario: Scenario, part: Part, seek: Seek, rows: Callable[[Columns], None], what: Keep) -> None:
