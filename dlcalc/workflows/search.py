@@ -386,11 +386,12 @@ def _scenario_summaries(
 
 def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:
     best = found.leaders.best(top, key).index
-    rivals = _rivals(scenario, found.leaders.best(LEADERS, "step_time"))
+    followed = found.leaders.best(LEADERS, "step_time")
+    rivals = _rivals(scenario, followed)
     worth, near, missed = _worth_measuring(scenario, rivals), found.near.index[:NEAR_ROWS], _missed(found)
     estimated, (best_rows, worth_rows, near_rows, missed_rows) = _plan_rows(scenario, [best, worth, near, missed])
     recipe = scenario.recipe
-    return {
+    said: ScenarioSummary = {
         "name": scenario.name,
         "model": scenario.model.name,
         "hardware": scenario.hardware.name,
@@ -412,6 +413,9 @@ def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) 
         "within_2_percent": near_rows,
         "nearest_misses": _misses(scenario, missed_rows),
     }
+    if len(rivals.index) == len(followed.index) < found.n_fit:
+        said["more_not_told_apart"] = True
+    return said
 
 
 RELATIVE_SPREAD = 0.5

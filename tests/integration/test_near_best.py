@@ -65,3 +65,11 @@ def test_what_is_counted_is_the_same_in_any_order_and_after_resuming(space, tmp_
         assert one == other
     files = {file.name: file.read_bytes() for file in (tmp_path / "one").iterdir() if file.name != SUMMARY_NAME}
     assert {name: (tmp_path / "two" / name).read_bytes() for name in files} == files
+
+
+def test_a_count_that_stops_at_what_was_kept_says_so(space, tmp_path):
+    kept_two = run_search(space, out=tmp_path / "two", keep=2, jobs=1)["scenarios"][0]
+    kept_all = run_search(space, out=tmp_path / "all", keep="feasible", jobs=1)["scenarios"][0]
+    assert kept_two["n_not_told_apart"] == 2 < kept_all["n_not_told_apart"] < 1000
+    assert kept_two["more_not_told_apart"]
+    assert "more_not_told_apart" not in kept_all
