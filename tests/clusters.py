@@ -116,14 +116,17 @@ class Store:
     def client(self):
         return boto3.client("s3", endpoint_url=self.endpoint)
 
+    def names(self, prefix: str) -> list[str]:
+        """Of what lies below ``prefix``."""
+        listed = self.client().list_objects_v2(Bucket=self.bucket, Prefix=prefix + "/").get("Contents", [])
+        return [one["Key"].removeprefix(prefix + "/") for one in listed if not one["Key"].endswith("/")]
+
     def objects(self, prefix: str) -> dict[str, bytes]:
         """Content by name, below ``prefix``."""
         client = self.client()
-        listed = client.list_objects_v2(Bucket=self.bucket, Prefix=prefix + "/").get("Contents", [])
-        keys = [one["Key"] for one in listed if not one["Key"].endswith("/")]
         return {
-            key.removeprefix(prefix + "/"): client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-            for key in keys
+            name: client.get_object(Bucket=self.bucket, Key=f"{prefix}/{name}")["Body"].read()
+            for name in self.names(prefix)
         }
 
     def put(self, key: str, content: bytes) -> None:
@@ -195,11 +198,14 @@ class GoogleStore:
         told = f"scheme=http&endpoint_override=localhost:{self.port}&retry_limit_seconds=3"
         return f"gs://anonymous@{self.bucket}/{prefix}?{told}"
 
+    def names(self, prefix: str) -> list[str]:
+        """Of what lies below ``prefix``."""
+        listed = requests.get(self._objects, params={"prefix": prefix + "/"}, timeout=30).json().get("items", [])
+        return [one["name"].removeprefix(prefix + "/") for one in listed if not one["name"].endswith("/")]
+
     def objects(self, prefix: str) -> dict[str, bytes]:
         """Content by name, below ``prefix``."""
-        listed = requests.get(self._objects, params={"prefix": prefix + "/"}, timeout=30).json().get("items", [])
-        keys = [one["name"] for one in listed if not one["name"].endswith("/")]
-        return {key.removeprefix(prefix + "/"): self._get(key) for key in keys}
+        return {name: self._get(f"{prefix}/{name}") for name in self.names(prefix)}
 
     def _get(self, key: str) -> bytes:
         return requests.get(f"{self._objects}/{quote(key, safe='')}", params={"alt": "media"}, timeout=30).content

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -346,3 +349,71 @@ def test_an_anonymous_address_is_said_as_it_was_given():
     assert isinstance(path, ObjectPath)
     assert (path.bucket, path.key) == ("bucket", "bucket/a/b")
     assert str(path / "x") == "gs://anonymous@bucket/a/b/x?scheme=http"
+
+
+# --- killed, and out of room, on the way to a store ----------------------------------------------------------------
+
+SEARCH = """
+from dlcalc.search import executors
+from dlcalc.dlcalc_search import main
+executors.WORTH_A_SHARD = 1 << 11
+main()
+"""
+
+
+def begun(space, address, *options, **environment) -> subprocess.Popen[str]:
+    told = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    command = [sys.executable, "-c", SEARCH, space.name, "-o", address, "--json", *options]
+    return subprocess.Popen(
+        command, cwd=space.parent, env=told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def shards_in(store, name):
+    return {key for key in store.names(name) if key.endswith(".parquet")}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_search_into_a_store_that_is_killed_loses_nothing(store, space, tmp_path, jobs):
+    run_search(space, out=tmp_path / "here", jobs=1)
+    name = f"killed-{jobs}-{time.monotonic_ns()}"
+    address = store.address(name)
+    for kill_at in (1, 3, 5):
+        search = begun(space, address, "--jobs", jobs)
+        before = shards_in(store, name)
+        while len(shards_in(store, name)) < kill_at and search.poll() is None:
+            time.sleep(0.01)
+        search.kill()
+        search.communicate()
+        left = shards_in(store, name)
+        assert before <= left
+        if left:  # whatever is there is whole
+            assert ds.dataset(address).to_table().num_rows
+    search = begun(space, address, "--jobs", jobs, "--resume")
+    out, said = search.communicate(timeout=120)
+    assert search.returncode == 0, said
+    here = {file.name: file.read_bytes() for file in (tmp_path / "here").iterdir() if file.name != SUMMARY_NAME}
+    there = store.objects(name)
+    assert json.loads(there.pop(SUMMARY_NAME))["n_plans"] == json.loads(out)["n_plans"]
+    assert there == here
+
+
+def test_a_full_temporary_folder_is_named(store, space, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts a file system")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(small)], check=False)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        name = f"full-{time.monotonic_ns()}"
+        search = begun(space, store.address(name), "--jobs", "1", TMPDIR=str(small))
+        _, said = search.communicate(timeout=120)
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+    assert search.returncode == 2
+    assert f"the temporary folder {small}, where files lie on their way to the store, is full" in said
+    assert said.count("\n") == 1
+    run_search(space, out=store.address(name), jobs=1, resume=True)
+    open_result(store.address(name)).verify()
