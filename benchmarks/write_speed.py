@@ -2,8 +2,10 @@
 
     python benchmarks/write_speed.py [MILLION_ROWS]
 
-Two kinds of rows. ``grid``: plans in the order of a space, outputs that repeat as those of neighbouring plans do.
-``noise``: the same plans with outputs of which no two are equal, the worst that a compressor can meet.
+Three kinds of rows. ``search``: what fits of the reference study (benchmarks/search_speed.py), as a search hands it
+over. ``grid``: plans in the order of a space, outputs that repeat as those of neighbouring plans do. ``noise``: the
+same plans with outputs of which no two are equal, the worst that a compressor can meet. The last line is a search that
+keeps what fits: estimates, columns, file and hash. Seconds are of one core (process time), the quickest of five runs.
 """
 
 from __future__ import annotations
@@ -12,19 +14,30 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pyarrow as pa
+from search_speed import reference_study
 
+from dlcalc.costmodel.plans import NAMES
+from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.results.schema import CONSTANT_COLUMNS, KNOB_COLUMNS, OUTPUT_COLUMNS, WORDS
 from dlcalc.results.shard import Block, ShardHeader, ShardWriter
+from dlcalc.search.exhaustive import search_block
+from dlcalc.search.space import Scenario
+from dlcalc.search.study import scenarios_of
 
 BLOCK_ROWS = 2**16
 AXES = {"tp": 4, "pp": 5, "dp": 9, "vpp": 5, "micro_batch": 4, "recompute_layers": 9, "zero_stage": 3, "overlap_tp": 2}
 FIT_FRACTION = 0.3
+MESHES = (60, 120)
+"""Mesh rows of the reference study that are searched: 4.7 million plans of them fit."""
+TIMES = 5
 
 
 def blocks(n_rows: int, *, noise: bool) -> list[Block]:
@@ -64,34 +77,56 @@ def _block(index: np.ndarray, rng: np.random.Generator, *, noise: bool) -> Block
     return block | {column.name: values[column.name] for column in OUTPUT_COLUMNS}
 
 
-def measure(made: list[Block]) -> tuple[float, float, float]:
+def searched(scenario: Scenario, n_rows: int) -> list[Block]:
+    """Blocks of a search, about as many rows."""
+    made: list[Block] = []
+    search_block(scenario, *MESHES, keep=1000, what="feasible", rows=lambda block: made.append(dict(block)))
+    ends = np.cumsum([len(block["plan_index"]) for block in made])
+    return made[: int(np.searchsorted(ends, n_rows)) + 1]
+
+
+def measure(fill: Callable[[ShardWriter], None]) -> tuple[float, float, float]:
     """Rows per second of one core's time and of the clock, and bytes per row; the file's hash is included."""
     header = ShardHeader(
         scenario=0,
         constants={column.name: 256 if column.kind == "constant" else "some-name" for column in CONSTANT_COLUMNS},
-        names=dict.fromkeys(WORDS, ("one", "two", "three")),
+        names={word: NAMES[word] for word in WORDS},
         metadata={},
     )
-    n_rows = sum(len(block["plan_index"]) for block in made)
     with tempfile.TemporaryDirectory() as directory:
         core_s, clock_s = time.process_time(), time.perf_counter()
         with ShardWriter(Path(directory), header, 0) as shard:
-            for block in made:
-                shard.write(block)
+            fill(shard)
+            n_rows = shard.n_rows
             shard.describe(start=0, stop=n_rows, n_plans=n_rows, n_fit=n_rows, refused={})
         core_s, clock_s = time.process_time() - core_s, time.perf_counter() - clock_s
     return n_rows / core_s, n_rows / clock_s, shard.record.n_bytes / n_rows
 
 
+def write_all(made: list[Block], shard: ShardWriter) -> None:
+    for block in made:
+        shard.write(block)
+
+
+def search_and_write(scenario: Scenario, shard: ShardWriter) -> None:
+    search_block(scenario, *MESHES, keep=1000, what="feasible", rows=shard.write)
+
+
 def main() -> None:
-    """Print both kinds of rows, best of three."""
+    """Print every kind of rows, best of a few."""
     pa.set_cpu_count(1)
     n_rows = int(float(sys.argv[1]) * 1e6) if len(sys.argv) > 1 else 2_000_000
-    for kind in ("grid", "noise"):
-        made = blocks(n_rows, noise=kind == "noise")
-        per_core_s, per_s, row_bytes = max(measure(made) for _ in range(3))
+    (scenario,) = scenarios_of(reference_study(1024), Path(), HardwareRegistry())
+    rows = {
+        "search": partial(write_all, searched(scenario, n_rows)),
+        "grid": partial(write_all, blocks(n_rows, noise=False)),
+        "noise": partial(write_all, blocks(n_rows, noise=True)),
+        "search and write": partial(search_and_write, scenario),
+    }
+    for kind, fill in rows.items():
+        per_core_s, per_s, row_bytes = max(measure(fill) for _ in range(TIMES))
         print(
-            f"{kind:5}  {per_core_s / 1e6:.2f} M rows per second of one core, "
+            f"{kind:16}  {per_core_s / 1e6:.2f} M rows per second of one core, "
             f"{per_s / 1e6:.2f} M by the clock (disk included), {row_bytes:.1f} bytes per row"
         )
 

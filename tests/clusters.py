@@ -1,4 +1,4 @@
-"""A Dask cluster of real processes and an S3 server, for tests of searches that run on many machines."""
+"""A Dask cluster of real processes, an S3 server and one that speaks as Google Cloud Storage does, for tests."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import boto3
 import distributed
+import requests
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 START_S = 120.0
@@ -113,15 +116,24 @@ class Store:
     def client(self):
         return boto3.client("s3", endpoint_url=self.endpoint)
 
+    def names(self, prefix: str) -> list[str]:
+        """Of what lies below ``prefix``."""
+        listed = self.client().list_objects_v2(Bucket=self.bucket, Prefix=prefix + "/").get("Contents", [])
+        return [one["Key"].removeprefix(prefix + "/") for one in listed if not one["Key"].endswith("/")]
+
     def objects(self, prefix: str) -> dict[str, bytes]:
         """Content by name, below ``prefix``."""
         client = self.client()
-        listed = client.list_objects_v2(Bucket=self.bucket, Prefix=prefix + "/").get("Contents", [])
-        keys = [one["Key"] for one in listed if not one["Key"].endswith("/")]
         return {
-            key.removeprefix(prefix + "/"): client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-            for key in keys
+            name: client.get_object(Bucket=self.bucket, Key=f"{prefix}/{name}")["Body"].read()
+            for name in self.names(prefix)
         }
+
+    def put(self, key: str, content: bytes) -> None:
+        self.client().put_object(Bucket=self.bucket, Key=key, Body=content)
+
+    def delete(self, key: str) -> None:
+        self.client().delete_object(Bucket=self.bucket, Key=key)
 
 
 CREDENTIALS = {
@@ -142,3 +154,84 @@ def s3_store() -> Iterator[Store]:
         yield store
     finally:
         store.stop()
+
+
+@dataclass
+class GoogleStore:
+    """An emulator of Google Cloud Storage with one bucket; what it holds survives :meth:`stop`."""
+
+    folder: Path
+    bucket: str = "studies"
+    port: int = 0
+    _process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """In a process of its own: while pyarrow waits for it, it waits for no lock of this one's."""
+        self.port = self.port or free_port()
+        told = ["start", "--host", "localhost", "--port", str(self.port), "--default-bucket", self.bucket]
+        command = [sys.executable, "-m", "gcp_storage_emulator", "--data-dir", str(self.folder), *told]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until_s = time.monotonic() + START_S
+        while True:
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(self._objects, timeout=START_S)
+                return
+            assert time.monotonic() < until_s, "the store did not start"
+            assert self._process.poll() is None, "the store ended"
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://localhost:{self.port}"
+
+    @property
+    def _objects(self) -> str:
+        return f"{self.endpoint}/storage/v1/b/{self.bucket}/o"
+
+    def address(self, prefix: str) -> str:
+        """Of a result, as users write it."""
+        told = f"scheme=http&endpoint_override=localhost:{self.port}&retry_limit_seconds=3"
+        return f"gs://anonymous@{self.bucket}/{prefix}?{told}"
+
+    def names(self, prefix: str) -> list[str]:
+        """Of what lies below ``prefix``."""
+        listed = requests.get(self._objects, params={"prefix": prefix + "/"}, timeout=30).json().get("items", [])
+        return [one["name"].removeprefix(prefix + "/") for one in listed if not one["name"].endswith("/")]
+
+    def objects(self, prefix: str) -> dict[str, bytes]:
+        """Content by name, below ``prefix``."""
+        return {name: self._get(f"{prefix}/{name}") for name in self.names(prefix)}
+
+    def _get(self, key: str) -> bytes:
+        return requests.get(f"{self._objects}/{quote(key, safe='')}", params={"alt": "media"}, timeout=30).content
+
+    def put(self, key: str, content: bytes) -> None:
+        told = {"uploadType": "media", "name": key}
+        where = f"{self.endpoint}/upload/storage/v1/b/{self.bucket}/o"
+        kind = {"Content-Type": "application/octet-stream"}  # which the real one assumes
+        requests.post(where, params=told, data=content, headers=kind, timeout=30).raise_for_status()
+
+    def delete(self, key: str) -> None:
+        requests.delete(f"{self._objects}/{quote(key, safe='')}", timeout=30).raise_for_status()
+
+
+@contextlib.contextmanager
+def google_store(folder: Path) -> Iterator[GoogleStore]:
+    """A store with an empty bucket."""
+    store = GoogleStore(folder)
+    store.start()
+    try:
+        yield store
+    finally:
+        store.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

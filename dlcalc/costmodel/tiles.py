@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.estimate import Estimate, any_of
 from dlcalc.costmodel.footprint import fullest_stage_bytes
-from dlcalc.costmodel.plans import Array, Index, T, pick, take_rows
+from dlcalc.costmodel.plans import Array, Index, T, take_rows
 from dlcalc.costmodel.step_time import Overlap, total_time_s
 
 TILE_PLANS = 1 << 15
@@ -77,8 +77,10 @@ class Part:
 
     def plan_index(self, where: Sequence[Index]) -> Index:
         """Flat positions in the grid of positions along the part's axes."""
-        at = tuple(rows[position] for rows, position in zip(self.rows, where, strict=True))
-        return np.ravel_multi_index(at, self.grid).astype(np.int64)
+        index = np.zeros(np.shape(where[0]), np.int64)
+        for axis, (rows, position) in enumerate(zip(self.rows, where, strict=True)):
+            index += np.take(rows * prod(self.grid[axis + 1 :]), position)
+        return index
 
 
 def parts(found: Estimate, shape: Sequence[int], *, in_order: bool = False) -> Iterator[Part]:
@@ -151,8 +153,18 @@ class Tile:
 
     def at(self, local: Index) -> tuple[Index, ...]:
         """Positions along the axes of the part of flat positions in the tile."""
-        position = np.unravel_index(local, self.step_time_s.shape)
-        return tuple(pick(w, position) for w in self.where)
+        shape = self.step_time_s.shape
+        half = len(shape) // 2  # every axis of the part lies along one half of the tile's
+        n_last = prod(shape[half:])
+        first = local // n_last
+        last = local - first * n_last
+        found = []
+        for where in self.where:
+            along_last = where.shape[half:] != (1,) * (len(shape) - half)
+            halves = shape[half:] if along_last else shape[:half]
+            table = np.broadcast_to(where.reshape(where.shape[half:] if along_last else where.shape[:half]), halves)
+            found.append(np.take(table, last if along_last else first))
+        return tuple(found)
 
     def plan_index(self, local: Index) -> Index:
         """Flat positions in the grid of flat positions in the tile."""

@@ -243,7 +243,10 @@ class ScenarioSummary(TypedDict):
     breakdown: Breakdown | None
     memory_capacity_bytes: float
     n_not_told_apart: int
-    """Plans, of the thousand best, that may be faster than the best one for all that is known."""
+    """Plans, of the thousand best (or those that were kept), that may be faster than the best one for all that is
+    known."""
+    more_not_told_apart: NotRequired[bool]
+    """All of them may, so beyond them there are others."""
     worth_measuring: list[PlanRow]
     """The best plan and up to two others, of other meshes, that only a run on the cluster can rank."""
     n_within_2_percent: int

@@ -257,10 +257,11 @@ def _print_rivals(scenario: ScenarioSummary, console: Console) -> None:
     if scenario["n_not_told_apart"] < 2 or len(tries) < 2:
         return
     listed = "; ".join(plan_words(_knobs(row)) for row in tries)
+    count = units.count(scenario["n_not_told_apart"]) + (" or more" if scenario.get("more_not_told_apart") else "")
     console.print()
     console.print(
         Text(
-            f"{units.count(scenario['n_not_told_apart'])} plans cannot be told apart from the best by these estimates. "
+            f"{count} plans cannot be told apart from the best by these estimates. "
             f"Worth measuring on the cluster: {listed}."
         )
     )

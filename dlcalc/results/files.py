@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EDQUOT, EFBIG, ENOSPC, EPERM, EROFS
@@ -138,11 +139,16 @@ def disk_errors(path: Location) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResultError(f"{path}: {_disk_problem(error)}") from error
+        raise ResultError(f"{path}: {_disk_problem(error, path)}") from error
 
 
-def _disk_problem(error: OSError) -> str:
+def _disk_problem(error: OSError, path: Location) -> str:
     kept = "what was finished is kept: run again with --resume"
+    if error.errno in (ENOSPC, EDQUOT, EFBIG) and isinstance(path, ObjectPath):
+        return (
+            f"the temporary folder {tempfile.gettempdir()}, where files lie on their way to the store, is full; free "
+            f"some space, or name another one in TMPDIR ({kept})"
+        )
     if error.errno in (ENOSPC, EDQUOT):
         return f"the disk is full; free some space ({kept}), or choose another place with -o"
     if error.errno == EFBIG:

@@ -131,19 +131,30 @@ SWITCHES = tuple(column.name for column in KNOB_COLUMNS if column.kind == "switc
 
 SCHEMA = pa.schema([column.field for column in COLUMNS])
 
-# How columns are stored; chosen for speed first, size second, on the rows of real searches (benchmarks/write_speed.py).
-# Whole numbers are plain: neighbouring plans repeat them, which zstd shrinks to nothing. Hardly two plans share a
-# quantity, so there a dictionary would only cost.
+# How columns are stored; chosen for speed first, size second, on the rows of real searches and of a plain grid
+# (benchmarks/write_speed.py). Neighbouring plans repeat whole numbers, which LZ4 shrinks to nothing in a third of
+# zstd's time. Hardly two plans share a quantity, so there a dictionary would only cost; bytes of like weight lie side
+# by side, and zstd at its fastest takes what is easily had: harder tries cost more time than the bytes they save.
 DICTIONARY_ENCODED = [column.name for column in COLUMNS if column.kind in ("label", "word")]
 COLUMN_ENCODING = {
     column.name: "DELTA_BINARY_PACKED" if column.kind == "index" else "BYTE_STREAM_SPLIT"
     for column in COLUMNS
     if column.kind in ("index", "quantity")
 }
-# Words have no order worth statistics, and labels are one word a file. Quantities hardly shrink: harder tries cost more
-# time than the bytes they save.
-WITH_STATISTICS = [column.name for column in COLUMNS if column.kind not in ("word", "label")]
-ZSTD_LEVEL = {column.name: -10 if column.kind == "quantity" else 1 for column in COLUMNS}
+COMPRESSION = {column.name: "zstd" if column.kind == "quantity" else "lz4" for column in COLUMNS}
+ZSTD_LEVEL = {column.name: -20 for column in COLUMNS if column.kind == "quantity"}
+PAGE_BATCH_ROWS = 2**16
+"""Rows that are encoded at a time."""
+
+# Statistics where a reader can leave out row groups by them: what differs between files; the mesh, which is the
+# outermost axis of a space (every value of the axes inside comes up in every row group); and what plans are ranked by.
+OUTERMOST = ("tp", "cp", "pp", "dp", "ep", "etp")
+RANKED_BY = ("step_time_s", "mfu", "memory_bytes", "headroom_bytes")
+WITH_STATISTICS = [
+    column.name
+    for column in COLUMNS
+    if column.kind in ("constant", "index") or column.name in OUTERMOST or column.name in RANKED_BY
+]
 
 
 def schema_problem(found: pa.Schema) -> str | None:

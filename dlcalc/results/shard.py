@@ -23,8 +23,10 @@ from dlcalc.results.manifest import ShardNote, ShardRecord
 from dlcalc.results.schema import (
     BLOCK_COLUMNS,
     COLUMN_ENCODING,
+    COMPRESSION,
     CONSTANT_COLUMNS,
     DICTIONARY_ENCODED,
+    PAGE_BATCH_ROWS,
     ROW_GROUP_ROWS,
     SCHEMA,
     WITH_STATISTICS,
@@ -109,10 +111,13 @@ class ShardWriter:
         self._filled = 0
 
     def _array(self, column: Column) -> pa.Array:
-        values = pa.array(self._buffers[column.name][: self._filled])
-        if column.kind != "word":
-            return values
-        return pa.DictionaryArray.from_arrays(values, self._words[column.name])
+        values = self._buffers[column.name][: self._filled]
+        if column.kind == "switch":
+            bits = pa.py_buffer(np.packbits(values, bitorder="little"))
+            return pa.Array.from_buffers(pa.bool_(), len(values), [None, bits])
+        if column.kind == "word":
+            return pa.DictionaryArray.from_arrays(pa.array(values), self._words[column.name])
+        return pa.array(values)
 
     def describe(
         self,
@@ -169,12 +174,13 @@ def parquet_writer(path: Location, metadata: Mapping[Any, Any]) -> pq.ParquetWri
     return pq.ParquetWriter(
         path,
         SCHEMA.with_metadata(dict(metadata)),
-        compression="zstd",
+        compression=COMPRESSION,
         compression_level=ZSTD_LEVEL,
         use_dictionary=DICTIONARY_ENCODED,
         column_encoding=COLUMN_ENCODING,
         write_statistics=WITH_STATISTICS,
         write_page_checksum=True,
+        write_batch_size=PAGE_BATCH_ROWS,
     )
 
 

@@ -4,8 +4,9 @@
 needs none: an object is there, whole, once its upload has ended, and not at all before. It has no locks either, so
 nothing keeps two searches out of one prefix.
 
-Credentials come from the environment, as they do for every other tool of the store. What the address says after ``?``
-(``endpoint_override``, ``region``, ``scheme``) goes to pyarrow, which knows ``s3://`` and ``gs://`` (also ``gcs://``).
+Credentials come from the environment, as they do for every other tool of the store, or are left out on purpose:
+``gs://anonymous@bucket``. What the address says after ``?`` (``endpoint_override``, ``region``, ``scheme``) goes to
+pyarrow, which knows ``s3://`` and ``gs://`` (also ``gcs://``).
 """
 
 from __future__ import annotations
@@ -29,9 +30,20 @@ from dlcalc.errors import ResultError
 T = TypeVar("T")
 
 SCHEMES = ("s3", "gs", "gcs")
+ANONYMOUS_SCHEMES = ("gs", "gcs")
+ANONYMOUS = "anonymous"
+"""The user in an address that shows the store no credentials."""
+GCS_PATIENCE_S = 60
+"""Before a Google store that does not answer is given up, unless the address says ``retry_limit_seconds``; Google's own
+default is a quarter of an hour."""
 _ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<key>[^?]*)(?:\?(?P<query>.*))?", re.DOTALL)
 _KEPT = "what was finished is kept: run again with --resume"
 _LONGEST_REASON = 200
+_REFUSED = (
+    "ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIAL|CLIENT|UNAUTHENTICATED|PERMISSION_DENIED|"
+    r"status (code: )?40[13]|ermission"
+)
+_NO_CREDENTIALS = "Could not create a OAuth2 access token"
 
 
 @dataclass(frozen=True)
@@ -42,9 +54,15 @@ class ObjectPath:
     key: str
     """``bucket/prefix/name``."""
     query: str = ""
+    user: str = ""
+    """Whoever asks: nobody in particular, or ``anonymous``."""
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.key}" + (f"?{self.query}" if self.query else "")
+        return f"{self.scheme}://{self._user_part}{self.key}" + (f"?{self.query}" if self.query else "")
+
+    @property
+    def _user_part(self) -> str:
+        return f"{self.user}@" if self.user else ""
 
     def __truediv__(self, name: str) -> ObjectPath:
         return replace(self, key=f"{self.key}/{name}")
@@ -133,11 +151,13 @@ class ObjectPath:
 
     def _asked(self, ask: Callable[[Any], T]) -> T:
         """The answer of the store; ``ResultError`` says what is wrong with address, network or credentials."""
+        from pyarrow import ArrowException
+
         try:
-            return ask(_filesystem(self.scheme, self.bucket, self.query))
+            return ask(_filesystem(self.scheme, f"{self._user_part}{self.bucket}", self.query))
         except FileNotFoundError:
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ArrowException) as error:
             raise store_error(self, error) from error
 
 
@@ -163,17 +183,22 @@ def location(place: str | Location) -> Location:
         return Path("/" + key)
     if scheme not in SCHEMES:
         raise ResultError(f"{place}: no store is known by {scheme}://; known: {', '.join(SCHEMES)}, and paths")
+    user = ""
+    if scheme in ANONYMOUS_SCHEMES and key.startswith(f"{ANONYMOUS}@"):
+        user, _, key = key.partition("@")
     if "@" in key.partition("/")[0]:
         raise ResultError(f"{scheme}://...: credentials do not belong in an address; {_credentials(scheme)}")
     if not key:
         raise ResultError(f"{place}: names no bucket; write {scheme}://bucket/prefix")
-    return ObjectPath(scheme, key, address["query"] or "")
+    return ObjectPath(scheme, key, address["query"] or "", user)
 
 
 @cache
 def _filesystem(scheme: str, bucket: str, query: str) -> Any:  # noqa: ANN401 - a pyarrow filesystem
     from pyarrow.fs import FileSystem
 
+    if scheme in ANONYMOUS_SCHEMES and "retry_limit_seconds" not in query:
+        query += ("&" if query else "") + f"retry_limit_seconds={GCS_PATIENCE_S}"
     filesystem, _ = FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{query}" if query else ""))
     return filesystem
 
@@ -242,28 +267,43 @@ def store_errors(path: Location) -> Iterator[None]:
 
 def store_error(path: ObjectPath, error: Exception) -> ResultError:
     """What is wrong with address, network, credentials or bucket."""
-    text = " ".join(str(error).split())
+    text = _said(error)
     code = next(iter(re.findall(r"AWS Error ([A-Z_]+)", text)), "")
-    if not isinstance(error, OSError):
+    if _NO_CREDENTIALS in text:
+        why = text.rpartition("underlying error message was: ")[2]
+        return ResultError(f"{path}: no credentials ({why[:_LONGEST_REASON]}); {_credentials(path.scheme)}")
+    if isinstance(error, ValueError):
         return ResultError(f"{path}: not an address of a store: {text[:_LONGEST_REASON]}")
     if code == "NO_SUCH_BUCKET":
         return ResultError(f"{path}: no bucket {path.bucket!r}")
-    if code == "NETWORK_CONNECTION" or "timed out" in text or "resolve" in text.lower():
+    if code == "NETWORK_CONNECTION" or re.search(r"timed out|resolve|CURL error", text, re.IGNORECASE):
         why = text.rpartition("Details: ")[2] if "Details: " in text else text
         return ResultError(
             f"{path}: the store does not answer ({why[:_LONGEST_REASON]}); check the network, and endpoint_override "
             f"in the address if the store is not the public one ({_KEPT})"
         )
-    if re.search(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIAL|CLIENT|status 40[13]|ermission", text):
+    if re.search(_REFUSED, str(error)):
         reason = code.replace("_", " ").lower() or "access denied"
         return ResultError(f"{path}: the store refuses the credentials ({reason}); {_credentials(path.scheme)}")
     return ResultError(f"{path}: the store says: {text[:_LONGEST_REASON]} ({_KEPT})")
 
 
+def _said(error: Exception) -> str:
+    """The words of a store's answer, without what its client says of itself."""
+    text = " ".join(str(error).split())
+    if "google::cloud::Status" in text:
+        text = text.rpartition("google::cloud::Status")[2].partition(" error_info=")[0]
+        text = text.rpartition("with a last message of ")[2].lstrip("(")
+    return text
+
+
 def _credentials(scheme: str) -> str:
     if scheme == "s3":
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role"
-    return "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account"
+    return (
+        "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account, or write "
+        f"{scheme}://{ANONYMOUS}@bucket/prefix where none are asked for"
+    )
 
 
 def missing_from(directory: Location, name: str, sha256: str) -> str | None:

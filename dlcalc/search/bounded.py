@@ -19,7 +19,7 @@ from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY
 from dlcalc.costmodel.plans import Array
 from dlcalc.costmodel.tiles import TILE_PLANS, Part, Tile, tile_at
-from dlcalc.search.found import N_MISSES, NEAR_BEST, Found, Leaders, SortKey, within
+from dlcalc.search.found import N_MISSES, NEAR_BEST, Found, Leaders, SortKey
 from dlcalc.search.pareto import ParetoFilter
 
 NARROWER = 0.8
@@ -49,7 +49,8 @@ class Seek:
 
     @property
     def near_s(self) -> float:
-        return NEAR_BEST * min(self.fastest, self.found.fastest)
+        """What a plan must not exceed to be kept as near the best."""
+        return min(NEAR_BEST * min(self.fastest, self.found.fastest), self.found.near_beyond_s)
 
     def wanted(self, step_time_s: Array, memory_bytes: Array) -> Mask:
         """Where a plan with these totals would be kept, or one that has no less of both might."""
@@ -75,7 +76,7 @@ class Seek:
         chosen = self.chosen(open_, tile)
         ranked = chosen.step_time_s if self.key == "step_time" else chosen.memory_bytes
         self.found.leaders = self.found.leaders.join(chosen.take(ranked <= bound)).best(self.keep, self.key)
-        self.found.near = within(self.found.near.join(chosen), self.fastest)
+        self.found.keep_near(chosen, self.fastest)
 
     def miss(self, tile: Tile) -> None:
         """Keep the plans of a tile, none of which fits, that are closest to fitting."""
@@ -128,6 +129,22 @@ def _work_out(tile: Tile, seek: Seek) -> None:
         best = seek.pareto.candidates(step, memory)
         index = tile.plan_index(local[best]) + seek.offset
         seek.on_front({"plan_index": index, "step_time_s": step[best], "memory_bytes": memory[best]})
+
+
+def n_within(part: Part, limit_s: float) -> int:
+    """Plans of a part that fit and take no longer than ``limit_s``."""
+    counted = fitting(part)
+    if not counted.n_fit:
+        return 0
+    part, points = _narrowed(part, counted.points)
+    left = np.flatnonzero(points & (least_step_time_s(part) <= limit_s))
+    n_at_once = max(1, TILE_PLANS // part.shape[1])
+    found = 0
+    for start in range(0, len(left), n_at_once):
+        tile = tile_at(part, left[start : start + n_at_once])
+        fits = tile.runs & (tile.memory_bytes <= part.found.capacity_bytes)
+        found += int(np.count_nonzero(fits & (tile.step_time_s <= limit_s)))
+    return found
 
 
 def _seek_misses(part: Part, seek: Seek) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
 from dlcalc.costmodel.placement import PlacedRates
-from dlcalc.costmodel.plans import KNOBS, Array, Index, pick
+from dlcalc.costmodel.plans import KNOBS, SWITCHES, Array, Index, Plans, pick
 from dlcalc.costmodel.tiles import Part, Tile, parts, tiles
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
-from dlcalc.search.bounded import Seek, seek_best
+from dlcalc.search.bounded import Seek, n_within, seek_best
 from dlcalc.search.constraints import holds
 from dlcalc.search.found import Found, SortKey
 from dlcalc.search.pareto import ParetoFilter
@@ -97,9 +97,16 @@ def search_block(
     return found
 
 
+def count_within(scenario: Scenario, start: int, stop: int, limit_s: float) -> int:
+    """Plans of mesh rows ``start`` to ``stop`` that fit and take no longer than ``limit_s``."""
+    shape = (stop - start, *scenario.shape[1:])
+    return sum(n_within(part, limit_s) for part in parts(evaluate(scenario, start, stop), shape))
+
+
 def _every_plan(scenario: Scenario, part: Part, seek: Seek, rows: Callable[[Columns], None], what: Keep) -> None:
     """Work out every plan of a part, and hand over those that are wanted."""
     found = seek.found
+    told = Told.of(scenario, part)
     for tile in tiles(part):
         fits = tile.runs & (tile.memory_bytes <= part.found.capacity_bytes)
         n_fit = int(np.count_nonzero(fits))
@@ -115,28 +122,51 @@ def _every_plan(scenario: Scenario, part: Part, seek: Seek, rows: Callable[[Colu
         if n_fit or what == "all":
             local = np.flatnonzero(tile.runs & np.ones_like(fits) if what == "all" else fits)
             if len(local):
-                rows(columns_of(scenario, tile, local, seek.offset))
+                rows(columns_of(scenario, told, tile, local, seek.offset))
 
 
-def columns_of(scenario: Scenario, tile: Tile, local: Index, offset: int) -> dict[str, NDArray[np.generic]]:
+@dataclass(frozen=True)
+class Told:
+    """What the rows of a part take from its axes."""
+
+    knobs: Mapping[str, NDArray[np.generic]]
+    """As a result holds them, so that nothing is converted row by row."""
+    interval: tuple[Array, Array]
+
+    @classmethod
+    def of(cls, scenario: Scenario, part: Part) -> Told:
+        plans = part.found.plans
+        knobs = {knob: getattr(plans, knob).astype(np.bool_ if knob in SWITCHES else np.int32) for knob in KNOBS}
+        return cls(knobs, interval_of(scenario, plans))
+
+
+def columns_of(scenario: Scenario, told: Told, tile: Tile, local: Index, offset: int) -> dict[str, NDArray[np.generic]]:
     """Equally long columns of the plans at flat positions ``local`` of a tile."""
-    where, found = tile.at(local), tile.part.found
+    where = tile.at(local)
     columns: dict[str, NDArray[np.generic]] = {"plan_index": tile.part.plan_index(where) + offset}
-    for knob in KNOBS:
-        columns[knob] = pick(getattr(found.plans, knob), where)
+    for knob, values in told.knobs.items():
+        columns[knob] = pick(values, where)
     step = tile.step_time_s.reshape(-1)[local]
     memory = tile.memory_bytes.reshape(-1)[local]
-    return columns | outputs_of(scenario, found, where, step, memory)
+    return columns | outputs_of(scenario, tile.part.found, told.interval, where, step, memory)
+
+
+def interval_of(scenario: Scenario, plans: Plans) -> tuple[Array, Array]:
+    """Factors of the step time at the ends of its interval."""
+    return step_time_interval_factors(scenario.model, scenario.hardware, scenario.recipe, plans, scenario.uncertainty)
 
 
 def outputs_of(
-    scenario: Scenario, found: Estimate, where: tuple[Index, ...], step_time_s: Array, memory_bytes: Array
+    scenario: Scenario,
+    found: Estimate,
+    interval: tuple[Array, Array],
+    where: tuple[Index, ...],
+    step_time_s: Array,
+    memory_bytes: Array,
 ) -> dict[str, Array]:
     """What a result says of plans at positions ``where`` of a batch, beside their knobs."""
     mfu = pick(found.mfu_seconds, where) / step_time_s
-    low, high = step_time_interval_factors(
-        scenario.model, scenario.hardware, scenario.recipe, found.plans, scenario.uncertainty
-    )
+    low, high = interval
     return {
         "step_time_s": step_time_s,
         "step_time_low_s": step_time_s * pick(low, where),

@@ -17,6 +17,8 @@ from dlcalc.costmodel.plans import Array, Index
 SortKey = Literal["step_time", "memory"]
 N_MISSES = 5
 NEAR_BEST = 1.02
+NEAR_MOST = 1000
+"""Of the plans within 2 % of the fastest so many are kept by name; how many there are is counted all the same."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,11 @@ class Found:
     refused: Counter[str] = field(default_factory=Counter)
     leaders: Leaders = field(default_factory=Leaders.none)
     near: Leaders = field(default_factory=Leaders.none)
-    """Plans within 2 % of the fastest so far."""
+    """Plans within 2 % of the fastest so far, the ``NEAR_MOST`` fastest of them."""
+    near_beyond_s: float = np.inf
+    """From this step time on, ``near`` may lack some that are within 2 %: there was no room for them."""
+    n_near_counted: int | None = None
+    """How many are within 2 %, where ``near`` lacks some and they were counted."""
     misses: Leaders = field(default_factory=Leaders.none)
     """Plans that only memory refuses, those closest to fitting first."""
 
@@ -80,6 +86,27 @@ class Found:
     def fastest(self) -> float:
         return float(self.near.step_time_s.min()) if len(self.near.index) else np.inf
 
+    @property
+    def n_near(self) -> int:
+        """Plans within 2 % of the fastest."""
+        return len(self.near.index) if self.n_near_counted is None else self.n_near_counted
+
+    @property
+    def lacks_near(self) -> bool:
+        """Whether more plans may be within 2 % than ``near`` has room for, and nobody has counted them."""
+        return self.near_beyond_s < np.inf and self.n_near_counted is None
+
+    def keep_near(self, others: Leaders, fastest: float = np.inf, beyond_s: float = np.inf) -> None:
+        """Join ``others``, complete below ``beyond_s``: what is within 2 % of the fastest here or elsewhere is kept."""
+        near = within(self.near.join(others), fastest)
+        beyond_s = min(self.near_beyond_s, beyond_s)
+        if len(near.index) >= NEAR_MOST:
+            near = near.take(np.arange(NEAR_MOST))
+            beyond_s = min(beyond_s, float(near.step_time_s[-1]))
+        self.near = near
+        limit_s = NEAR_BEST * min(fastest, self.fastest)
+        self.near_beyond_s = np.inf if limit_s < beyond_s else beyond_s  # what is lacked is no longer near
+
     def add(self, other: Found, *, keep: int, key: SortKey) -> None:
         """Join the findings of other blocks; the order in which blocks arrive does not matter."""
         self.n_plans += other.n_plans
@@ -88,7 +115,7 @@ class Found:
         self.n_refused += other.n_refused
         self.refused.update(other.refused)
         self.leaders = self.leaders.join(other.leaders).best(keep, key)
-        self.near = within(self.near.join(other.near))
+        self.keep_near(other.near, beyond_s=other.near_beyond_s)
         self.misses = self.misses.join(other.misses).best(N_MISSES, "memory")
 
 

@@ -21,7 +21,7 @@ from dlcalc.results.shard import ShardHeader, ShardWriter
 from dlcalc.results.writer import StudyWriter
 from dlcalc.search.coordinates import RECOMPUTATION, Coordinates
 from dlcalc.search.exhaustive import Keep
-from dlcalc.search.found import N_MISSES, Found, Leaders, SortKey, within
+from dlcalc.search.found import N_MISSES, NEAR_BEST, Found, Leaders, SortKey
 from dlcalc.search.goals import best_compromises, check_goals, values_of
 from dlcalc.search.pareto import front
 from dlcalc.search.sampled import (
@@ -221,7 +221,8 @@ def found_of(scenario: Scenario, plans: Index, n_kept: int, key: SortKey) -> tup
     found.n_fit, found.n_refused = n_fit, len(plans) - n_fit
     found.refused = Counter({OUT_OF_MEMORY: len(plans) - n_fit} if n_fit < len(plans) else {})
     found.leaders = every.take(fits).best(n_kept, key)
-    found.near = within(every.take(fits))
+    found.keep_near(every.take(fits))
+    found.n_near_counted = int(np.count_nonzero(step[fits] <= NEAR_BEST * found.fastest))
     if not n_fit:
         found.misses = every.best(N_MISSES, "memory")
     return found, plans[fits]

@@ -36,7 +36,7 @@ from dlcalc.results.schema import COLUMNS
 from dlcalc.results.shard import ShardHeader
 from dlcalc.results.storage import Location, ObjectPath, location
 from dlcalc.results.writer import StudyWriter, open_study
-from dlcalc.search.executors import LocalExecutor, shards_of, shared_out
+from dlcalc.search.executors import Executor, LocalExecutor, shards_of, shared_out
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
 from dlcalc.search.found import Found, Leaders, SortKey
 from dlcalc.search.space import Scenario
@@ -44,7 +44,7 @@ from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.space import SpaceSpec, TopRows
-from dlcalc.workflows.sweep import Progress, columns_of_rows, estimate_rows, executor_of, sweep
+from dlcalc.workflows.sweep import Progress, columns_of_rows, count_near, estimate_rows, executor_of, sweep
 
 if TYPE_CHECKING:
     from dlcalc.workflows.placing import Placing
@@ -93,14 +93,13 @@ def run_search(
         scenarios, designs = _designed(space, scenarios, directory, progress)
     n_plans = sum(scenario.n_plans for scenario in scenarios)
     origin = _origin_of(space, space_file, scenarios, what=what, n_kept=n_kept, sort=key)
-    shards = shards_of(scenarios)
     found = {position: Found() for position in range(len(scenarios))}
     with (
         executor_of(executor, scheduler, jobs, directory) as where,
         open_study(directory, origin, resume=resume, overwrite=overwrite) as study,
     ):
         if notify and study.n_kept and not resume:
-            notify(_half_finished(directory, study.n_kept, len(shards)))
+            notify(_half_finished(directory, study.n_kept, len(shards_of(scenarios))))
         counts_first = what == "auto" and n_plans > MOST_ROWS
         mode: Keep = "feasible" if what == "auto" else what  # type: ignore[assignment]
         headers = {position: study.header(position, NAMES) for position in found}
@@ -108,17 +107,8 @@ def run_search(
         if space.search is not None and space.search.samples_plans:
             mode = "feasible" if counts_first else mode
             sampled = _sample(space, scenarios, study, headers, found, mode, n_kept, key, progress)
-        elif counts_first:
-            sweep(scenarios, shards, study, headers, found, None, n_kept, key, where, progress)
-            if sum(f.n_fit for f in found.values()) <= MOST_ROWS:
-                found = {position: Found() for position in found}
-                sweep(scenarios, shards, study, headers, found, "feasible", n_kept, key, where, progress)
-            else:
-                sweep(
-                    scenarios, shards, study, headers, {p: Found() for p in found}, "pareto", n_kept, key, where, None
-                )
         else:
-            sweep(scenarios, shards, study, headers, found, mode, n_kept, key, where, progress)
+            found = _swept(scenarios, study, headers, None if counts_first else mode, n_kept, key, where, progress)
         seconds = time.perf_counter() - began
         forks = isinstance(where, LocalExecutor) and where.forks
         said = _scenario_summaries(scenarios, found, top, key, jobs, forks)
@@ -134,6 +124,34 @@ def run_search(
             _measure(space, space_file.parent, scenarios, found, directory, summary, progress)
         study.finish(summary)
     return summary
+
+
+def _swept(
+    scenarios: Sequence[Scenario],
+    study: StudyWriter,
+    headers: Mapping[int, ShardHeader],
+    mode: Keep | None,
+    n_kept: int,
+    key: SortKey,
+    where: Executor,
+    progress: Progress | None,
+) -> dict[int, Found]:
+    """Every scenario searched and written; ``mode`` None: what is written depends on how many plans fit."""
+    shards = shards_of(scenarios)
+
+    def swept(what: Keep | None, progress: Progress | None) -> dict[int, Found]:
+        found = {position: Found() for position in headers}
+        sweep(scenarios, shards, study, headers, found, what, n_kept, key, where, progress)
+        return found
+
+    found = swept(mode, progress)
+    if mode is None:
+        if sum(f.n_fit for f in found.values()) <= MOST_ROWS:
+            found = swept("feasible", progress)
+        else:
+            swept("pareto", None)
+    count_near(scenarios, shards, found, where, progress)
+    return found
 
 
 def _sample(
@@ -277,7 +295,7 @@ def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: S
     }
 
 
-BYTES_PER_ROW = 45
+BYTES_PER_ROW = 48
 """Of a compressed row, as measured by benchmarks/write_speed.py."""
 
 
@@ -368,11 +386,12 @@ def _scenario_summaries(
 
 def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:
     best = found.leaders.best(top, key).index
-    rivals = _rivals(scenario, found.leaders.best(LEADERS, "step_time"))
+    followed = found.leaders.best(LEADERS, "step_time")
+    rivals = _rivals(scenario, followed)
     worth, near, missed = _worth_measuring(scenario, rivals), found.near.index[:NEAR_ROWS], _missed(found)
     estimated, (best_rows, worth_rows, near_rows, missed_rows) = _plan_rows(scenario, [best, worth, near, missed])
     recipe = scenario.recipe
-    return {
+    said: ScenarioSummary = {
         "name": scenario.name,
         "model": scenario.model.name,
         "hardware": scenario.hardware.name,
@@ -390,10 +409,13 @@ def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) 
         "memory_capacity_bytes": scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom),
         "n_not_told_apart": len(rivals.index),
         "worth_measuring": worth_rows,
-        "n_within_2_percent": len(found.near.index),
+        "n_within_2_percent": found.n_near,
         "within_2_percent": near_rows,
         "nearest_misses": _misses(scenario, missed_rows),
     }
+    if len(rivals.index) == len(followed.index) < found.n_fit:
+        said["more_not_told_apart"] = True
+    return said
 
 
 RELATIVE_SPREAD = 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,7 @@ from dlcalc.results.shard import ShardHeader, ShardWriter
 from dlcalc.results.storage import Location, ObjectPath, file_sha256, missing_from
 from dlcalc.results.writer import StudyWriter
 from dlcalc.search.executors import Executor, LocalExecutor, Shard
-from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, outputs_of, search_block
+from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, count_within, interval_of, outputs_of, search_block
 from dlcalc.search.found import NEAR_BEST, Found, Leaders, SortKey
 from dlcalc.search.pareto import ParetoFilter, front
 from dlcalc.search.space import Scenario
@@ -80,6 +80,48 @@ def sweep(
                 study.amend(_with_state(record, earlier, found[shard.scenario]))
 
 
+@dataclass(frozen=True)
+class _NearTask:
+    """Plans of a shard that are near the best, to be counted."""
+
+    shard: Shard
+    scenario: Scenario
+    limit_s: float
+
+    @property
+    def n_plans(self) -> int:
+        return self.shard.n_plans
+
+
+def count_near(
+    scenarios: Sequence[Scenario],
+    shards: Sequence[Shard],
+    found: Mapping[int, Found],
+    executor: Executor,
+    progress: Progress | None,
+) -> None:
+    """Count the plans within 2 % of the best where more are than are kept by name: now it is known what the best is."""
+    todo = [
+        _NearTask(shard, scenarios[shard.scenario], NEAR_BEST * found[shard.scenario].fastest)
+        for shard in shards
+        if found[shard.scenario].lacks_near
+    ]
+    counts: Counter[int] = Counter()
+    done, total = 0, sum(task.n_plans for task in todo)
+    for task, count in executor.run(_count_near, todo):
+        counts[task.shard.scenario] += count
+        done += task.n_plans
+        if progress:
+            progress(done, total, "plans compared with the best")
+    for position, count in counts.items():
+        found[position].n_near_counted = count
+
+
+def _count_near(task: _NearTask) -> int:
+    scenario, shard = task.scenario, task.shard
+    return sum(count_within(scenario, start, stop, task.limit_s) for start, stop in _blocks_of(scenario, shard))
+
+
 def executor_of(executor: str, scheduler: str | None, jobs: int | None, directory: Location) -> Executor:
     """Where shards run, as the command was told."""
     if executor == "local":
@@ -129,7 +171,8 @@ def _with_state(record: ShardRecord, part: Found, found: Found) -> ShardRecord:
     leading = replace(
         part,
         leaders=part.leaders.take(np.isin(part.leaders.index, found.leaders.index)),
-        near=part.near.take(part.near.step_time_s <= NEAR_BEST * found.fastest),
+        near=part.near.take(np.isin(part.near.index, found.near.index)),
+        near_beyond_s=found.near_beyond_s,
         misses=part.misses.take(np.isin(part.misses.index, found.misses.index)),
     )
     return record.model_copy(update={"state": _state_of(leading)})
@@ -194,10 +237,7 @@ def _blocks(
     what: Keep,
 ) -> None:
     pareto = ParetoFilter() if what == "pareto" else None
-    per_row = scenario.n_plans // scenario.shape[0]
-    step = max(1, BLOCK_PLANS // per_row)
-    for start in range(shard.start, shard.stop, step):
-        stop = min(start + step, shard.stop)
+    for start, stop in _blocks_of(scenario, shard):
         part = search_block(
             scenario,
             start,
@@ -211,6 +251,13 @@ def _blocks(
             pareto=pareto,
         )
         found.add(part, keep=n_kept, key=key)
+
+
+def _blocks_of(scenario: Scenario, shard: Shard) -> Iterator[tuple[int, int]]:
+    """Mesh rows of a shard that are evaluated at once."""
+    step = max(1, BLOCK_PLANS // (scenario.n_plans // scenario.shape[0]))
+    for start in range(shard.start, shard.stop, step):
+        yield start, min(start + step, shard.stop)
 
 
 def _chosen_plans(found: Found, blocks: list[Mapping[str, Any]], what: Keep) -> Index:
@@ -234,7 +281,7 @@ def columns_of_rows(scenario: Scenario, index: Index, found: Estimate) -> dict[s
     where = (np.arange(len(index)),)
     columns: dict[str, Any] = {"plan_index": np.asarray(index, dtype=np.int64), **found.plans.columns()}
     step, memory = np.broadcast_to(found.step_time_s, len(index)), np.broadcast_to(found.memory_bytes, len(index))
-    return columns | outputs_of(scenario, found, where, step, memory)
+    return columns | outputs_of(scenario, found, interval_of(scenario, found.plans), where, step, memory)
 
 
 def estimate_rows(scenario: Scenario, index: Index, placed: PlacedRates | None = None) -> Estimate:
@@ -252,10 +299,11 @@ def estimate_rows(scenario: Scenario, index: Index, placed: PlacedRates | None =
 
 def _state_of(found: Found) -> dict[str, Any]:
     """What a resumed search needs of a finished shard."""
-    return {
+    state: dict[str, Any] = {
         name: [part.index.tolist(), part.step_time_s.tolist(), part.memory_bytes.tolist()]
         for name, part in (("leaders", found.leaders), ("near", found.near), ("misses", found.misses))
     }
+    return state | ({"near_beyond_s": found.near_beyond_s} if found.near_beyond_s < np.inf else {})
 
 
 def _found_earlier(study: StudyWriter, scenario: Scenario, shard: Shard) -> Found | None:
@@ -264,11 +312,11 @@ def _found_earlier(study: StudyWriter, scenario: Scenario, shard: Shard) -> Foun
     if record is None or (record.start, record.stop) != _plans_of(scenario, shard):
         return None
     try:
-        parts = {
-            name: Leaders(np.array(index, np.int64), np.array(step, np.float64), np.array(memory, np.float64))
-            for name, (index, step, memory) in record.state.items()
-        }
-        leaders, near, misses = parts["leaders"], parts["near"], parts["misses"]
+        leaders, near, misses = (
+            Leaders(np.array(index, np.int64), np.array(step, np.float64), np.array(memory, np.float64))
+            for index, step, memory in (record.state[name] for name in ("leaders", "near", "misses"))
+        )
+        near_beyond_s = float(record.state.get("near_beyond_s", np.inf))
     except (KeyError, TypeError, ValueError, OverflowError):
         return None  # the file is whole, the manifest was written by hand
     for part in (leaders, near, misses):
@@ -283,5 +331,6 @@ def _found_earlier(study: StudyWriter, scenario: Scenario, shard: Shard) -> Foun
         refused=Counter(record.refused),
         leaders=leaders,
         near=near,
+        near_beyond_s=near_beyond_s,
         misses=misses,
     )

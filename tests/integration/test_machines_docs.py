@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +12,16 @@ import pytest
 import yaml
 
 from dlcalc.results.reader import open_result
-from tests.clusters import CHECKOUT, CREDENTIALS, s3_store
+from tests.clusters import CHECKOUT, CREDENTIALS, free_port, google_store, s3_store
 
 PAGE = (CHECKOUT / "docs/machines.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-DOORS = {"dlcalc-search": "dlcalc_search", "3dtrn": "training_3d", "dlcalc-report": "dlcalc_report"}
+DOORS = {
+    "dlcalc-search": "dlcalc_search",
+    "3dtrn": "training_3d",
+    "dlcalc-report": "dlcalc_report",
+    "dlcalc-results": "dlcalc_results",
+}
 
 
 def shell(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -28,12 +32,6 @@ def shell(code: str, folder: Path, **environment: str) -> subprocess.CompletedPr
     return subprocess.run(
         ["bash", "-euc", code], cwd=folder, env=told, capture_output=True, text=True, timeout=240, check=False
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_cluster_of_two_workers_searches(tmp_path):
@@ -55,6 +53,18 @@ def test_a_store_is_written_and_read(tmp_path, monkeypatch):
         assert done.returncode == 0, done.stderr
         assert open_result(store.address("small")).is_complete
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_store_of_googles_is_written_and_read(tmp_path):
+    pytest.importorskip("gcp_storage_emulator")
+    study = next(code for language, code in BLOCKS if language == "bash").partition("dask scheduler")[0]
+    code = next(code for language, code in BLOCKS if "gs://" in code)
+    with google_store(tmp_path / "store") as store:
+        code = code.replace("@bucket", f"@{store.bucket}").replace("localhost:9023", f"localhost:{store.port}")
+        done = shell(study + code, tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert open_result(store.address("small")).is_complete
+    assert "llama3-8b on 16 h100" in " ".join(done.stdout.split())
 
 
 def test_the_slurm_example_writes_a_job(tmp_path):

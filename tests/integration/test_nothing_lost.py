@@ -28,6 +28,8 @@ from dlcalc.results.files import MANIFEST_NAME
 from dlcalc.results.reader import open_result
 from dlcalc.results.schema import COLUMN_NAMES
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes as POSIX does")
 
 SPACE = """
@@ -273,6 +275,55 @@ def test_a_complete_study_that_is_searched_again_can_be_killed(folder, whole):
     gone(search)
     assert rows(folder / "r").equals(whole[0])
     rerun(folder, whole, "--resume")
+
+
+# --- another study under the same name ---------------------------------------------------------------------------
+
+
+def another_machine(folder):
+    (folder / "machines").mkdir()
+    text = (CONFIGS / "h100.yaml").read_text()
+    changed = re.sub(r"^(\s*hbm_gib:.*?value: )[\d.]+", r"\g<1>96.0", text, flags=re.MULTILINE)
+    assert changed != text
+    (folder / "machines" / "h100.yaml").write_text(changed)
+    return ["--hardware-dir", "machines"], "", "hardware: device.hbm_gib.value: 80.0 there, 96.0 now"
+
+
+def another_version(folder):
+    return [], "import dlcalc; dlcalc.__version__ = '99.0'", "there, 99.0 now"
+
+
+def another_space(folder):
+    (folder / "small.yaml").write_text(SPACE.replace("{cp: 1}", "{cp: 1, pp: 1}"))
+    return [], "", "+space: {cp: 1, pp: 1}"
+
+
+@pytest.mark.parametrize("another", [another_machine, another_version, another_space])
+def test_another_study_does_not_go_on_with_a_half_finished_one(folder, whole, another):
+    search = Search(folder)
+    search.works()
+    while len(visible(folder / "r")) < 2:
+        time.sleep(0.001)
+    search.process.kill()
+    search.process.wait()
+    gone(search)
+    left = {path.name: path.read_bytes() for path in (folder / "r").iterdir()}
+
+    options, prelude, differs = another(folder)
+    for resume in ([], ["--resume"]):
+        refused = Search(folder, *options, *resume, prelude=prelude)
+        _, said = refused.ends(2)
+        assert said.startswith("error: r: holds the result of another study; choose another place with -o, or replace")
+        assert differs in said
+        assert not refused.evaluated()
+        now = {path.name: path.read_bytes() for path in (folder / "r").iterdir() if path.name != ".lock"}
+        assert now == {name: content for name, content in left.items() if name != ".lock"}
+
+    replaced = Search(folder, *options, "--overwrite", prelude=prelude)
+    replaced.ends()
+    assert replaced.evaluated() == visible(folder / "r")
+    checked = check_result(folder / "r")
+    assert (checked.complete, checked.faults, checked.leftovers) == (True, (), ())
 
 
 # --- two at once ------------------------------------------------------------------------------------------------

@@ -6,13 +6,16 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry
-from dlcalc.search.exhaustive import evaluate, search_block
+from dlcalc.search import bounded
+from dlcalc.search import found as searches
+from dlcalc.search.exhaustive import count_within, evaluate, search_block
 from dlcalc.search.found import NEAR_BEST, Found
 from dlcalc.search.pareto import ParetoFilter, front
 from dlcalc.search.study import scenarios_of
@@ -136,6 +139,31 @@ def test_bounds_change_nothing(space, block_rows, keep, key, what):
         front_of_all = fit[front(every.step[fit], every.memory[fit])]
         kept = candidates[front(every.step[candidates], every.memory[candidates])]
         assert kept.tolist() == front_of_all.tolist()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(space=spaces, block_rows=st.sampled_from([1, 5, 1000]), most=st.sampled_from([1, 4, 50]), data=st.data())
+def test_a_few_are_kept_near_the_best_and_all_are_counted(space, block_rows, most, data):
+    case = drawn_scenario(space)
+    every = Everything(case)
+    wide = 1.5  # so that many are near
+    key = data.draw(st.sampled_from(["step_time", "memory"]))
+    what = data.draw(st.sampled_from(["top", "feasible"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searches, "NEAR_MOST", most)
+        for module in (searches, bounded):
+            patch.setattr(module, "NEAR_BEST", wide)
+        found, _ = searched(case, block_rows, keep=3, key=key, what=what)
+    near = every.fits & (every.step <= wide * every.step[every.fits].min(initial=np.inf))
+    assert found.near.index.tolist() == every.best(near, most, "step_time")
+    if np.count_nonzero(near) > most:
+        assert found.lacks_near
+        blocks = [(start, min(start + block_rows, case.shape[0])) for start in range(0, case.shape[0], block_rows)]
+        counts = [count_within(case, start, stop, wide * found.fastest) for start, stop in blocks]
+        assert sum(counts) == np.count_nonzero(near)
+        event("more than are kept")
+    elif not found.lacks_near:
+        assert found.n_near == np.count_nonzero(near)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])

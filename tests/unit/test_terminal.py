@@ -110,6 +110,8 @@ def test_what_only_a_run_decides_is_said():
     assert "1,234 plans cannot be told apart from the best by these estimates. Worth measuring on the cluster: " in text
     assert re.search(r"on the cluster: tp8 [^;]*; tp4 [^;]*\.", text)
     assert "told apart" not in shown(scenario(rows=rows[:1], n_not_told_apart=1))
+    more = one_line(shown(scenario(rows=rows, n_not_told_apart=1000) | {"more_not_told_apart": True}))
+    assert "1,000 or more plans cannot be told apart" in more
 
 
 def test_days_and_cost_are_said_when_there_is_a_token_budget():
