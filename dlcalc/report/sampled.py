@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dlcalc.report.plan_words import Knobs, shared_and_own
-from dlcalc.report.summary import DesignRow, DesignSummary, MeasuredSummary, PlanRow, SampledSummary
+from dlcalc.report.summary import DesignSummary, MeasuredSummary, PlanRow, SampledSummary
 from dlcalc.report.tables import Column, table_of
 from dlcalc.utils import units
 
@@ -80,7 +80,7 @@ def _column(goal: str, values: Sequence[float | None]) -> Column:
 
 def print_designs(designs: DesignSummary, console: Console) -> None:
     """The designs of one scenario that no other one beats, and what it is without any change."""
-    what = "machines" if designs["kind"] == "hardware" else "cuts into stages"
+    what = designs["kind"]
     shown = len(designs["front"])
     found = f"{units.count(designs['n_front'])} {what}" if designs["n_front"] > 1 else "one of its " + what
     left_out = f" ({shown} of them shown, spread over all)" if shown < designs["n_front"] else ""
@@ -91,21 +91,30 @@ def print_designs(designs: DesignSummary, console: Console) -> None:
         Text(f"{_trials(designs)}, of each every plan estimated{failed}. No other design beats {found}{left_out}.")
     )
     columns = [Column("design", ["as it is", *(str(row["trial"]) for row in designs["front"])])]
-    columns += _variables(designs["front"])
+    columns += _variables(designs)
     unchanged = designs["unchanged"] or {}
     for goal in designs["objectives"]:
         columns.append(_column(goal, [unchanged.get(goal), *(row["values"][goal] for row in designs["front"])]))
     console.print(table_of(columns, console.width))
 
 
-def _variables(rows: Sequence[DesignRow]) -> list[Column]:
+def _variables(designs: DesignSummary) -> list[Column]:
     columns = []
-    for name in dict.fromkeys(name for row in rows for name in row["variables"]):
-        values = [row["variables"].get(name) for row in rows]
-        cells = [value if isinstance(value, str) else "-" if value is None else f"{value:.4g}" for value in values]
+    told = [designs["variables_unchanged"], *(row["variables"] for row in designs["front"])]
+    for name in dict.fromkeys(name for one in told for name in one):
+        values = [one.get(name) for one in told]
         is_text = any(isinstance(value, str) for value in values)
-        columns.append(Column(name.replace("_", " "), ["", *cells], "left" if is_text else "right", flexible=True))
+        cells = [_cell(name, value) for value in values]
+        columns.append(Column(name.replace("_", " "), cells, "left" if is_text else "right", flexible=True))
     return columns
+
+
+def _cell(name: str, value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if name == "parameters":
+        return units.short_count(value)
+    return units.count(value) if value.is_integer() else units.significant(value, 4)
 
 
 def print_measured(measured: MeasuredSummary, console: Console) -> None:

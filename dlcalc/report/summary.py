@@ -175,7 +175,7 @@ class DesignSummary(TypedDict):
     scenario: str
     """As it is without any change."""
     kind: str
-    """``hardware`` or ``stages``."""
+    """``machines``, ``shapes``, ``machines and shapes`` or ``cuts into stages``."""
     sampler: str
     seed: int
     objectives: list[str]
@@ -187,6 +187,8 @@ class DesignSummary(TypedDict):
     n_front: int
     front: list[DesignRow]
     """The first ones where there are many."""
+    variables_unchanged: dict[str, float | str]
+    """What varies, as it is without any change."""
     unchanged: dict[str, float] | None
     """The objectives without any change; null where nothing fits."""
 
@@ -270,7 +272,7 @@ class Summary(TypedDict):
     result: str | None
     scenarios: list[ScenarioSummary]
     designs: NotRequired[list[DesignSummary]]
-    """Where machines or stages were sampled."""
+    """Where machines, shapes or stages were sampled."""
 
 
 class DryRunScenario(TypedDict):

@@ -1,4 +1,4 @@
-"""Scenarios that differ in what no grid of plans can hold: the machine itself, or how layers are cut into stages.
+"""Scenarios that differ in what no grid of plans can hold: the machine, the model's shape, the cut into stages.
 
 A design is a point of a few variables, continuous ones among them; it makes another scenario of a given one. Of that
 scenario every plan is estimated, so what is said of a design is true of its best plan, exactly.
@@ -17,11 +17,14 @@ from dlcalc.calculators.stages import CUSTOM
 from dlcalc.costmodel.plans import Array
 from dlcalc.errors import DlcalcError
 from dlcalc.search.constraints import number
-from dlcalc.search.space import Scenario
+from dlcalc.search.shapes import Shapes
+from dlcalc.search.shapes import described as described_shape
+from dlcalc.search.space import Scenario, axes_of
 from dlcalc.search.variables import Choice, Interval, Point, Variable
 from dlcalc.specs.base import Quoted
+from dlcalc.specs.design import WHOLE_VARIABLES, DesignSpec, Range, Span
 from dlcalc.specs.hardware import HardwareSpec, Price
-from dlcalc.specs.sampling import WHOLE_VARIABLES, DesignSpec, Range, Span
+from dlcalc.specs.space import KnobRanges
 
 LEAST_END, MOST_END = 0.1, 1.3
 """Layers of the first and the last chunk over those of the others."""
@@ -30,38 +33,61 @@ MOST_SLOPE = 0.6
 SOURCE = "a design that was sampled, not a machine"
 
 
+Described = Mapping[str, float | str]
+
+
 @dataclass(frozen=True)
 class Designs:
     """A family of scenarios around ``base``."""
 
     kind: str
+    """As people call them, such as ``machines``."""
     base: Scenario
     variables: tuple[Variable, ...]
     made: Callable[[Point, str], Scenario]
     """The scenario at a point, with what its name is to end in."""
+    described: Callable[[Scenario, Point], Described]
+    """What tells a design from others: of one at a point, or of ``base`` at none."""
     first: tuple[Point, ...] = ()
     """Points to begin with."""
 
 
-# ---- machines
+# ---- machines and shapes
 
 
-def hardware_designs(base: Scenario, spec: DesignSpec) -> Designs:
-    """Machines that differ from that of ``base`` as ``spec`` lets them."""
+def designs_of(base: Scenario, spec: DesignSpec, ranges: KnobRanges) -> Designs:
+    """Machines, and shapes of the model, that differ from those of ``base`` as ``spec`` lets them.
+
+    Every design has the plans of ``ranges`` that are possible for it: another node may hold more tensor-parallel ranks,
+    another depth has other pipelines.
+    """
     own = design_values(base.hardware)
-    variables = tuple(_variable(name, span) for name, span in spec.variables.items())
+    machine = tuple(_variable(name, span) for name, span in spec.variables.items())
+    shapes = Shapes(base.model, spec.model) if spec.model is not None else None
+    if shapes is not None and base.custom_split is not None:
+        raise DlcalcError("search: design: model: has other layers than recipe: custom_split; leave one of them out")
     usd_per_device_hour(spec, base.hardware, own)  # a mistake in it is found before any work is done
 
     def made(point: Point, ending: str) -> Scenario:
-        numbers = {name: float(value) for name, value in point.items()}
-        hardware = designed_hardware(base.hardware, numbers, ending)
+        numbers = {variable.name: float(point[variable.name]) for variable in machine}
+        hardware = designed_hardware(base.hardware, numbers, ending) if numbers else base.hardware
+        model = shapes.at(point, f"{base.model.name}_{ending.replace(' ', '_')}") if shapes else base.model
         price = usd_per_device_hour(spec, base.hardware, {**own, **numbers})
-        if price is not None:
+        if price is not None and spec.usd_per_device_hour is not None:
             quoted = Price(usd_per_device_hour=price, date="given", source="search: design: usd_per_device_hour")
             hardware = hardware.model_copy(update={"price": quoted})
-        return replace(base, name=f"{base.name}, {ending}", hardware=hardware)
+        axes = axes_of(model, hardware, base.devices, base.recipe, ranges)
+        if not all(len(next(iter(axis.values()))) for axis in axes):
+            raise DlcalcError("no plan of the space is possible for it")
+        return replace(base, name=f"{base.name}, {ending}", model=model, hardware=hardware, axes=axes)
 
-    return Designs("hardware", base, variables, made)
+    def described(scenario: Scenario, point: Point) -> Described:
+        numbers = {variable.name: float(point.get(variable.name, own[variable.name])) for variable in machine}
+        return {**numbers, **(described_shape(scenario.model, shapes.count(scenario.model)) if shapes else {})}
+
+    variables = machine + (shapes.variables if shapes else ())
+    kind = " and ".join(["machines"] * bool(machine) + ["shapes"] * bool(shapes))
+    return Designs(kind, base, variables, made, described)
 
 
 def _variable(name: str, span: Span) -> Variable:
@@ -188,7 +214,12 @@ def stage_designs(base: Scenario) -> Designs:
         if pp * vpp <= base.model.n_layers
         for end in (1.0, max(LEAST_END, 1.0 - pp * vpp / (base.model.n_layers + 2)))
     ]
-    return Designs("stages", base, variables, made, tuple(known))
+
+    def described(scenario: Scenario, point: Point) -> Described:
+        degrees = {name: float(point[name]) for name in ("pp", "vpp") if name in point}
+        return {"stages": " ".join(map(str, scenario.custom_split or ()))} | degrees
+
+    return Designs("cuts into stages", base, variables, made, described, tuple(known))
 
 
 def chunk_layers(n_layers: int, *, pp: int, vpp: int, first: float, last: float, slope: float) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model
 
 from dlcalc.errors import suggestion
 from dlcalc.specs.base import PositiveFloat, Spec, TupleFromList
+from dlcalc.specs.design import DesignSpec
 from dlcalc.specs.plan import PlanSection
 
 Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]
@@ -30,67 +31,6 @@ def _tuple_of_one(value: object) -> object:
     if isinstance(value, list):
         return tuple(value)
     return value if isinstance(value, tuple) else (value,)
-
-
-class Range(Spec):
-    """From ``low`` to ``high``; with ``log``, as often per doubling."""
-
-    low: PositiveFloat
-    high: PositiveFloat
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low = {self.low:g} must be less than high = {self.high:g}")
-        return self
-
-
-Values = Annotated[tuple[PositiveFloat, ...], TupleFromList, Field(min_length=2)]
-Span = Range | Values
-"""A range, or the values themselves."""
-
-
-class DesignSpec(Spec):
-    """What may differ from the named hardware; everything else stays as it is."""
-
-    hbm_gib: Span | None = None
-    hbm_tb_per_s: Span | None = None
-    n_sms: Span | None = None
-    """Peaks follow in proportion."""
-    peak_factor: Span | None = None
-    """Peaks over those of the named hardware at the same number of SMs: clock, or wider units."""
-    node_devices: Span | None = None
-    """Devices in one NVLink-class domain."""
-    link_gb_per_s: Span | None = None
-    nic_gbit_per_s_per_device: Span | None = None
-    usd_per_device_hour: str | PositiveFloat | None = None
-    """What such a machine costs: a number, or an expression of the names above such as
-    ``1.2 + 0.01 * hbm_gib + 0.2 * hbm_tb_per_s``; the named hardware's value is taken for what is not varied."""
-
-    @model_validator(mode="after")
-    def _something_varies(self) -> Self:
-        if not self.variables:
-            raise ValueError(f"give a range for at least one of {', '.join(DESIGN_VARIABLES)}")
-        return self
-
-    @property
-    def variables(self) -> dict[str, Span]:
-        """What varies, by name."""
-        spans = {name: getattr(self, name) for name in DESIGN_VARIABLES}
-        return {name: span for name, span in spans.items() if span is not None}
-
-
-DESIGN_VARIABLES = (
-    "hbm_gib",
-    "hbm_tb_per_s",
-    "n_sms",
-    "peak_factor",
-    "node_devices",
-    "link_gb_per_s",
-    "nic_gbit_per_s_per_device",
-)
-WHOLE_VARIABLES = frozenset({"n_sms", "node_devices"})
 
 
 class SearchSpec(Spec):

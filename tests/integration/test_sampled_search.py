@@ -295,7 +295,7 @@ DESIGN = {
 def test_machines_are_designed():
     answer = searched({"n_trials": 40, "objectives": ["step_time", "cost"], "design": DESIGN})
     (said,) = answer["designs"]
-    assert (said["kind"], said["n_trials"]) == ("hardware", 40)
+    assert (said["kind"], said["n_trials"]) == ("machines", 40)
     assert len(answer["scenarios"]) == 1 + len(said["front"])
     for row, scenario in zip(said["front"], answer["scenarios"][1:], strict=True):
         assert scenario["name"] == row["scenario"]
@@ -320,6 +320,48 @@ def test_a_design_is_a_scenario_that_can_be_explained():
     assert json.loads(result.stdout)["results"]["iteration_s"] == pytest.approx(
         answer["designs"][0]["front"][0]["values"]["step_time"]
     )
+
+
+def test_a_shape_is_what_its_own_model_file_is():
+    """Every plan of the best shape, written by hand, is found to take as long and as much; so is the base model."""
+    shape = {"at_parameters": 8.03e9, "n_layers": [20, 24, 28, 32, 40, 48], "ffn_ratio": {"low": 2.5, "high": 5}}
+    answer = searched({"n_trials": 30, "objectives": ["step_time", "memory"], "design": {"model": shape}})
+    (said,) = answer["designs"]
+    assert said["kind"] == "shapes"
+    assert said["variables_unchanged"]["ffn_hidden_size"] == 14336
+    row, scenario = said["front"][0], answer["scenarios"][1]
+    assert row["values"]["step_time"] <= said["unchanged"]["step_time"]
+    assert row["variables"]["parameters"] == pytest.approx(8.03e9, rel=0.01)
+    dimensions = {name: int(value) for name, value in row["variables"].items() if name != "parameters"}
+    own = {"name": "mine", "vocab_size": 128256, "max_seq": 131072, **dimensions}
+    Path("mine.yaml").write_text(json.dumps(own))
+    file = Path("by_hand.yaml")
+    file.write_text(json.dumps({**STUDY, "study": "by_hand", "model": "mine.yaml"}))
+    result = CliRunner().invoke(main, [str(file), "--json"])
+    by_hand = json.loads(result.stdout)["scenarios"][0]
+    assert by_hand["n_plans"] == scenario["n_plans"]
+    assert by_hand["refused"] == scenario["refused"]
+    for mine, its in zip(by_hand["best"], scenario["best"], strict=True):
+        assert mine["step_time_s"] == pytest.approx(its["step_time_s"], rel=1e-12)
+        assert mine["memory_bytes"] == pytest.approx(its["memory_bytes"], rel=1e-12)
+        assert mine["plan_index"] == its["plan_index"]
+    assert by_hand["best"][0]["step_time_s"] == pytest.approx(row["values"]["step_time"])
+
+
+def test_the_report_shows_shapes_beside_the_model_as_it_is():
+    design = {"model": {"n_layers": [16, 24, 32, 48]}}
+    result = CliRunner().invoke(main, [space({"n_trials": 12, "design": design})])
+    assert "12 trials of tpe (seed 0) for step time, of each every plan estimated" in result.output
+    assert "as it is" in result.output
+    assert "14,336" in result.output
+    assert "8.03 G" in result.output
+
+
+def test_a_shape_cannot_have_the_chunks_of_another():
+    recipe = {**STUDY["recipe"], "custom_split": [16, 16]}
+    result = CliRunner().invoke(main, [space({"design": {"model": {"n_layers": [16, 24]}}}, recipe=recipe)])
+    assert result.exit_code == 2
+    assert "leave one of them out" in result.output
 
 
 def test_stages_need_not_be_equal():
