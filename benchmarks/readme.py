@@ -121,7 +121,10 @@ def compared(text: str) -> str:
     return text
 
 
-SAMPLED = {"shape": "search_spaces/designs/llama3_70b_shape.yaml"}
+SAMPLED = {
+    "shape": "search_spaces/designs/llama3_70b_shape.yaml",
+    "stages": "search_spaces/designs/gpt3_175b_stages.yaml",
+}
 """Space of each example of docs/search.md; shown is the table of designs."""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from dlcalc.specs.base import Spec
+from dlcalc.specs.base import Spec, TupleFromList
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.target import Target
@@ -37,6 +37,8 @@ class Recipe(Spec):
     """Launches are replayed from a graph: no host launch floor."""
     target: Target | None = None
     """The trainer that a launch is to be written for; plans it cannot run are refused."""
+    stage_recompute: Annotated[tuple[NonNegativeInt, ...], TupleFromList] | None = None
+    """Layers of a chunk that are recomputed, stage by stage, for ``recompute_layers: per_stage``."""
 
     @model_validator(mode="before")
     @classmethod

@@ -52,6 +52,8 @@ class SearchSpec(Spec):
     design: DesignSpec | None = None
     uneven_stages: bool = False
     """Sample how many layers each pipeline chunk holds."""
+    recompute_per_stage: bool = False
+    """Sample how many layers each pipeline stage recomputes."""
 
     command: Annotated[str, Field(min_length=1)] | None = None
     """Run once per trial; ``{plan}`` becomes the path of a JSON file with the plan."""
@@ -95,17 +97,18 @@ class SearchSpec(Spec):
         if self.measured:
             if self.command is None:
                 raise ValueError("objective: measured needs command, such as './run_trial.sh {plan}'")
-            unused = ("sampler", "batch", "seed", "objectives", "design", "uneven_stages")
+            unused = ("sampler", "batch", "seed", "objectives", "design", "uneven_stages", "recompute_per_stage")
             if named := [key for key in unused if key in given]:
                 raise ValueError(
                     f"{named[0]} means nothing with objective: measured, whose trials follow the estimates"
                 )
         elif named := [key for key in ("command", "timeout_s", "step_time_pattern") if key in given]:
             raise ValueError(f"{named[0]} needs objective: measured")
-        if self.design is not None and self.uneven_stages:
-            raise ValueError("give one of design and uneven_stages")
+        if self.design is not None and self.varies_stages:
+            stages = "uneven_stages" if self.uneven_stages else "recompute_per_stage"
+            raise ValueError(f"give one of design and {stages}")
         if self.varies_scenario and self.warm_start:
-            raise ValueError("warm_start lists plans; with design or uneven_stages every plan is estimated anyway")
+            raise ValueError("warm_start lists plans; of designs and stages every plan is estimated anyway")
         if len(set(self.goals)) < len(self.goals):
             raise ValueError("objectives: one is given twice")
         if self.sampler == "cmaes" and len(self.goals) > 1:
@@ -118,8 +121,12 @@ class SearchSpec(Spec):
 
     @property
     def varies_scenario(self) -> bool:
-        """Whether a trial is a machine or a cut of the model, of which every plan is estimated."""
-        return self.design is not None or self.uneven_stages
+        """Whether a trial is a machine, a model or how stages differ, of which every plan is estimated."""
+        return self.design is not None or self.varies_stages
+
+    @property
+    def varies_stages(self) -> bool:
+        return self.uneven_stages or self.recompute_per_stage
 
     @property
     def samples_plans(self) -> bool:

@@ -12,12 +12,13 @@ import numpy as np
 
 from dlcalc.errors import DlcalcError
 from dlcalc.report.summary import DesignRow, DesignSummary
-from dlcalc.search.designs import Designs, designs_of, stage_designs
+from dlcalc.search.designs import Designs, designs_of
 from dlcalc.search.exhaustive import BLOCK_PLANS, search_block
 from dlcalc.search.found import Found
 from dlcalc.search.goals import best_compromises, check_goals, values_of
 from dlcalc.search.sampled import Finished, Said, SampledStudy, Told, open_sampled_study, shown_storage
 from dlcalc.search.space import Scenario
+from dlcalc.search.stage_designs import stage_designs
 from dlcalc.search.variables import Interval, Point
 from dlcalc.specs.sampling import SearchSpec
 from dlcalc.specs.space import SpaceSpec
@@ -63,7 +64,9 @@ def _designs(space: SpaceSpec, base: Scenario) -> Designs:
     """What is sampled around a scenario."""
     assert space.search is not None
     design = space.search.design
-    return stage_designs(base) if design is None else designs_of(base, design, space.ranges)
+    if design is not None:
+        return designs_of(base, design, space.ranges)
+    return stage_designs(base, cuts=space.search.uneven_stages, recomputes=space.search.recompute_per_stage)
 
 
 def _study_of(designs: Designs, spec: SearchSpec, name: str, journal: Path) -> SampledStudy:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
-from dlcalc.costmodel.plans import KNOBS, Array, value_of
+from dlcalc.costmodel.plans import KNOBS, Array, code_of, value_of
 from dlcalc.errors import DlcalcError
 from dlcalc.report.plan_words import plan_words
 from dlcalc.report.summary import SampledSummary
@@ -165,7 +165,7 @@ def warm_point(plan: PlanSection, coordinates: Coordinates) -> Point:
     sampled = {choice.name for choice in coordinates.all}
     for knob, value in plan.model_dump(exclude_none=True).items():
         possible = [value_of(knob, code) for code in np.unique(axes[knob]).tolist()]
-        wanted = -1 if value == "all" else value
+        wanted = value_of(knob, code_of(knob, value))
         if wanted not in possible:
             listed = ", ".join(str(one) for one in possible)
             raise DlcalcError(f"search: warm_start: {knob} = {value} is not in the space, which has {listed}")

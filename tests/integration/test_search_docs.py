@@ -48,10 +48,11 @@ def assert_shown(name, printed):
 
 def test_every_block_runs(tmp_path):
     (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
-    assert [language for language, _ in BLOCKS] == ["bash", "python", "bash", "bash", "bash", "bash"]
+    assert [language for language, _ in BLOCKS] == ["bash", "python", "bash", "bash", "bash", "bash", "bash"]
     outputs = [run(language, code, tmp_path) for language, code in BLOCKS]
     assert_shown("shape", outputs[3])
-    plans, study, machines, shapes, stages, measured = (" ".join(printed.split()) for printed in outputs)
+    assert_shown("stages", outputs[5])
+    plans, study, machines, shapes, stages, unequal, measured = (" ".join(printed.split()) for printed in outputs)
     assert "200 trials of tpe (seed 0) for step time, of each every plan estimated" in shapes
     assert "Sampled, not searched in full: 150 trials of nsga2 (seed 0) for mfu and memory" in plans
     assert "plans that no other one beats in mfu and memory" in plans
@@ -59,6 +60,7 @@ def test_every_block_runs(tmp_path):
     assert "60 trials of tpe (seed 0) for step time and cost, of each every plan estimated" in machines
     assert "as it is" in machines
     assert "design" in stages
+    assert "200 trials of tpe (seed 0) for step time, of each every plan estimated" in unequal
     assert "Measured: " in measured
     assert (tmp_path / "my_h100.yaml").exists()
 

@@ -11,10 +11,11 @@ from dlcalc.calculators.stages import EMBEDDING_AND_LOSS, EVEN, first_layer_coun
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import load_hardware
-from dlcalc.search.designs import chunk_layers, designed_hardware, designs_of, stage_designs
+from dlcalc.search.designs import designed_hardware, designs_of
 from dlcalc.search.exhaustive import search_block
 from dlcalc.search.found import Found
 from dlcalc.search.goals import best_compromises
+from dlcalc.search.stage_designs import chunk_layers, stage_designs
 from dlcalc.specs.design import DesignSpec
 from dlcalc.specs.space import KnobRanges
 from tests.scenarios import _scenario
