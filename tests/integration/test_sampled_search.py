@@ -7,11 +7,15 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -280,6 +284,75 @@ def test_a_storage_that_does_not_answer_is_one_line():
     assert "search: storage: postgresql://me@localhost:1/x: " in result.output
     assert "secret" not in result.output
     assert result.output.count("\n") == 1
+
+
+# ---- the dashboard
+
+
+@contextmanager
+def dashboard(storage):
+    """The real optuna-dashboard on a storage, as ``get(path)``; the command of docs/search.md, on a port of its own."""
+    pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = "import sys; from optuna_dashboard._cli import main; sys.exit(main())"
+    server = subprocess.Popen(
+        [sys.executable, "-c", start, storage, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+    def get(path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=60) as answer:
+            return json.loads(answer.read())
+
+    try:
+        for _ in range(600):
+            with suppress(urllib.error.URLError):
+                get("studies")
+                break
+            assert server.poll() is None, server.stderr.read().decode()
+            time.sleep(0.1)
+        yield get
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+
+
+def test_the_dashboard_shows_a_study(tmp_path):
+    storage = f"sqlite:///{tmp_path}/trials.db"
+    spec = {"storage": storage, "n_trials": 48, "objectives": ["mfu", "memory"], "sampler": "nsga2"}
+    answer = searched(spec, model="llama3-70b", cluster={"devices": 32}, recipe={"seq_len": 8192, "global_batch": 64})
+    with dashboard(storage) as get:
+        (listed,) = get("studies")["study_summaries"]
+        assert (listed["study_name"], listed["directions"]) == ("s", ["maximize", "minimize"])
+        study = get(f"studies/{listed['study_id']}?after=0")
+    assert study["objective_names"] == ["MFU", "memory (GiB)"]
+    assert study["directions"] == ["maximize", "minimize"]
+    trials = study["trials"]
+    assert len(trials) == 48
+    assert {trial["state"] for trial in trials} == {"Complete"}
+    found = {one["key"]: one["value"] for one in trials[0]["user_attrs"]}
+    assert {"plan", "plan_index", "memory_gib"} <= found.keys()
+    assert {"tp_position", "schedule", "split"} <= {one["name"] for one in trials[0]["params"]}
+    fits = [all(value <= 0 for value in trial["constraints"]) for trial in trials]
+    assert all(len(trial["constraints"]) == 1 for trial in trials)
+    assert 0 < sum(fits) < 48
+    capacity = answer["scenarios"][0]["memory_capacity_bytes"] / 2**30
+    assert fits == [trial["values"][1] <= capacity for trial in trials]
+    best_mfu = max(trial["values"][0] for trial, fit in zip(trials, fits, strict=True) if fit)
+    assert best_mfu == pytest.approx(answer["scenarios"][0]["sampled"]["front"][0]["mfu"])
+
+
+def test_the_dashboard_shows_designs(tmp_path):
+    storage = f"sqlite:///{tmp_path}/trials.db"
+    searched({"storage": storage, "n_trials": 6, "design": {"model": {"n_layers": [24, 32, 48]}}})
+    with dashboard(storage) as get:
+        study = get(f"studies/{get('studies')['study_summaries'][0]['study_id']}?after=0")
+    assert study["objective_names"] == ["step time (s)"]
+    for trial in study["trials"]:
+        told = {one["key"]: one["value"] for one in trial["user_attrs"]}
+        assert float(told["parameters"]) == pytest.approx(8.03e9, rel=0.01)
+        assert {"n_layers", "hidden_size", "n_heads", "ffn_hidden_size"} <= told.keys()
 
 
 # ---- designs
