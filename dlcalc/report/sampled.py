@@ -9,11 +9,21 @@ from rich.console import Console
 from rich.text import Text
 
 from dlcalc.report.plan_words import Knobs, shared_and_own
-from dlcalc.report.summary import DesignSummary, MeasuredSummary, PlanRow, SampledSummary
+from dlcalc.report.summary import (
+    DesignSummary,
+    DryRun,
+    DryRunSampling,
+    DryRunVariable,
+    MeasuredSummary,
+    PlanRow,
+    SampledSummary,
+)
 from dlcalc.report.tables import Column, table_of
 from dlcalc.utils import units
 
 RUNS_SHOWN = 12
+MOST_VALUES = 8
+"""Of a variable, that are written out."""
 _LABELS: Mapping[str, tuple[str, float, int]] = {
     "step_time": ("step s", 1.0, 4),
     "mfu": ("MFU %", 100.0, 3),
@@ -115,6 +125,76 @@ def _cell(name: str, value: float | str | None) -> str:
     if name == "parameters":
         return units.short_count(value)
     return units.count(value) if value.is_integer() else units.significant(value, 4)
+
+
+def print_sampling(counts: DryRun, sampling: DryRunSampling, console: Console) -> None:
+    """What a study that is sampled would do."""
+    trials = units.count(sampling["n_trials"])
+    several = " in each scenario" if len(counts["scenarios"]) > 1 else ""
+    console.print(Text(_sampling_words(sampling, trials, several)))
+    for variables, points, scenarios in _alike(sampling):
+        where = f"{', '.join(scenarios)}: " if len(sampling["variables"]) > 1 else ""
+        size = f"{units.count(points)} points" if points is not None else "some continuous"
+        console.print(Text(f"{where}{len(variables)} variables, {size}: {', '.join(map(_range, variables))}"))
+    console.print(
+        Text(
+            f"{counts['study']}: {'at least' if sampling['kind'] == 'plans' else 'about'} "
+            f"{units.duration(counts['seconds'])}{' and the runs' if sampling['command'] else ''}, at most about "
+            f"{units.size(counts['result_bytes'])} in {counts['result']}; nothing was written"
+        )
+    )
+    if sampling["kind"] == "plans" and sampling["seconds_of_all_plans"] < counts["seconds"]:
+        console.print(
+            Text(
+                f"All {units.count(counts['n_plans'])} plans take about "
+                f"{units.duration(sampling['seconds_of_all_plans'])} without the search section"
+            )
+        )
+
+
+def _sampling_words(sampling: DryRunSampling, trials: str, several: str) -> str:
+    if sampling["command"] is not None:
+        timeout = units.duration(sampling["timeout_s"] or 0.0)
+        return (
+            f"Measured: after all plans are estimated, at most {trials} runs of {sampling['command']}{several}, of at "
+            f"most {timeout} each, kept in {sampling['storage']}"
+        )
+    of_each = f"at most {units.count(sampling['most_plans_per_trial'])} plans estimated for each trial"
+    if sampling["kind"] == "plans":
+        what = "Sampled, not searched in full"
+    else:
+        what, of_each = f"Sampled: {sampling['kind']}", "every plan of each estimated"
+    return (
+        f"{what}: {trials} trials of {sampling['sampler']} for {_listed(sampling['objectives'])}{several}, "
+        f"{sampling['batch']} at a time, kept in {sampling['storage']}; {of_each}"
+    )
+
+
+def _alike(sampling: DryRunSampling) -> list[tuple[list[DryRunVariable], int | None, list[str]]]:
+    """Variables with the scenarios that share them."""
+    found: list[tuple[list[DryRunVariable], int | None, list[str]]] = []
+    for name, variables in sampling["variables"].items():
+        same = next((scenarios for known, _, scenarios in found if known == variables), None)
+        if same is None:
+            found.append((variables, sampling["n_points"][name], [name]))
+        else:
+            same.append(name)
+    return found
+
+
+def _range(variable: DryRunVariable) -> str:
+    values = variable["values"]
+    if values is None:
+        return f"{variable['name']} {variable['low']:g} to {variable['high']:g}"
+    if len(values) > MOST_VALUES:
+        return f"{variable['name']} {len(values)} values from {values[0]} to {values[-1]}"
+    return f"{variable['name']} {'/'.join(_word(value) for value in values)}"
+
+
+def _word(value: float | str | bool) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def print_measured(measured: MeasuredSummary, console: Console) -> None:

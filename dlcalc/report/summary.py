@@ -288,6 +288,39 @@ class DryRunScenario(TypedDict):
     """Values per axis of the space, in the order of the grid; their product is n_plans."""
 
 
+class DryRunVariable(TypedDict):
+    """What a sampler would choose: one of some values, or a number between two."""
+
+    name: str
+    values: list[int | float | str | bool] | None
+    low: float | None
+    high: float | None
+
+
+class DryRunSampling(TypedDict):
+    """How plans, designs or runs would be sampled, in each scenario."""
+
+    kind: str
+    """``plans``, ``runs``, or what designs are, such as ``machines``."""
+    sampler: str | None
+    """None: runs follow the estimates."""
+    objectives: list[str]
+    n_trials: int
+    """Of each scenario."""
+    batch: int
+    storage: str
+    variables: dict[str, list[DryRunVariable]]
+    """By scenario; empty for runs."""
+    n_points: dict[str, int | None]
+    """By scenario: combinations of values; null where a variable is continuous."""
+    most_plans_per_trial: int
+    """Estimated for one trial."""
+    seconds_of_all_plans: float
+    """That a search of every plan of the scenarios as they are would take."""
+    command: str | None
+    timeout_s: float | None
+
+
 class DryRun(TypedDict):
     """What a search would do, without doing it."""
 
@@ -299,6 +332,8 @@ class DryRun(TypedDict):
     """Estimated; when every plan fits, so at most."""
     result: str
     scenarios: list[DryRunScenario]
+    sampling: NotRequired[DryRunSampling]
+    """Where not every plan is estimated, or more than plans are."""
 
 
 class HardwareRow(TypedDict):

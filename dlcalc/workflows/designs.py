@@ -47,7 +47,7 @@ def design_scenarios(
     assert spec is not None
     chosen: list[Scenario] = []
     said: list[DesignSummary] = []
-    families = [_designs(space, base) for base in scenarios]  # a mistake is found before any work is done
+    families = [family_of(space, base) for base in scenarios]  # a mistake is found before any work is done
     for designs in families:
         base = designs.base
         name = study_name(spec, space.study, base, len(scenarios))
@@ -60,7 +60,7 @@ def design_scenarios(
     return tuple(chosen), said
 
 
-def _designs(space: SpaceSpec, base: Scenario) -> Designs:
+def family_of(space: SpaceSpec, base: Scenario) -> Designs:
     """What is sampled around a scenario."""
     assert space.search is not None
     design = space.search.design

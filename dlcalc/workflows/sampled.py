@@ -62,9 +62,7 @@ def sample_scenario(
 ) -> Sampled:
     """Ask, estimate and tell until the study has its trials."""
     check_goals(scenario, spec.goals)
-    coordinates = Coordinates(scenario, folded=len(spec.goals) == 1 and spec.goals[0] != "memory")
-    if not coordinates.all:
-        raise DlcalcError(f"{scenario.name}: leaves a sampler nothing to choose; leave out search")
+    coordinates = coordinates_of(scenario, spec)
     known = [warm_point(plan, coordinates) for plan in spec.warm_start]
     study = open_sampled_study(spec, name, coordinates.all, identity_of(scenario, spec), journal=str(journal))
     with closing(study):
@@ -73,6 +71,14 @@ def sample_scenario(
         trials = _trials(scenario, spec, study, coordinates, progress)
     plans = np.unique(np.array([plan for trial in trials for plan in plans_of(trial)], dtype=np.int64))
     return Sampled(study, trials, plans)
+
+
+def coordinates_of(scenario: Scenario, spec: SearchSpec) -> Coordinates:
+    """What a sampler chooses; where the fastest plan is looked for alone, with every amount of recomputation."""
+    coordinates = Coordinates(scenario, folded=len(spec.goals) == 1 and spec.goals[0] != "memory")
+    if not coordinates.all:
+        raise DlcalcError(f"{scenario.name}: leaves a sampler nothing to choose; leave out search")
+    return coordinates
 
 
 def _trials(

@@ -256,7 +256,7 @@ def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: S
     search_block(largest, start, stop, keep=LEADERS)
     per_plan = (time.perf_counter() - began) / (largest.n_plans / largest.shape[0] * (stop - start))
     axes = ("mesh", "data", "pipeline", "micro_batch", "recompute", "tensor")
-    return {
+    counts: DryRun = {
         "study": space.study,
         "n_plans": n_plans,
         "seconds": per_plan * n_plans,
@@ -275,6 +275,11 @@ def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: S
             for scenario in scenarios
         ],
     }
+    if space.search is None:
+        return counts
+    from dlcalc.workflows.sampled_dry_run import with_sampling
+
+    return with_sampling(counts, space, scenarios, bytes_per_row=BYTES_PER_ROW)
 
 
 BYTES_PER_ROW = 45

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -168,6 +169,54 @@ def test_without_optuna_one_line_says_how_to_get_it():
     )
     assert done.returncode == 2
     assert done.stderr == "error: search: method: optuna is not installed: pip install 'dlcalc[optuna]'\n"
+
+
+# ---- a dry run
+
+
+def dry(search, **changes):
+    """The JSON and the text of a dry run, which writes nothing."""
+    file = space(search, **changes)
+    before = sorted(Path().rglob("*"))
+    told, text = (CliRunner().invoke(main, [file, "--dry-run", *options]) for options in (["--json"], []))
+    assert told.exit_code == text.exit_code == 0, told.output + text.output
+    assert sorted(Path().rglob("*")) == before
+    return json.loads(told.stdout), " ".join(text.stdout.split())
+
+
+def test_a_dry_run_says_how_plans_would_be_sampled(exhaustive):
+    counts, text = dry({"n_trials": 300, "sampler": "tpe", "storage": "sqlite:///t.db", "batch": 8})
+    said = counts["sampling"]
+    assert (said["kind"], said["sampler"], said["n_trials"], said["batch"]) == ("plans", "tpe", 300, 8)
+    assert counts["n_plans"] == exhaustive["n_plans"]
+    ((name, variables),) = said["variables"].items()
+    assert name == exhaustive["scenarios"][0]["name"]
+    assert {"name": "tp", "values": [1, 2, 4, 8], "low": None, "high": None} in variables
+    assert said["n_points"][name] == math.prod(len(one["values"]) for one in variables)
+    assert "300 trials of tpe for step time, 8 at a time, kept in sqlite:///t.db; at most 15 plans estimated" in text
+    assert "tp 1/2/4/8, pp 1/2/4/8/16" in text
+    assert counts["seconds"] > said["seconds_of_all_plans"]
+    assert f"All {counts['n_plans']:,} plans take about" in text
+    assert counts["result_bytes"] <= 300 * 15 * 45
+
+
+def test_a_dry_run_says_which_designs_would_be_tried():
+    counts, text = dry({"n_trials": 40, "design": {**DESIGN, "model": {"n_layers": {"low": 16, "high": 48}}}})
+    assert counts["sampling"]["kind"] == "machines and shapes"
+    assert "40 trials of tpe for step time, 8 at a time, kept in memory; every plan of each estimated" in text
+    assert "3 variables, some continuous: hbm_gib 40 to 160, nic_gbit_per_s_per_device 200/400/800" in text
+    _, stages = dry({"uneven_stages": True, "recompute_per_stage": True})
+    assert "Sampled: cuts into stages and recomputations: 2,000 trials" in stages
+
+
+def test_a_dry_run_runs_no_command():
+    search = {"objective": "measured", "command": "./run_trial.sh {plan}", "timeout_s": 600, "n_trials": 12}
+    counts, text = dry(search, cluster={"devices": [16, 32]})
+    assert counts["sampling"]["kind"] == "runs"
+    assert (
+        "at most 12 runs of ./run_trial.sh {plan} in each scenario, of at most 10 min 0 s each, kept in journal" in text
+    )
+    assert "and the runs" in text
 
 
 # ---- storages
