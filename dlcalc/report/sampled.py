@@ -33,6 +33,19 @@ _LABELS: Mapping[str, tuple[str, float, int]] = {
 """Of an objective: its header, what its value is shown in, how many digits."""
 
 
+_VARIABLES = {
+    "n_layers": "layers",
+    "hidden_size": "hidden",
+    "n_heads": "heads",
+    "n_kv_heads": "KV heads",
+    "n_experts": "experts",
+    "ffn_hidden_size": "MLP",
+    "expert_ffn_hidden_size": "expert MLP",
+    "active_parameters": "active",
+}
+"""Short names of what many columns are needed for."""
+
+
 def print_sampled(sampled: SampledSummary, console: Console) -> None:
     """How many trials found it; with several objectives, the plans that no other one beats."""
     share = 100.0 * sampled["n_plans"] / max(sampled["n_plans_of_space"], 1)
@@ -94,7 +107,8 @@ def print_designs(designs: DesignSummary, console: Console) -> None:
     shown = len(designs["front"])
     found = f"{units.count(designs['n_front'])} {what}" if designs["n_front"] > 1 else "one of its " + what
     left_out = f" ({shown} of them shown, spread over all)" if shown < designs["n_front"] else ""
-    failed = f"; in {units.count(designs['n_trials_failed'])} no plan can run" if designs["n_trials_failed"] else ""
+    none = "no shape is possible, or no plan can run" if "shapes" in what else "no plan can run"
+    failed = f"; in {units.count(designs['n_trials_failed'])} {none}" if designs["n_trials_failed"] else ""
     console.print()
     console.print(Text(designs["scenario"], style="bold cyan"))
     console.print(
@@ -113,16 +127,19 @@ def _variables(designs: DesignSummary) -> list[Column]:
     told = [designs["variables_unchanged"], *(row["variables"] for row in designs["front"])]
     for name in dict.fromkeys(name for one in told for name in one):
         values = [one.get(name) for one in told]
+        if len(told) > 1 and len(set(values)) == 1:
+            continue  # as in every design, so in none
         is_text = any(isinstance(value, str) for value in values)
         cells = [_cell(name, value) for value in values]
-        columns.append(Column(name.replace("_", " "), cells, "left" if is_text else "right", flexible=True))
+        label = _VARIABLES.get(name, name.replace("_", " "))
+        columns.append(Column(label, cells, "left" if is_text else "right", flexible=True))
     return columns
 
 
 def _cell(name: str, value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    if name == "parameters":
+    if name.endswith("parameters"):
         return units.short_count(value)
     return units.count(value) if value.is_integer() else units.significant(value, 4)
 

@@ -75,7 +75,7 @@ def designs_of(base: Scenario, spec: DesignSpec, ranges: KnobRanges) -> Designs:
 
     def described(scenario: Scenario, point: Point) -> Described:
         numbers = {variable.name: float(point.get(variable.name, own[variable.name])) for variable in machine}
-        return {**numbers, **(described_shape(scenario.model, shapes.count(scenario.model)) if shapes else {})}
+        return {**numbers, **(described_shape(scenario.model) if shapes else {})}
 
     variables = machine + (shapes.variables if shapes else ())
     kind = " and ".join(["machines"] * bool(machine) + ["shapes"] * bool(shapes))

@@ -235,12 +235,14 @@ class _Asked:
         }
 
 
-def described(model: ModelSpec, count: int) -> Mapping[str, float | str]:
+def described(model: ModelSpec) -> Mapping[str, float | str]:
     """The dimensions of a shape, named as a model file names them."""
     names = ["n_layers", "hidden_size", "n_heads"]
     names += [] if model.is_mla else ["n_kv_heads", "head_dim"]
     names += ["n_experts", "top_k", "expert_ffn_hidden_size"] if model.is_moe else ["ffn_hidden_size"]
-    return {name: float(getattr(model, name)) for name in names} | {"parameters": float(count)}
+    counts = {"parameters": float(params.total_params(model))}
+    counts |= {"active_parameters": float(params.active_params(model))} if model.is_moe else {}
+    return {name: float(getattr(model, name)) for name in names} | counts
 
 
 def _ratio(model: ModelSpec) -> float:
