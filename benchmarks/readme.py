@@ -1,6 +1,6 @@
 """Write the measured parts of README.md and docs/ anew: printed examples, the accuracy table and the speed table.
 
-    python benchmarks/readme.py [--leave-out FILE] [--only compare|search|speed]
+    python benchmarks/readme.py [--leave-out FILE] [--only compare|sampled|search|speed]
 
 Each stands between two comments; nothing else is touched. ``--leave-out`` takes what ``fit_runs.py --leave-out``
 printed; ``--only`` writes one of them alone.
@@ -111,15 +111,34 @@ def compared(text: str) -> str:
     return text
 
 
+SAMPLED = {
+    "shape": "search_spaces/designs/llama3_70b_shape.yaml",
+    "stages": "search_spaces/designs/gpt3_175b_stages.yaml",
+}
+"""Space of each example of docs/search.md; shown is the table of designs."""
+
+
+def sampled(text: str) -> str:
+    """docs/search.md with its examples printed anew."""
+    for name, space in SAMPLED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            printed = run(sys.executable, "-m", "dlcalc.dlcalc_search", space, "-o", f"{folder}/study")
+        text = between(text, f"example: {name}", f"```text\n{printed.strip().partition(chr(10) * 2)[0]}\n```")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--leave-out", type=Path)
-    parser.add_argument("--only", choices=["compare", "search", "speed"])
+    parser.add_argument("--only", choices=["compare", "sampled", "search", "speed"])
     arguments = parser.parse_args()
     only = arguments.only
     if only in (None, "compare"):
         comparison = ROOT / "docs" / "compare.md"
         comparison.write_text(compared(comparison.read_text()))
+    if only in (None, "sampled"):
+        page = ROOT / "docs" / "search.md"
+        page.write_text(sampled(page.read_text()))
     file = ROOT / "README.md"
     text = file.read_text()
     if only in (None, "search"):

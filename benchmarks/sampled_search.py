@@ -1,6 +1,7 @@
 """How few plans a sampler estimates until it is within 1 % of the best of all plans, on every shipped space.
 
     python benchmarks/sampled_search.py [--samplers tpe,nsga2] [--seeds 10] [--share 0.02] [--spaces llama3_70b]
+                                        [--scenarios fp8]
 
 Every scenario is searched exhaustively first. A sampler may then estimate a share of its plans (and make 2,000 trials
 at most); its trials, of several plans each, are counted plan by plan. Printed for each scenario: the median over the
@@ -71,12 +72,15 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--share", type=float, default=0.02)
     parser.add_argument("--spaces", default="", help="Only files whose name contains this.")
+    parser.add_argument("--scenarios", default="", help="Only scenarios whose name contains this.")
     arguments = parser.parse_args()
     missed = 0
     for file in sorted(SPACES.glob("*.yaml")):
         if arguments.spaces not in file.name:
             continue
         for scenario in scenarios_of(load_spec(file, SpaceSpec), file.parent, HardwareRegistry()):
+            if arguments.scenarios not in scenario.name:
+                continue
             best_s = optimum_s(scenario)
             most = int(arguments.share * scenario.n_plans)
             for sampler in arguments.samplers.split(","):

@@ -149,7 +149,7 @@ def main() -> None:
     print(f"  {found.n_fit:,} fit; {found.n_estimated:,} worked out in full, the others cannot be among the best")
     print(f"  counting only those that no constraint refuses: {n_run / seconds / 1e6:.0f} M plans/s")
     print(f"  a plan costs {seconds / found.n_plans / unit_s:.1f} numpy multiplies ({unit_s * 1e9:.2f} ns each)")
-    print(f"no bounds, every plan that no constraint refuses worked out: {scenario.n_plans / all_s / 1e6:.0f} M plans/s")
+    print(f"without bounds, all that no constraint refuses worked out: {scenario.n_plans / all_s / 1e6:.0f} M plans/s")
     print(f"  counting only those: {n_run / all_s / 1e6:.1f} M plans/s ({all_s:.2f} s)")
 
     one = [scenario.rows(np.array([i])) for i in np.linspace(0, scenario.n_plans - 1, 50).astype(np.int64)]

@@ -7,7 +7,7 @@ pp - 1 - s``. How much time or memory a layer takes is not known here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +22,8 @@ SPLITS = ("even", "embedding_and_loss", "custom")
 """even: equally many layers per chunk; embedding_and_loss: each of the two counts as one layer; custom: given
 outright."""
 EVEN, EMBEDDING_AND_LOSS, CUSTOM = range(3)
+LAYER_ROWS = 7
+"""Of a table of stages, those that every pipeline has."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class StageLayers:
     """Layers on the fullest stage, and"""
     fewest_layers: Array
     """on the emptiest."""
+    recomputed: Array | None = None
+    """Layers that are recomputed where every stage has a number of its own; None: no stage has one."""
+    recomputed_of_all: Array | None = None
+    """Their sum over all stages."""
 
     @property
     def layers(self) -> Array:
@@ -75,10 +81,12 @@ def stage_layers_count(
     schedule: Array,
     split: Array,
     custom: tuple[int, ...] | None = None,
+    recomputed: tuple[int, ...] | None = None,
 ) -> StageLayers:
     """Layers by kind on the bounding stages, on the broadcast shape of the arguments.
 
     ``custom`` gives the layers of each chunk in order, read where ``split`` is CUSTOM; it must have pp * vpp entries.
+    ``recomputed`` gives how many layers of a chunk each stage recomputes (all, where there are fewer): pp entries.
 
     Ignores: that counted recomputation of mixed layers replays an average layer, so that one cheap layer less can take
     longer; seen in drawn custom splits alone, 3% of a pass at most.
@@ -88,7 +96,7 @@ def stage_layers_count(
     flat = np.stack([pp.ravel(), vpp.ravel(), schedule.ravel(), split.ravel()], axis=1)
     layouts, where = np.unique(flat, axis=0, return_inverse=True)  # few: a pipeline has few shapes
     kinds = (model.layer_is_windowed, model.layer_is_moe)
-    pipelines = [_pipeline(kinds, tuple(layout), custom) for layout in layouts.tolist()]
+    pipelines = [_pipeline(kinds, tuple(layout), custom, recomputed) for layout in layouts.tolist()]
     every, bounding = [held for held, _ in pipelines], [chosen for _, chosen in pipelines]
     longest = max(len(chosen) for chosen in bounding)
     table = np.array(
@@ -103,26 +111,45 @@ def stage_layers_count(
         np.array([extreme(counts) for counts in layers])[where.ravel()].reshape(pp.shape)
         for extreme in (np.max, np.min)
     )
-    stage, windowed, full, dense, moe, embeddings, heads = table
-    return StageLayers(stage, windowed, full, dense, moe, embeddings, heads, most_layers=most, fewest_layers=fewest)
+    stage, windowed, full, dense, moe, embeddings, heads, *redone = table
+    count = StageLayers(stage, windowed, full, dense, moe, embeddings, heads, most_layers=most, fewest_layers=fewest)
+    if not redone:
+        return count
+    of_all = np.array([held[-1].sum() for held in every])[where.ravel()].reshape(pp.shape)
+    return replace(count, recomputed=redone[0], recomputed_of_all=of_all)
+
+
+def chunk_recomputed_count(stage: NDArray[np.intp], recomputed: tuple[int, ...], pp: int) -> Array:
+    """Layers that each chunk is told to recompute: what its ``stage`` is told; of a device no more than it has are.
+
+    None where another number of stages is told, which is refused elsewhere.
+
+    Source: [derived].
+    """
+    return np.array(recomputed, dtype=float)[stage] if len(recomputed) == pp else np.zeros(len(stage))
 
 
 @lru_cache(maxsize=1 << 14)
 def _pipeline(
-    kinds: tuple[tuple[bool, ...], tuple[bool, ...]], layout: tuple[float, ...], custom: tuple[int, ...] | None
+    kinds: tuple[tuple[bool, ...], tuple[bool, ...]],
+    layout: tuple[float, ...],
+    custom: tuple[int, ...] | None,
+    recomputed: tuple[int, ...] | None,
 ) -> tuple[Array, list[int]]:
     """Every stage of one pipeline, and which of them bound the others; scenarios of a study share these."""
     windowed_and_moe = np.array(kinds, dtype=float)
     before = np.concatenate([np.zeros((2, 1)), np.cumsum(windowed_and_moe, axis=1)], axis=1)  # (kind, layers + 1)
-    held = _every_stage(before, layout, custom)
+    held = _every_stage(before, layout, custom, recomputed)
     held.flags.writeable = False
     return held, _bounding_stages(held)
 
 
-def _every_stage(before: Array, layout: tuple[float, ...], custom: tuple[int, ...] | None) -> Array:
+def _every_stage(
+    before: Array, layout: tuple[float, ...], custom: tuple[int, ...] | None, recomputed: tuple[int, ...] | None
+) -> Array:
     """The arrays of :class:`StageLayers` (rows) on every stage of one pipeline (columns).
 
-    ``before`` counts windowed and expert layers up to each.
+    ``before`` counts windowed and expert layers up to each. Where ``recomputed`` is given, it is a last row.
     """
     n_layers = before.shape[1] - 1
     pp, vpp, schedule, split = int(layout[0]), int(layout[1]), layout[2], layout[3]
@@ -144,15 +171,25 @@ def _every_stage(before: Array, layout: tuple[float, ...], custom: tuple[int, ..
         on_stage = on_stage | on_stage[::-1]
     first, last = (np.arange(n_chunks) == chunk for chunk in (0, n_chunks - 1))
     per_chunk = np.stack([windowed, layers - windowed, layers - moe, moe, first, last], axis=1)
-    return np.concatenate([np.arange(float(pp))[None, :], (on_stage @ per_chunk).T])
+    if recomputed is not None:
+        redone = chunk_recomputed_count(holds, recomputed, pp)
+        per_chunk = np.concatenate([per_chunk, redone[:, None]], axis=1)
+    held = (on_stage @ per_chunk).T
+    if recomputed is not None:
+        held[-1] = np.minimum(held[-1], held[2] + held[3])  # dense, moe
+    return np.concatenate([np.arange(float(pp))[None, :], held])
 
 
 def _bounding_stages(held: Array) -> list[int]:
     """Stages that take the most time or memory, whatever a layer of each kind takes, first to last; three at least.
 
-    An earlier stage holds as many micro-batches, so one between that has no more layers of any kind than it is bounded.
+    An earlier stage holds as many micro-batches, so one between that has no more layers of any kind than it is bounded;
+    where every stage recomputes as many layers as it is told, recomputed layers and others are two kinds more.
     """
     kinds = held[1:5].T  # (stage, kind)
+    if len(held) > LAYER_ROWS:
+        redone = held[-1]
+        kinds = np.concatenate([kinds, np.stack([redone, held[3] + held[4] - redone], axis=1)], axis=1)
     pp = len(kinds)
     chosen = [0]
     for stage in range(1, pp - 1):

@@ -239,7 +239,7 @@ class OpActivation:
 def stage_memory(found: Estimate, custom_split: tuple[int, ...] | None) -> tuple[StageMemory, ...]:
     """Every pipeline stage's peak."""
     model, plan, machine = found.model, found.plans, found.machine
-    stages = chunks_of(model, plan, custom_split).stages
+    stages = chunks_of(model, plan, custom_split, machine.recipe.stage_recompute).stages
     held = stage_params(model, plan, stages)
     holds = footprint(model, plan, stages, held, machine)
     n = len(stages.stage)
@@ -587,7 +587,7 @@ class PipelineFacts:
 def pipeline_facts(found: Estimate, custom_split: tuple[int, ...] | None) -> PipelineFacts:
     """The pipeline of a point."""
     plan = found.plans
-    chunks: Chunks = chunks_of(found.model, plan, custom_split)
+    chunks: Chunks = chunks_of(found.model, plan, custom_split, found.machine.recipe.stage_recompute)
     stages = chunks.stages
     times = device_times(found, stages)
     n = len(stages.stage)

@@ -15,7 +15,7 @@ from dlcalc.calculators.context_parallel import ALL_TO_ALL, CP_EXCHANGES
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import CUSTOM, EMBEDDING_AND_LOSS, EVEN, StageLayers
-from dlcalc.costmodel.plans import ALL_LAYERS, Array, Plans
+from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans
 from dlcalc.specs.hardware import Node
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
@@ -181,4 +181,14 @@ def refused_by_custom_split(plans: Plans, custom_split: tuple[int, ...] | None) 
     return {
         "custom_split has another number of chunks than pp x vpp": (plans.split == CUSTOM)
         & (plans.pp * plans.vpp != n_chunks)
+    }
+
+
+def refused_by_stage_recompute(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
+    """Layers recomputed stage by stage must be given for as many stages as the pipeline has."""
+    if recipe.stage_recompute is None and not np.any(plans.recompute_layers == PER_STAGE):
+        return {}
+    return {
+        "stage_recompute has another number of stages than pp": (plans.recompute_layers == PER_STAGE)
+        & (plans.pp != len(recipe.stage_recompute or ()))
     }

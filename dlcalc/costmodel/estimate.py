@@ -18,7 +18,7 @@ from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links, PlacedRates, links
 from dlcalc.costmodel.plans import Array, Index, Plans, take_rows
 from dlcalc.costmodel.stage_params import StageParams, stage_params
-from dlcalc.costmodel.step_time import StepTime, mean_layers, model_times, recomputed_fraction, step_time
+from dlcalc.costmodel.step_time import StepTime, mean_recomputed_fraction, model_times, step_time
 from dlcalc.costmodel.targets.refusals import refused_by_target
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
@@ -54,7 +54,7 @@ class Estimate:
         return replace(
             self,
             plans=self.plans.take_rows(rows),
-            stages=StageLayers(**{name: take_rows(count, rows) for name, count in counts.items()}),
+            stages=StageLayers(**{name: take_rows(count, rows) for name, count in counts.items() if count is not None}),
             refused={reason: take_rows(mask, rows) for reason, mask in self.refused.items()},
             placed=self.placed and self.placed.take_rows(rows),
         )
@@ -132,7 +132,7 @@ class Estimate:
     @cached_property
     def recompute_flops_factor(self) -> Array:
         """HFU over MFU: FLOPs with recomputation over FLOPs without, on mesh x pipe x redo."""
-        return recompute_flops_factor(self.model, self.machine.recipe, self.plans)
+        return recompute_flops_factor(self.model, self.machine.recipe, self.plans, self.stages)
 
     @property
     def hfu(self) -> Array:
@@ -164,7 +164,7 @@ MATMULS_AGAIN = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.5])
 SCORES_AGAIN = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
 
 
-def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans) -> Array:
+def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans, stages: StageLayers) -> Array:
     """FLOPs of a step with recomputation over those without: of three passes, one of what is run again on top."""
     causal = recipe.mfu_convention != "full_attention"
     forward = flops.forward_token_flops(model, seq_len=float(recipe.seq_len), causal=causal)
@@ -172,7 +172,7 @@ def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans) -> Ar
     matmuls = forward.total_flops - scores - forward.head_flops - forward.mtp_flops
     code = plans.recompute.astype(np.int64)
     again = MATMULS_AGAIN[code] * matmuls + SCORES_AGAIN[code] * scores
-    return 1.0 + recomputed_fraction(plans, mean_layers(model, plans)) * again / (3.0 * forward.total_flops)
+    return 1.0 + mean_recomputed_fraction(model, plans, stages) * again / (3.0 * forward.total_flops)
 
 
 def with_states_as_kept(plans: Plans, recipe: Recipe) -> Plans:
@@ -198,7 +198,13 @@ def estimate(
     """Time, memory and refusals of ``plans``: a point, rows or a grid; ``placed`` where their nodes are known."""
     with QUIET():
         stages = stage_layers_count(
-            model, pp=plans.pp, vpp=plans.vpp, schedule=plans.schedule, split=plans.split, custom=custom_split
+            model,
+            pp=plans.pp,
+            vpp=plans.vpp,
+            schedule=plans.schedule,
+            split=plans.split,
+            custom=custom_split,
+            recomputed=recipe.stage_recompute,
         )
         refused = refusals(model, hardware, recipe, plans, stages, custom_split)
     return Estimate(
@@ -231,5 +237,6 @@ def refusals(
         **constraints.refused_by_framework(recipe, plans),
         **constraints.refused_by_node(hardware.node, plans),
         **constraints.refused_by_custom_split(plans, custom_split),
+        **constraints.refused_by_stage_recompute(recipe, plans),
         **refused_by_target(recipe.target, model, recipe, plans),
     }

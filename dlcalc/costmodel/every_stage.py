@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.calculators.schedule import DUALPIPE, ONE_F_ONE_B, ZB_V
-from dlcalc.calculators.stages import CUSTOM, StageLayers, first_layer_count
+from dlcalc.calculators.stages import CUSTOM, StageLayers, chunk_recomputed_count, first_layer_count
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.footprint import offloaded_layer_bytes
 from dlcalc.costmodel.plans import Array, Plans, number
@@ -37,6 +37,7 @@ class Chunks:
         held = self.on_device.astype(np.float64)
         one = self.layers
         layers = held @ one.layers
+        redone = None if one.recomputed is None else np.minimum(held @ one.recomputed, layers)
         return StageLayers(
             stage=np.arange(float(len(held))),
             windowed=held @ one.windowed,
@@ -47,11 +48,18 @@ class Chunks:
             heads=held @ one.heads,
             most_layers=np.asarray(np.max(layers)),
             fewest_layers=np.asarray(np.min(layers)),
+            recomputed=redone,
+            recomputed_of_all=None if redone is None else np.asarray(np.sum(redone)),
         )
 
 
-def chunks_of(model: ModelSpec, plan: Plans, custom_split: tuple[int, ...] | None = None) -> Chunks:
-    """How ``plan``, a point, cuts the model."""
+def chunks_of(
+    model: ModelSpec,
+    plan: Plans,
+    custom_split: tuple[int, ...] | None = None,
+    stage_recompute: tuple[int, ...] | None = None,
+) -> Chunks:
+    """How ``plan``, a point, cuts the model, and what its stages recompute where each has a number of its own."""
     pp, vpp, schedule = int(plan.pp), int(plan.vpp), int(plan.schedule)
     n_chunks = pp * vpp
     if int(plan.split) == CUSTOM and custom_split is not None and len(custom_split) == n_chunks:
@@ -69,6 +77,7 @@ def chunks_of(model: ModelSpec, plan: Plans, custom_split: tuple[int, ...] | Non
     on_device = device[None, :] == np.arange(pp)[:, None]
     if schedule == DUALPIPE:
         on_device = on_device | on_device[::-1]
+    redone = None if stage_recompute is None else chunk_recomputed_count(device, stage_recompute, pp)
     return Chunks(
         layers=StageLayers(
             stage=position.astype(np.float64),
@@ -80,6 +89,8 @@ def chunks_of(model: ModelSpec, plan: Plans, custom_split: tuple[int, ...] | Non
             heads=last,
             most_layers=np.max(layers),
             fewest_layers=np.min(layers),
+            recomputed=redone,
+            recomputed_of_all=None if redone is None else np.asarray(np.sum(redone)),
         ),
         on_device=on_device,
     )
@@ -144,4 +155,6 @@ def _one(layers: StageLayers, position: int) -> StageLayers:
         name: getattr(layers, name)[position : position + 1]
         for name in ("stage", "windowed", "full", "dense", "moe", "embeddings", "heads")
     }
+    if layers.recomputed is not None:
+        kept["recomputed"] = layers.recomputed[position : position + 1]
     return replace(layers, **kept)

@@ -227,7 +227,7 @@ def _activations(
         plans.schedule, pp=plans.pp, vpp=plans.vpp, n_micro_batches=micro_batches, stage=stages.stage
     )
     in_flight = in_flight * (1.0 - 0.5 * (plans.schedule == DUALPIPE))  # a device counts both of its stages
-    fraction = recomputed_fraction(plans, stages.layers)  # stage x mesh x pipe x redo
+    fraction = recomputed_fraction(plans, stages.layers, stages.recomputed)  # stage x mesh x pipe x redo
     offloaded = np.minimum(plans.offload_layers, stages.layers)
     on_device = 1.0 - offloaded / np.maximum(stages.layers, 1.0)
     moving = np.minimum(offloaded, OFFLOAD_WINDOW_LAYERS) / in_flight

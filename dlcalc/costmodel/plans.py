@@ -54,6 +54,10 @@ SWITCHES = (
 
 ALL_LAYERS = -1
 """``recompute_layers``: every layer of the stage."""
+PER_STAGE = -2
+"""``recompute_layers``: of every stage as many as the recipe's ``stage_recompute`` says."""
+LAYER_WORDS: Mapping[str, int] = {"all": ALL_LAYERS, "per_stage": PER_STAGE}
+"""Words in place of a count of ``recompute_layers``; unlike other words they are numbers in results, too."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,8 @@ DEFAULTS: dict[str, float] = (
 
 def code_of(knob: str, value: float | str) -> float:
     """The number that stands for ``value`` in a batch: the index of a word, the number itself otherwise."""
+    if knob == "recompute_layers" and isinstance(value, str):
+        return float(LAYER_WORDS[value])
     return float(NAMES[knob].index(value)) if isinstance(value, str) else float(value)
 
 
@@ -147,6 +153,12 @@ def value_of(knob: str, code: float) -> int | bool | str:
     if knob in NAMES:
         return NAMES[knob][int(code)]
     return bool(code) if knob in SWITCHES else int(code)
+
+
+def written_of(knob: str, code: float) -> int | bool | str:
+    """The value as files have it, where layers are counted in words, too."""
+    words = {count: word for word, count in LAYER_WORDS.items()} if knob == "recompute_layers" else {}
+    return words.get(int(code), value_of(knob, code))
 
 
 def take_rows(array: NDArray[T], rows: Sequence[Index]) -> NDArray[T]:  # type: ignore[type-var]

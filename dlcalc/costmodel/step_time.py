@@ -31,7 +31,7 @@ from dlcalc.costmodel.layer_times import (
 )
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
-from dlcalc.costmodel.plans import ALL_LAYERS, Array, Plans, number
+from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans, number
 from dlcalc.costmodel.stage_params import StageParams
 from dlcalc.specs.model import ModelSpec
 
@@ -202,14 +202,24 @@ def replay_s(forward: Pass, recompute: Array) -> Array:
     ) + np.zeros_like(recompute)
 
 
-def recomputed_fraction(plans: Plans, layers: Array) -> Array:
+def recomputed_fraction(plans: Plans, layers: Array, per_stage: Array | None = None) -> Array:
     """Share of a device's ``layers`` that are recomputed: ``recompute_layers`` of each of its chunks, or all.
 
-    Trainers count per chunk: a device with vpp chunks recomputes vpp times as many.
+    Trainers count per chunk: a device with vpp chunks recomputes vpp times as many. ``per_stage`` is what its stage
+    recomputes of all its chunks where stages have numbers of their own.
     """
     chunks = plans.vpp * (1.0 + (plans.schedule == schedule.DUALPIPE))
-    counted = np.minimum(plans.recompute_layers * chunks, layers) / np.maximum(layers, 1.0)
+    told = plans.recompute_layers * chunks
+    if per_stage is not None:
+        told = np.where(plans.recompute_layers == PER_STAGE, per_stage, told)
+    counted = np.minimum(told, layers) / np.maximum(layers, 1.0)
     return np.where(plans.recompute_layers == ALL_LAYERS, 1.0, counted)
+
+
+def mean_recomputed_fraction(model: ModelSpec, plans: Plans, stages: StageLayers) -> Array:
+    """Share of an average device's layers that are recomputed."""
+    per_stage = None if stages.recomputed_of_all is None else stages.recomputed_of_all / plans.pp
+    return recomputed_fraction(plans, mean_layers(model, plans), per_stage)
 
 
 def mean_layers(model: ModelSpec, plans: Plans) -> Array:
@@ -248,8 +258,8 @@ def stage_times(
         device_b.add(counts, edge.backward.total_s)
         host.add(counts, edge.host_s)
 
-    fraction = recomputed_fraction(plans, stages.layers)  # stage x mesh x pipe x redo
-    mean_fraction = recomputed_fraction(plans, mean_layers(model, plans))
+    fraction = recomputed_fraction(plans, stages.layers, stages.recomputed)  # stage x mesh x pipe x redo
+    mean_fraction = mean_recomputed_fraction(model, plans, stages)
     twice = launches.BACKWARD_FACTOR
     waits = machine.recipe.framework.unhidden_launches
 

@@ -80,7 +80,7 @@ def micro_batches_of(found: Estimate) -> int:
 def pipeline_timeline(found: Estimate, custom_split: tuple[int, ...] | None = None) -> Timeline:
     """Replay the pipeline of a point with the estimate's own stage times."""
     plan = found.plans
-    chunks = chunks_of(found.model, plan, custom_split)
+    chunks = chunks_of(found.model, plan, custom_split, found.machine.recipe.stage_recompute)
     send_s = float(stage_send_s(found.model, plan, found.links, found.machine))
     sends_beside = bool(plan.vpp > 1) and found.machine.recipe.framework.overlaps_stage_sends
     orders = orders_of(plan, micro_batches_of(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dlcalc.costmodel.plans import LAYER_WORDS
 from dlcalc.report.plan_words import plan_words
 from dlcalc.report.sections import Grid, Line, Part, Section
 from dlcalc.utils import units
@@ -75,4 +76,7 @@ def better_section(found: BetterPlans) -> Section:
 
 
 def _value(value: int | bool | str) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else "all" if value == -1 else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    words = {count: word for word, count in LAYER_WORDS.items()}  # negative, as no other value is
+    return words.get(value, str(value)) if isinstance(value, int) else value

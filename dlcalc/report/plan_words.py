@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE
+
 _VALUES_SHOWN = 6
 _ALIGNED_MOST = 44
 
@@ -32,14 +34,17 @@ def _degree(knob: str, label: str = "") -> _Facet:
 
 def _recompute(plan: Knobs) -> str:
     layers = plan["recompute_layers"]
-    everywhere = layers < 0 or plan["recompute"] == "none"
-    return str(plan["recompute"]) + ("" if everywhere else f":{layers}")
+    everywhere = layers == ALL_LAYERS or plan["recompute"] == "none"
+    count = "per-stage" if layers == PER_STAGE else layers
+    return str(plan["recompute"]) + ("" if everywhere else f":{count}")
 
 
 def _recompute_phrase(plan: Knobs) -> str:
     mode, _, layers = _recompute(plan).partition(":")
     if mode == "none":
         return "no recompute"
+    if layers == "per-stage":
+        return f"{mode} recompute stage by stage"
     of_layers = f" of {layers} layer{'' if layers == '1' else 's'}" if layers else ""
     return f"{mode} recompute{of_layers}"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE
 from dlcalc.report.page.charts import BACK, LINE, TEXT, layout
 from dlcalc.report.page.shell import Chart
 from dlcalc.report.study_charts import point_words
@@ -99,7 +100,8 @@ def _knob(name: str) -> Callable[[PlanPoint], Any]:
 
 def _recompute(plan: Mapping[str, Any]) -> str:
     layers = plan["recompute_layers"]
-    return str(plan["recompute"]) + (f":{layers:02d}" if plan["recompute"] == "full" and layers >= 0 else "")
+    counted = "per stage" if layers == PER_STAGE else f"{layers:02d}"
+    return str(plan["recompute"]) + (f":{counted}" if plan["recompute"] == "full" and layers != ALL_LAYERS else "")
 
 
 def _said(value: object) -> str:

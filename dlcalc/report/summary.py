@@ -176,7 +176,7 @@ class DesignSummary(TypedDict):
     scenario: str
     """As it is without any change."""
     kind: str
-    """``hardware`` or ``stages``."""
+    """``machines``, ``shapes``, ``machines and shapes`` or ``cuts into stages``."""
     sampler: str
     seed: int
     objectives: list[str]
@@ -188,6 +188,8 @@ class DesignSummary(TypedDict):
     n_front: int
     front: list[DesignRow]
     """The first ones where there are many."""
+    variables_unchanged: dict[str, float | str]
+    """What varies, as it is without any change."""
     unchanged: dict[str, float] | None
     """The objectives without any change; null where nothing fits."""
 
@@ -274,7 +276,7 @@ class Summary(TypedDict):
     result: str | None
     scenarios: list[ScenarioSummary]
     designs: NotRequired[list[DesignSummary]]
-    """Where machines or stages were sampled."""
+    """Where machines, shapes or stages were sampled."""
 
 
 class DryRunScenario(TypedDict):
@@ -290,6 +292,39 @@ class DryRunScenario(TypedDict):
     """Values per axis of the space, in the order of the grid; their product is n_plans."""
 
 
+class DryRunVariable(TypedDict):
+    """What a sampler would choose: one of some values, or a number between two."""
+
+    name: str
+    values: list[int | float | str | bool] | None
+    low: float | None
+    high: float | None
+
+
+class DryRunSampling(TypedDict):
+    """How plans, designs or runs would be sampled, in each scenario."""
+
+    kind: str
+    """``plans``, ``runs``, or what designs are, such as ``machines``."""
+    sampler: str | None
+    """None: runs follow the estimates."""
+    objectives: list[str]
+    n_trials: int
+    """Of each scenario."""
+    batch: int
+    storage: str
+    variables: dict[str, list[DryRunVariable]]
+    """By scenario; empty for runs."""
+    n_points: dict[str, int | None]
+    """By scenario: combinations of values; null where a variable is continuous."""
+    most_plans_per_trial: int
+    """Estimated for one trial."""
+    seconds_of_all_plans: float
+    """That a search of every plan of the scenarios as they are would take."""
+    command: str | None
+    timeout_s: float | None
+
+
 class DryRun(TypedDict):
     """What a search would do, without doing it."""
 
@@ -301,6 +336,8 @@ class DryRun(TypedDict):
     """Estimated; when every plan fits, so at most."""
     result: str
     scenarios: list[DryRunScenario]
+    sampling: NotRequired[DryRunSampling]
+    """Where not every plan is estimated, or more than plans are."""
 
 
 class HardwareRow(TypedDict):

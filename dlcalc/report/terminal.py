@@ -20,7 +20,7 @@ from rich.text import Text
 
 from dlcalc.report.placed import placed_headline, print_placed
 from dlcalc.report.plan_words import Knobs, plan_words, shared_and_own, values_in_use
-from dlcalc.report.sampled import print_designs, print_measured, print_sampled
+from dlcalc.report.sampled import print_designs, print_measured, print_sampled, print_sampling
 from dlcalc.report.summary import (
     Breakdown,
     DryRun,
@@ -399,6 +399,9 @@ def print_dry_run(counts: DryRun, console: Console) -> None:
         Column("axes", [_axes(scenario["axes"]) for scenario in scenarios], "left", flexible=True),
     ]
     console.print(table_of(columns, console.width))
+    if "sampling" in counts:
+        print_sampling(counts, counts["sampling"], console)
+        return
     console.print(
         Text(
             f"{counts['study']}: {units.count(counts['n_plans'])} plans, about {units.duration(counts['seconds'])}, "

@@ -93,7 +93,7 @@ KNOB_COLUMNS = (
     Column("schedule", "word", "1", "pipeline schedule"),
     Column("micro_batch", "whole", "sequence", "sequences of one micro-batch on one data parallel rank"),
     Column("recompute", "word", "1", "which activations are recomputed in backward"),
-    Column("recompute_layers", "whole", "layer", "layers recomputed per device; -1 = all of them"),
+    Column("recompute_layers", "whole", "layer", "layers recomputed of a chunk; -1 = all of them, -2 = stage by stage"),
     Column("zero_stage", "whole", "1", "ZeRO stage: 0 nothing sharded, 1 optimizer state, 2 + gradients, 3 + weights"),
     Column("dp_replicate", "whole", "1", "copies of the sharded state over data parallel ranks (HSDP)"),
     Column("sequence_parallel", "switch", "1", "norms and residuals sharded over the tensor parallel ranks"),

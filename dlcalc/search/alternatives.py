@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcalc.costmodel.plans import ALL_LAYERS, KNOBS, code_of, value_of
+from dlcalc.costmodel.plans import KNOBS, code_of, value_of, written_of
 from dlcalc.search.exhaustive import BLOCK_PLANS, search_block
 from dlcalc.search.run import Run
 from dlcalc.search.space import Scenario, axes_of
@@ -73,13 +73,8 @@ def ranges_around(run: Run, wanted: KnobRanges) -> KnobRanges:
     for axis in axes_of(run.model, run.hardware, run.devices, run.recipe, wanted):
         for knob, values in axis.items():
             own = float(getattr(run.plan, knob))
-            offered[knob] = tuple(_written(knob, value) for value in sorted({*values.tolist(), own}))
+            offered[knob] = tuple(written_of(knob, value) for value in sorted({*values.tolist(), own}))
     return KnobRanges(**{**offered, "dp": wanted.dp})
-
-
-def _written(knob: str, code: float) -> int | bool | str:
-    """The value as a space file has it."""
-    return "all" if knob == "recompute_layers" and code == ALL_LAYERS else value_of(knob, code)
 
 
 def alternatives(scenario: Scenario, knobs: Knobs) -> tuple[Alternative, ...]:

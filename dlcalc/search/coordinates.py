@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dlcalc.calculators.stages import stage_layers_count
 from dlcalc.costmodel.estimate import any_of, refusals
-from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, SWITCHES, Array, code_of, value_of
+from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, PER_STAGE, SWITCHES, Array, code_of, value_of
 from dlcalc.search.constraints import holds
 from dlcalc.search.space import Scenario, constraint_names
 from dlcalc.search.variables import Choice, Point
@@ -109,7 +109,9 @@ class Coordinates:
         """Place of each row of the recomputation axis, from least to most computed again."""
         axis = self.scenario.axes[REDO]
         kind = np.array([FROM_LEAST_TO_MOST.index(NAMES["recompute"][int(code)]) for code in axis["recompute"]])
-        layers = np.where(axis["recompute_layers"] < 0, np.inf, axis["recompute_layers"])
+        stage_by_stage = float(np.mean(self.scenario.recipe.stage_recompute or 0))
+        layers = np.where(axis["recompute_layers"] == PER_STAGE, stage_by_stage, axis["recompute_layers"])
+        layers = np.where(axis["recompute_layers"] == ALL_LAYERS, np.inf, layers)
         rank = np.empty(len(kind), dtype=np.int64)
         rank[np.lexsort((layers, kind, axis["offload_layers"]))] = np.arange(len(kind))
         return rank
@@ -119,7 +121,7 @@ class Coordinates:
         named = {knob: knobs[knob] for knob in self.scenario.axes[REDO] if knob in knobs}
         agrees = np.ones(self.scenario.shape[REDO], dtype=np.bool_)
         for knob, value in named.items():
-            agrees &= self.scenario.axes[REDO][knob] == (ALL_LAYERS if value == "all" else code_of(knob, value))
+            agrees &= self.scenario.axes[REDO][knob] == code_of(knob, value)
         return {RECOMPUTATION: int(self.redo_rank[np.argmax(agrees)])} if named and agrees.any() else {}
 
     def _distance(self, axis: int, point: Point) -> Array:
@@ -150,6 +152,7 @@ def runs(scenario: Scenario, row: int) -> Mask:
         schedule=plans.schedule,
         split=plans.split,
         custom=scenario.custom_split,
+        recomputed=scenario.recipe.stage_recompute,
     )
     refused = dict(refusals(scenario.model, scenario.hardware, scenario.recipe, plans, stages, scenario.custom_split))
     if scenario.constraints:

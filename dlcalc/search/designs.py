@@ -1,4 +1,4 @@
-"""Scenarios that differ in what no grid of plans can hold: the machine itself, or how layers are cut into stages.
+"""Scenarios that differ in what no grid of plans can hold: the machine, and the model's shape.
 
 A design is a point of a few variables, continuous ones among them; it makes another scenario of a given one. Of that
 scenario every plan is estimated, so what is said of a design is true of its best plan, exactly.
@@ -7,27 +7,25 @@ scenario every plan is estimated, so what is said of a design is true of its bes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from dlcalc.calculators.stages import CUSTOM
-from dlcalc.costmodel.plans import Array
 from dlcalc.errors import DlcalcError
 from dlcalc.search.constraints import number
-from dlcalc.search.space import Scenario
+from dlcalc.search.shapes import Shapes
+from dlcalc.search.shapes import described as described_shape
+from dlcalc.search.space import Scenario, axes_of
 from dlcalc.search.variables import Choice, Interval, Point, Variable
 from dlcalc.specs.base import Quoted
+from dlcalc.specs.design import WHOLE_VARIABLES, DesignSpec, Range, Span
 from dlcalc.specs.hardware import HardwareSpec, Price
-from dlcalc.specs.sampling import WHOLE_VARIABLES, DesignSpec, Range, Span
+from dlcalc.specs.space import KnobRanges
 
-LEAST_END, MOST_END = 0.1, 1.3
-"""Layers of the first and the last chunk over those of the others."""
-MOST_SLOPE = 0.6
-"""How many more layers the last stage may have than the first, over the mean."""
 SOURCE = "a design that was sampled, not a machine"
+
+
+Described = Mapping[str, float | str]
 
 
 @dataclass(frozen=True)
@@ -35,33 +33,53 @@ class Designs:
     """A family of scenarios around ``base``."""
 
     kind: str
+    """As people call them, such as ``machines``."""
     base: Scenario
     variables: tuple[Variable, ...]
     made: Callable[[Point, str], Scenario]
     """The scenario at a point, with what its name is to end in."""
+    described: Callable[[Scenario, Point], Described]
+    """What tells a design from others: of one at a point, or of ``base`` at none."""
     first: tuple[Point, ...] = ()
     """Points to begin with."""
 
 
-# ---- machines
+# ---- machines and shapes
 
 
-def hardware_designs(base: Scenario, spec: DesignSpec) -> Designs:
-    """Machines that differ from that of ``base`` as ``spec`` lets them."""
+def designs_of(base: Scenario, spec: DesignSpec, ranges: KnobRanges) -> Designs:
+    """Machines, and shapes of the model, that differ from those of ``base`` as ``spec`` lets them.
+
+    Every design has the plans of ``ranges`` that are possible for it: another node may hold more tensor-parallel ranks,
+    another depth has other pipelines.
+    """
     own = design_values(base.hardware)
-    variables = tuple(_variable(name, span) for name, span in spec.variables.items())
+    machine = tuple(_variable(name, span) for name, span in spec.variables.items())
+    shapes = Shapes(base.model, spec.model) if spec.model is not None else None
+    if shapes is not None and base.custom_split is not None:
+        raise DlcalcError("search: design: model: has other layers than recipe: custom_split; leave one of them out")
     usd_per_device_hour(spec, base.hardware, own)  # a mistake in it is found before any work is done
 
     def made(point: Point, ending: str) -> Scenario:
-        numbers = {name: float(value) for name, value in point.items()}
-        hardware = designed_hardware(base.hardware, numbers, ending)
+        numbers = {variable.name: float(point[variable.name]) for variable in machine}
+        hardware = designed_hardware(base.hardware, numbers, ending) if numbers else base.hardware
+        model = shapes.at(point, f"{base.model.name}_{ending.replace(' ', '_')}") if shapes else base.model
         price = usd_per_device_hour(spec, base.hardware, {**own, **numbers})
-        if price is not None:
+        if price is not None and spec.usd_per_device_hour is not None:
             quoted = Price(usd_per_device_hour=price, date="given", source="search: design: usd_per_device_hour")
             hardware = hardware.model_copy(update={"price": quoted})
-        return replace(base, name=f"{base.name}, {ending}", hardware=hardware)
+        axes = axes_of(model, hardware, base.devices, base.recipe, ranges)
+        if not all(len(next(iter(axis.values()))) for axis in axes):
+            raise DlcalcError("no plan of the space is possible for it")
+        return replace(base, name=f"{base.name}, {ending}", model=model, hardware=hardware, axes=axes)
 
-    return Designs("hardware", base, variables, made)
+    def described(scenario: Scenario, point: Point) -> Described:
+        numbers = {variable.name: float(point.get(variable.name, own[variable.name])) for variable in machine}
+        return {**numbers, **(described_shape(scenario.model) if shapes else {})}
+
+    variables = machine + (shapes.variables if shapes else ())
+    kind = " and ".join(["machines"] * bool(machine) + ["shapes"] * bool(shapes))
+    return Designs(kind, base, variables, made, described)
 
 
 def _variable(name: str, span: Span) -> Variable:
@@ -143,76 +161,3 @@ def designed_hardware(hardware: HardwareSpec, numbers: Mapping[str, float], endi
             "calibration": hardware.calibration.model_copy(update={"measured": False}),
         }
     )
-
-
-# ---- stages
-
-
-def stage_designs(base: Scenario) -> Designs:
-    """Cuts of the layers into chunks that need not be equal.
-
-    Begins with those that trainers offer: equal chunks, and an embedding and a loss that count as a layer each. A cut
-    is ``pp`` x ``vpp`` chunks and three numbers: the layers of the first and of the last chunk over those of the
-    others (an embedding and a loss are work too), and a slope over the stages (earlier ones hold more micro-batches, so
-    more memory).
-    """
-    if base.custom_split is not None:
-        raise DlcalcError("search: uneven_stages samples what recipe: custom_split gives; leave one of them out")
-    mesh, pipe = base.axes[0], base.axes[2]
-    pps = [int(pp) for pp in np.unique(mesh["pp"]) if 1 < pp <= base.model.n_layers]
-    vpps = [int(vpp) for vpp in np.unique(pipe["vpp"])]
-    if not pps:
-        raise DlcalcError(f"search: uneven_stages: {base.name} has no pipeline (pp > 1) in its space")
-    ends = [Interval(name, LEAST_END, MOST_END) for name in ("first_chunk", "last_chunk")]
-    varied = [Choice(name, tuple(values)) for name, values in (("pp", pps), ("vpp", vpps)) if len(values) > 1]
-    variables: tuple[Variable, ...] = (*varied, *ends, Interval("slope", -MOST_SLOPE, MOST_SLOPE))
-
-    def made(point: Point, ending: str) -> Scenario:
-        pp, vpp = int(point.get("pp", pps[0])), int(point.get("vpp", vpps[0]))
-        if pp * vpp > base.model.n_layers:
-            raise DlcalcError(f"{pp} x {vpp} chunks are more than {base.model.n_layers} layers")
-        cut = chunk_layers(
-            base.model.n_layers,
-            pp=pp,
-            vpp=vpp,
-            first=float(point["first_chunk"]),
-            last=float(point["last_chunk"]),
-            slope=float(point["slope"]),
-        )
-        return with_cut(base, cut, pp, vpp, ending)
-
-    known: list[Point] = [
-        {"pp": pp, "vpp": vpp, "first_chunk": end, "last_chunk": end, "slope": 0.0}
-        for pp in pps
-        for vpp in vpps
-        if pp * vpp <= base.model.n_layers
-        for end in (1.0, max(LEAST_END, 1.0 - pp * vpp / (base.model.n_layers + 2)))
-    ]
-    return Designs("stages", base, variables, made, tuple(known))
-
-
-def chunk_layers(n_layers: int, *, pp: int, vpp: int, first: float, last: float, slope: float) -> tuple[int, ...]:
-    """Whole layers per chunk in proportion to its weight, one at least."""
-    n_chunks = pp * vpp
-    stage = np.arange(n_chunks) % pp
-    weight = 1.0 + slope * (stage / (pp - 1) - 0.5)
-    weight[0] *= first
-    weight[-1] *= last
-    spare = n_layers - n_chunks
-    share: Array = np.maximum(weight / weight.sum() * n_layers - 1.0, 0.0)
-    cut = np.floor(np.cumsum(share) / share.sum() * spare + 0.5) if spare and share.sum() > 0 else np.zeros(n_chunks)
-    cut[-1] = spare
-    return tuple(int(count) + 1 for count in np.diff(cut, prepend=0.0))
-
-
-def with_cut(base: Scenario, cut: Sequence[int], pp: int, vpp: int, ending: str) -> Scenario:
-    """``base`` with its pipelines of ``pp`` x ``vpp`` chunks only, cut like that."""
-    keep = base.axes[0]["pp"] == pp
-    mesh = {knob: values[keep] for knob, values in base.axes[0].items()}
-    pipe = base.axes[2]
-    rows = np.flatnonzero(pipe["vpp"] == vpp)
-    _, once = np.unique(pipe["schedule"][rows], return_index=True)
-    rows = rows[np.sort(once)]
-    chosen = {"schedule": pipe["schedule"][rows], "vpp": pipe["vpp"][rows], "split": np.full(len(rows), float(CUSTOM))}
-    axes = (mesh, base.axes[1], chosen, *base.axes[3:])
-    return replace(base, name=f"{base.name}, {ending}", axes=axes, custom_split=tuple(cut))

@@ -15,15 +15,15 @@ from dlcalc.specs.sampling import Goal
 from dlcalc.utils.units import GIB, SECONDS_PER_HOUR
 
 
-def check_goals(scenario: Scenario, goals: Sequence[Goal]) -> None:
-    """A cost can only be told where a price and an amount of training are given."""
+def check_goals(scenario: Scenario, goals: Sequence[Goal], *, is_priced: bool = False) -> None:
+    """A cost can only be told where a price and an amount of training are given; ``is_priced``: by a design."""
     if "cost" not in goals:
         return
     missing = [
         what
         for what, known in (
             ("a token_budget in the recipe", scenario.recipe.token_budget),
-            ("usd_per_device_hour in the cluster section, or in design", scenario.hardware.price),
+            ("usd_per_device_hour in the cluster section, or in design", is_priced or scenario.hardware.price),
         )
         if not known
     ]

@@ -14,7 +14,7 @@ from dlcalc.calculators.stages import EVEN, first_layer_count
 from dlcalc.costmodel.anatomy import bucket_bytes
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.placement import PlacedRates
-from dlcalc.costmodel.plans import ALL_LAYERS, KNOBS, Plans
+from dlcalc.costmodel.plans import KNOBS, LAYER_WORDS, PER_STAGE, Plans
 from dlcalc.errors import DlcalcError, SpecError, UnknownNameError
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.space import default_profile_knobs
@@ -251,6 +251,7 @@ def resolved(
     recipe = _recipe_of(spec, folder, notes).on(hardware)
     knobs = _knobs_of(spec, model, recipe.framework, notes)
     knobs, custom_split = _split_of(spec, model, knobs, notes)
+    knobs = _recompute_by_stage(recipe.stage_recompute, knobs)
     run = Run(
         name=name,
         written=written,
@@ -380,9 +381,7 @@ def _said(spec: RunSpec, profile: FrameworkProfile, notes: list[str]) -> dict[st
         said["etp"] = spec.model.moe.expert_tp_degree
     if spec.plan is not None:
         given = spec.plan.model_dump(exclude_none=True)
-        if given.get("recompute_layers") == "all":
-            given["recompute_layers"] = ALL_LAYERS
-        said |= given
+        said |= {knob: LAYER_WORDS.get(value, value) for knob, value in given.items()}
     return {knob: float(value) if isinstance(value, bool) else value for knob, value in said.items()}
 
 
@@ -427,6 +426,18 @@ def _replicas(spec: RunSpec, knobs: Mapping[str, Knob]) -> int:
             f"leave out dp or devices"
         )
     return int(float(dp))
+
+
+def _recompute_by_stage(given: tuple[int, ...] | None, knobs: dict[str, Knob]) -> dict[str, Knob]:
+    """Layers recomputed stage by stage, where the recipe gives them and the plan does not say otherwise."""
+    knobs = {**({"recompute": "full", "recompute_layers": PER_STAGE} if given is not None else {}), **knobs}
+    if knobs.get("recompute_layers") != PER_STAGE:
+        return knobs
+    if given is None:
+        raise DlcalcError("recompute_layers: per_stage needs recipe.stage_recompute, the layers of each stage")
+    if len(given) != knobs["pp"]:
+        raise DlcalcError(f"stage_recompute: {len(given)} stages, but pp = {knobs['pp']}")
+    return knobs
 
 
 def _split_of(
@@ -556,7 +567,7 @@ def _checked_knob(knob: str, value: object) -> Knob:
     found = getattr(checked, knob)
     if found is None:
         raise DlcalcError(f"--what-if: {knob}: give a value")
-    return ALL_LAYERS if found == "all" else float(found) if isinstance(found, bool) else found
+    return float(found) if isinstance(found, bool) else LAYER_WORDS.get(found, found)
 
 
 def _changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

@@ -136,6 +136,8 @@ class SampledStudy:
                 return
             if self._spec.sampler_name != "cmaes":
                 asked.trial.set_constraint(CONSTRAINT, told.excess)
+                if self._spec.sampler_name != "gp":  # which would model the same constraint twice
+                    _mark(asked.trial, told.excess)
                 self.study.tell(asked.trial, told.values)
                 return
             asked.trial.set_user_attr(CONSTRAINT, told.excess)
@@ -249,6 +251,14 @@ def suggested(trial: Trial, variable: Variable) -> Value:
 def _written(variable: Variable, value: Value) -> tuple[str, Value]:
     by_position = isinstance(variable, Choice) and variable.is_ordered
     return parameter_name(variable), variable.values.index(value) if by_position else value  # type: ignore[union-attr]
+
+
+def _mark(trial: Trial, excess: float) -> None:
+    """Say what violates its constraint as before Optuna 5, which optuna-dashboard 0.21 reads.
+
+    Samplers then see the constraint twice; TPE and NSGA-II, which compare sums of violations, answer the same.
+    """
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [excess])
 
 
 def _told(trial: FrozenTrial) -> Told:

@@ -208,7 +208,7 @@ def _redo_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
         counts = AUTO_LAYERS if ranges.recompute_layers == "auto" else FULL_LAYERS
         layers = [ALL_LAYERS, *(k for k in counts if k < model.n_layers)]
     else:
-        layers = [ALL_LAYERS if k == "all" else k for k in ranges.recompute_layers]
+        layers = [int(code_of("recompute_layers", k)) for k in ranges.recompute_layers]
     rows = [(RECOMPUTE_MODES.index(mode), k, 0) for mode in modes for k in (layers if mode == "full" else [ALL_LAYERS])]
     if isinstance(ranges.offload_layers, str):
         offloads = [] if ranges.offload_layers == "auto" else [k for k in FULL_OFFLOADS if k <= model.n_layers]

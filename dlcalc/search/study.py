@@ -52,6 +52,7 @@ def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
             cuda_graphs=spec.cuda_graphs,
             scaling=spec.scaling_unit,
             target=spec.target,
+            stage_recompute=spec.stage_recompute,
         )
         for precision in spec.precision
     ]
@@ -68,6 +69,10 @@ def _scenario(
         )
     if "custom" in space.ranges.split and not spec.custom_split:
         raise DlcalcError("space: split: custom needs recipe: custom_split, the layers of each pipeline chunk in order")
+    if ("per_stage" in space.ranges.recompute_layers) != (spec.stage_recompute is not None):
+        raise DlcalcError(
+            "space: recompute_layers: per_stage and recipe: stage_recompute, the layers of each stage, need each other"
+        )
     scenario = Scenario(
         name=f"{model.name} on {devices} {hardware.name}, {recipe.precision}",
         model=model,

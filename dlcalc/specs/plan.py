@@ -29,7 +29,7 @@ class PlanSection(Spec):
     split: Split | None = None
     micro_batch: PositiveInt | None = None
     recompute: Recompute | None = None
-    recompute_layers: NonNegativeInt | Literal["all"] | None = None
+    recompute_layers: NonNegativeInt | Literal["all", "per_stage"] | None = None
     zero_stage: ZeroStage | None = None
     dp_replicate: Degree | None = None
     sequence_parallel: bool | None = None

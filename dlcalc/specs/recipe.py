@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import PositiveFloat, model_validator
 
 from dlcalc.errors import DlcalcError
-from dlcalc.specs.base import PositiveInt, Spec
+from dlcalc.specs.base import NonNegativeInt, PositiveInt, Spec, TupleFromList
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import HardwareSpec, Precision
 from dlcalc.specs.target import Target
@@ -38,6 +38,8 @@ class Recipe(Spec):
     """Launches are replayed from a graph: no host launch floor."""
     target: Target | None = None
     """The trainer that a launch is to be written for; plans it cannot run are refused."""
+    stage_recompute: Annotated[tuple[NonNegativeInt, ...], TupleFromList] | None = None
+    """Layers of a chunk that are recomputed, stage by stage, for ``recompute_layers: per_stage``."""
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from dlcalc.errors import suggestion
 from dlcalc.specs.base import PositiveFloat, PositiveInt, Spec, TupleFromList
+from dlcalc.specs.design import DesignSpec
 from dlcalc.specs.plan import PlanSection
 
 Sampler = Literal["tpe", "gp", "nsga2", "cmaes", "random"]
@@ -32,67 +33,6 @@ def _tuple_of_one(value: object) -> object:
     return value if isinstance(value, tuple) else (value,)
 
 
-class Range(Spec):
-    """From ``low`` to ``high``; with ``log``, as often per doubling."""
-
-    low: PositiveFloat
-    high: PositiveFloat
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low = {self.low:g} must be less than high = {self.high:g}")
-        return self
-
-
-Values = Annotated[tuple[PositiveFloat, ...], TupleFromList, Field(min_length=2)]
-Span = Range | Values
-"""A range, or the values themselves."""
-
-
-class DesignSpec(Spec):
-    """What may differ from the named hardware; everything else stays as it is."""
-
-    hbm_gib: Span | None = None
-    hbm_tb_per_s: Span | None = None
-    n_sms: Span | None = None
-    """Peaks follow in proportion."""
-    peak_factor: Span | None = None
-    """Peaks over those of the named hardware at the same number of SMs: clock, or wider units."""
-    node_devices: Span | None = None
-    """Devices in one NVLink-class domain."""
-    link_gb_per_s: Span | None = None
-    nic_gbit_per_s_per_device: Span | None = None
-    usd_per_device_hour: str | PositiveFloat | None = None
-    """What such a machine costs: a number, or an expression of the names above such as
-    ``1.2 + 0.01 * hbm_gib + 0.2 * hbm_tb_per_s``; the named hardware's value is taken for what is not varied."""
-
-    @model_validator(mode="after")
-    def _something_varies(self) -> Self:
-        if not self.variables:
-            raise ValueError(f"give a range for at least one of {', '.join(DESIGN_VARIABLES)}")
-        return self
-
-    @property
-    def variables(self) -> dict[str, Span]:
-        """What varies, by name."""
-        spans = {name: getattr(self, name) for name in DESIGN_VARIABLES}
-        return {name: span for name, span in spans.items() if span is not None}
-
-
-DESIGN_VARIABLES = (
-    "hbm_gib",
-    "hbm_tb_per_s",
-    "n_sms",
-    "peak_factor",
-    "node_devices",
-    "link_gb_per_s",
-    "nic_gbit_per_s_per_device",
-)
-WHOLE_VARIABLES = frozenset({"n_sms", "node_devices"})
-
-
 class SearchSpec(Spec):
     """How a study is searched, where not every plan is to be estimated."""
 
@@ -112,6 +52,8 @@ class SearchSpec(Spec):
     design: DesignSpec | None = None
     uneven_stages: bool = False
     """Sample how many layers each pipeline chunk holds."""
+    recompute_per_stage: bool = False
+    """Sample how many layers each pipeline stage recomputes."""
 
     command: Annotated[str, Field(min_length=1)] | None = None
     """Run once per trial; ``{plan}`` becomes the path of a JSON file with the plan."""
@@ -155,17 +97,18 @@ class SearchSpec(Spec):
         if self.measured:
             if self.command is None:
                 raise ValueError("objective: measured needs command, such as './run_trial.sh {plan}'")
-            unused = ("sampler", "batch", "seed", "objectives", "design", "uneven_stages")
+            unused = ("sampler", "batch", "seed", "objectives", "design", "uneven_stages", "recompute_per_stage")
             if named := [key for key in unused if key in given]:
                 raise ValueError(
                     f"{named[0]} means nothing with objective: measured, whose trials follow the estimates"
                 )
         elif named := [key for key in ("command", "timeout_s", "step_time_pattern") if key in given]:
             raise ValueError(f"{named[0]} needs objective: measured")
-        if self.design is not None and self.uneven_stages:
-            raise ValueError("give one of design and uneven_stages")
+        if self.design is not None and self.varies_stages:
+            stages = "uneven_stages" if self.uneven_stages else "recompute_per_stage"
+            raise ValueError(f"give one of design and {stages}")
         if self.varies_scenario and self.warm_start:
-            raise ValueError("warm_start lists plans; with design or uneven_stages every plan is estimated anyway")
+            raise ValueError("warm_start lists plans; of designs and stages every plan is estimated anyway")
         if len(set(self.goals)) < len(self.goals):
             raise ValueError("objectives: one is given twice")
         if self.sampler == "cmaes" and len(self.goals) > 1:
@@ -178,8 +121,12 @@ class SearchSpec(Spec):
 
     @property
     def varies_scenario(self) -> bool:
-        """Whether a trial is a machine or a cut of the model, of which every plan is estimated."""
-        return self.design is not None or self.uneven_stages
+        """Whether a trial is a machine, a model or how stages differ, of which every plan is estimated."""
+        return self.design is not None or self.varies_stages
+
+    @property
+    def varies_stages(self) -> bool:
+        return self.uneven_stages or self.recompute_per_stage
 
     @property
     def samples_plans(self) -> bool:

@@ -29,7 +29,7 @@ Flags = Annotated[tuple[bool, ...], OneOrMore, Field(min_length=1)]
 FlagsOrAuto = Choice | Flags
 Words = Annotated[tuple[str, ...], OneOrMore, Field(min_length=1)]
 LayerCount = Annotated[int, Field(ge=0)]
-LayerCounts = Annotated[tuple[LayerCount | Literal["all"], ...], OneOrMore, Field(min_length=1)]
+LayerCounts = Annotated[tuple[LayerCount | Literal["all", "per_stage"], ...], OneOrMore, Field(min_length=1)]
 ZeroStage = Annotated[int, Field(ge=0, le=3)]
 ZeroStages = Annotated[tuple[ZeroStage, ...], OneOrMore, Field(min_length=1)]
 OffloadCounts = Annotated[tuple[LayerCount, ...], OneOrMore, Field(min_length=1)]
@@ -52,7 +52,7 @@ class KnobRanges(Spec):
     micro_batch: CountsOrAuto = AUTO
     recompute: Choice | Words = AUTO
     recompute_layers: Choice | LayerCounts = AUTO
-    """Layers per stage under full recomputation; ``all`` or counts."""
+    """Layers of a chunk under full recomputation: counts, ``all`` or ``per_stage`` (see ``stage_recompute``)."""
     zero_stage: Choice | ZeroStages = AUTO
     dp_replicate: CountsOrAuto = AUTO
     sequence_parallel: FlagsOrAuto = AUTO
@@ -101,6 +101,8 @@ class RecipeSpec(Spec):
     """What one scale of an 8-bit matmul covers; None: blocks (rows) under torchtitan, tensors elsewhere."""
     custom_split: Annotated[tuple[NonNegativeInt, ...], TupleFromList] | None = None
     """Layers of each pipeline chunk, for ``split: custom``; a chunk may have none."""
+    stage_recompute: Annotated[tuple[LayerCount, ...], TupleFromList] | None = None
+    """Layers that each stage recomputes of every chunk of its own, for ``recompute_layers: per_stage``."""
 
     @model_validator(mode="after")
     def _batch_is_given_once(self) -> Self:

@@ -1,4 +1,4 @@
-"""Machines and cuts of the model, sampled; of each, every plan is estimated."""
+"""Machines, shapes and cuts of the model, sampled; of each, every plan is estimated."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from dlcalc.errors import DlcalcError
 from dlcalc.report.summary import DesignRow, DesignSummary
-from dlcalc.search.designs import Designs, hardware_designs, stage_designs
+from dlcalc.search.designs import Designs, designs_of
 from dlcalc.search.exhaustive import BLOCK_PLANS, search_block
 from dlcalc.search.found import Found
 from dlcalc.search.goals import best_compromises, check_goals, values_of
-from dlcalc.search.sampled import Finished, SampledStudy, Told, open_sampled_study, shown_storage
+from dlcalc.search.sampled import Finished, Said, SampledStudy, Told, open_sampled_study, shown_storage
 from dlcalc.search.space import Scenario
-from dlcalc.search.variables import Choice, Point
+from dlcalc.search.stage_designs import stage_designs
+from dlcalc.search.variables import Interval, Point
 from dlcalc.specs.sampling import SearchSpec
 from dlcalc.specs.space import SpaceSpec
 from dlcalc.workflows.sampled import identity_of, study_name
@@ -46,8 +47,9 @@ def design_scenarios(
     assert spec is not None
     chosen: list[Scenario] = []
     said: list[DesignSummary] = []
-    for base in scenarios:
-        designs = hardware_designs(base, spec.design) if spec.design is not None else stage_designs(base)
+    families = [family_of(space, base) for base in scenarios]  # a mistake is found before any work is done
+    for designs in families:
+        base = designs.base
         name = study_name(spec, space.study, base, len(scenarios))
         study = _study_of(designs, spec, name, journal)
         with closing(study):
@@ -58,14 +60,23 @@ def design_scenarios(
     return tuple(chosen), said
 
 
+def family_of(space: SpaceSpec, base: Scenario) -> Designs:
+    """What is sampled around a scenario."""
+    assert space.search is not None
+    design = space.search.design
+    if design is not None:
+        return designs_of(base, design, space.ranges)
+    return stage_designs(base, cuts=space.search.uneven_stages, recomputes=space.search.recompute_per_stage)
+
+
 def _study_of(designs: Designs, spec: SearchSpec, name: str, journal: Path) -> SampledStudy:
     """The study of these designs, which begins with those that are known."""
     identity = {"kind": designs.kind, **identity_of(designs.base, spec)}
     if spec.design is not None:
         identity["price"] = spec.design.usd_per_device_hour
-        check_goals(designs.made(_any_point(designs), "design"), spec.goals)
-    else:
-        check_goals(designs.base, spec.goals)
+        identity["model_shapes"] = spec.design.model.model_dump(mode="json") if spec.design.model else None
+    is_priced = spec.design is not None and spec.design.usd_per_device_hour is not None
+    check_goals(designs.base, spec.goals, is_priced=is_priced)
     study = open_sampled_study(spec, name, designs.variables, identity, journal=str(journal))
     if study.is_new:
         study.suggest_first(designs.first)
@@ -74,6 +85,7 @@ def _study_of(designs: Designs, spec: SearchSpec, name: str, journal: Path) -> S
 
 def _tried(designs: Designs, spec: SearchSpec, study: SampledStudy, progress: Progress | None) -> Sequence[Finished]:
     """Ask for designs until the study has its trials."""
+    known: dict[tuple[object, ...], _Best | None] = {}
     while (done := len(study.finished())) < spec.trials:
         if progress:
             progress(done, spec.trials, TRYING)
@@ -83,19 +95,22 @@ def _tried(designs: Designs, spec: SearchSpec, study: SampledStudy, progress: Pr
             except DlcalcError as error:
                 study.tell(asked, Told(problem=str(error)))
                 continue
-            best = best_of(scenario, spec)
+            same = tuple(designs.described(scenario, asked.point).items())  # several points may stand for one shape
+            best = known[same] if same in known else best_of(scenario, spec)
+            known[same] = best
             if best is None:
                 study.tell(asked, Told(problem="no plan can run"))
                 continue
-            said = {"stages": " ".join(map(str, scenario.custom_split))} if scenario.custom_split else {}
-            price = scenario.hardware.price
-            said |= {"usd_per_device_hour": f"{price.usd_per_device_hour:.4g}"} if price and spec.design else {}
-            study.tell(asked, Told(best.values, best.excess, said))
+            study.tell(asked, Told(best.values, best.excess, _said(designs, spec, scenario, asked.point)))
     return study.finished()
 
 
-def _any_point(designs: Designs) -> Point:
-    return {v.name: v.values[0] if isinstance(v, Choice) else v.low for v in designs.variables}
+def _said(designs: Designs, spec: SearchSpec, scenario: Scenario, point: Point) -> Said:
+    """What is known of a design beside its parameters."""
+    as_parameters = {variable.name for variable in designs.variables if isinstance(variable, Interval)}
+    said = {name: value for name, value in designs.described(scenario, point).items() if name not in as_parameters}
+    price = scenario.hardware.price
+    return said | ({"usd_per_device_hour": f"{price.usd_per_device_hour:.4g}"} if price and spec.design else {})
 
 
 def best_of(scenario: Scenario, spec: SearchSpec) -> _Best | None:
@@ -130,12 +145,7 @@ def _chosen(
     scenarios, rows = [], []
     for trial in (fitting[position] for position in spread):
         scenario = designs.made(trial.point, f"design {trial.number}")
-        variables: dict[str, float | str] = {
-            name: value if isinstance(value, str) else float(value) for name, value in trial.point.items()
-        }
-        if scenario.custom_split:
-            cut: dict[str, float | str] = {"stages": " ".join(map(str, scenario.custom_split))}
-            variables = cut | {name: variables[name] for name in variables if name in ("pp", "vpp")}
+        variables = dict(designs.described(scenario, trial.point))
         values = dict(zip(spec.goals, trial.told.values, strict=True))
         rows.append(DesignRow(scenario=scenario.name, trial=trial.number, variables=variables, values=values))
         scenarios.append(scenario)
@@ -154,6 +164,7 @@ def _chosen(
         "n_trials_failed": sum(bool(trial.told.problem) for trial in trials),
         "n_front": n_front,
         "front": rows,
+        "variables_unchanged": dict(designs.described(designs.base, {})),
         "unchanged": dict(zip(spec.goals, unchanged.values, strict=True)) if unchanged and fits else None,
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dlcalc.costmodel.plans import ALL_LAYERS
+from dlcalc.costmodel.plans import written_of
 from dlcalc.errors import DlcalcError, UnknownNameError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.launch.imported import Imported
@@ -154,8 +154,8 @@ def _given_once(option: str, given: int | None, said: int | None, file: Path) ->
 def run_of(trainer_file: TrainerFile, hardware_dirs: Sequence[Path] = ()) -> RunFile:
     """The run as ``3dtrn`` takes it apart."""
     knobs: dict[str, Any] = dict(trainer_file.said.knobs)
-    if knobs.get("recompute_layers") == ALL_LAYERS:
-        knobs["recompute_layers"] = "all"
+    if "recompute_layers" in knobs:
+        knobs["recompute_layers"] = written_of("recompute_layers", knobs["recompute_layers"])
     data = {
         "model": trainer_file.model.name,
         "hardware": trainer_file.hardware,

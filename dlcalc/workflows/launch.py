@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY
-from dlcalc.costmodel.plans import KNOBS, Plans, code_of
+from dlcalc.costmodel.plans import KNOBS, Plans, code_of, written_of
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.errors import DlcalcError, ResultError, TargetError
 from dlcalc.launch.bundle import bundle
@@ -219,7 +219,11 @@ def _refused_text(asked: Run, run: Run, target: Target, refusals: Sequence[str],
         step += (
             f" ({units.duration(float(asked.estimate().step_time_s), 4)} with the costs of {ours} instead of {theirs})"
         )
-    changes = ", ".join(f"{knob} {values[knob]} -> {nearest.knobs[knob]}" for knob in changed(values, nearest.knobs))
+    before, after = (
+        {knob: written_of(knob, code_of(knob, value)) for knob, value in plan.items()}
+        for plan in (values, nearest.knobs)
+    )
+    changes = ", ".join(f"{knob} {before[knob]} -> {after[knob]}" for knob in changed(values, nearest.knobs))
     lines.append(
         f"the nearest plan it can run takes {units.duration(nearest.step_time_s, 4)} a step instead of {step}: "
         f"{changes}; --nearest writes that one"

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcalc.costmodel.plans import ALL_LAYERS, KNOBS, value_of
+from dlcalc.costmodel.plans import KNOBS, PER_STAGE, code_of, value_of
 from dlcalc.errors import DlcalcError
 from dlcalc.report.plan_words import plan_words
 from dlcalc.report.summary import MeasuredRow, MeasuredSummary
 from dlcalc.results.files import MEASURED_NAME, TRIALS_FOLDER, write_text
+from dlcalc.search.coordinates import REDO
 from dlcalc.search.found import Leaders
 from dlcalc.search.measured_trials import INTERRUPTED, Claim, MeasuredStudy, PlanRun, open_measured_study
 from dlcalc.search.measuring import Belief, belief
@@ -92,6 +93,8 @@ def measure_scenarios(
     assert spec is not None
     assert spec.command is not None
     arguments(spec.command, {"plan": "", "trial": ""})  # a mistake in it is found before any work is done
+    if any(np.any(scenario.axes[REDO]["recompute_layers"] == PER_STAGE) for scenario in scenarios):
+        raise DlcalcError("search: objective: measured: no trainer recomputes other numbers of layers on other stages")
     said, rows = [], []
     for scenario, best in zip(scenarios, leaders, strict=True):
         candidates = Candidates.of(scenario, best)
@@ -163,9 +166,9 @@ def _named(plan: PlanSection, candidates: Candidates) -> int:
     agrees = np.ones(len(candidates.index), dtype=np.bool_)
     told = plan.model_dump(exclude_none=True)
     for knob, value in told.items():
-        code = ALL_LAYERS if value == "all" else value
+        wanted = value_of(knob, code_of(knob, value))
         agrees &= np.array(
-            [candidates.knobs(row)[knob] == code for row in range(len(candidates.index))], dtype=np.bool_
+            [candidates.knobs(row)[knob] == wanted for row in range(len(candidates.index))], dtype=np.bool_
         )
     if not agrees.any():
         listed = ", ".join(f"{knob}={value}" for knob, value in told.items())

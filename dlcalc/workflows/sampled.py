@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
-from dlcalc.costmodel.plans import KNOBS, Array, value_of
+from dlcalc.costmodel.plans import KNOBS, Array, code_of, value_of
 from dlcalc.errors import DlcalcError
 from dlcalc.report.plan_words import plan_words
 from dlcalc.report.summary import SampledSummary
@@ -62,9 +62,7 @@ def sample_scenario(
 ) -> Sampled:
     """Ask, estimate and tell until the study has its trials."""
     check_goals(scenario, spec.goals)
-    coordinates = Coordinates(scenario, folded=len(spec.goals) == 1 and spec.goals[0] != "memory")
-    if not coordinates.all:
-        raise DlcalcError(f"{scenario.name}: leaves a sampler nothing to choose; leave out search")
+    coordinates = coordinates_of(scenario, spec)
     known = [warm_point(plan, coordinates) for plan in spec.warm_start]
     study = open_sampled_study(spec, name, coordinates.all, identity_of(scenario, spec), journal=str(journal))
     with closing(study):
@@ -73,6 +71,14 @@ def sample_scenario(
         trials = _trials(scenario, spec, study, coordinates, progress)
     plans = np.unique(np.array([plan for trial in trials for plan in plans_of(trial)], dtype=np.int64))
     return Sampled(study, trials, plans)
+
+
+def coordinates_of(scenario: Scenario, spec: SearchSpec) -> Coordinates:
+    """What a sampler chooses; where the fastest plan is looked for alone, with every amount of recomputation."""
+    coordinates = Coordinates(scenario, folded=len(spec.goals) == 1 and spec.goals[0] != "memory")
+    if not coordinates.all:
+        raise DlcalcError(f"{scenario.name}: leaves a sampler nothing to choose; leave out search")
+    return coordinates
 
 
 def _trials(
@@ -165,7 +171,7 @@ def warm_point(plan: PlanSection, coordinates: Coordinates) -> Point:
     sampled = {choice.name for choice in coordinates.all}
     for knob, value in plan.model_dump(exclude_none=True).items():
         possible = [value_of(knob, code) for code in np.unique(axes[knob]).tolist()]
-        wanted = -1 if value == "all" else value
+        wanted = value_of(knob, code_of(knob, value))
         if wanted not in possible:
             listed = ", ".join(str(one) for one in possible)
             raise DlcalcError(f"search: warm_start: {knob} = {value} is not in the space, which has {listed}")

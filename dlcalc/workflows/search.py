@@ -89,7 +89,6 @@ def run_search(
         _refuse_elsewhere(space, directory, executor)
     designs: list[DesignSummary] = []
     if space.search is not None and space.search.varies_scenario:
-        assert isinstance(directory, Path)
         scenarios, designs = _designed(space, scenarios, directory, progress)
     n_plans = sum(scenario.n_plans for scenario in scenarios)
     origin = _origin_of(space, space_file, scenarios, what=what, n_kept=n_kept, sort=key)
@@ -172,8 +171,7 @@ def _sample(
     said = {}
     for position, scenario in enumerate(scenarios):
         name = study_name(space.search, space.study, scenario, len(scenarios))
-        assert isinstance(study.directory, Path)
-        journal = study.directory.with_name(f"{study.directory.name}.journal")
+        journal = _journal_beside(study.directory)
         sampled = sample_scenario(scenario, space.search, name, journal=journal, progress=progress)
         found[position] = write_sampled(scenario, sampled, study, headers[position], what, n_kept, key)
         said[position] = sampled_summary(scenario, space.search, sampled, _rows_of_plans)
@@ -181,13 +179,17 @@ def _sample(
 
 
 def _designed(
-    space: SpaceSpec, scenarios: Sequence[Scenario], directory: Path, progress: Progress | None
+    space: SpaceSpec, scenarios: Sequence[Scenario], directory: Location, progress: Progress | None
 ) -> tuple[tuple[Scenario, ...], list[DesignSummary]]:
     """The scenarios as they are, each followed by the best of its designs."""
     from dlcalc.workflows.designs import design_scenarios
 
-    journal = directory.with_name(f"{directory.name}.journal")
-    return design_scenarios(space, scenarios, journal=journal, progress=progress)
+    return design_scenarios(space, scenarios, journal=_journal_beside(directory), progress=progress)
+
+
+def _journal_beside(directory: Location) -> Path:
+    """The file of ``storage: journal``; of a result in an object store nothing reads it."""
+    return directory.with_name(f"{directory.name}.journal") if isinstance(directory, Path) else Path()
 
 
 def _measure(
@@ -208,11 +210,13 @@ def _measure(
 
 
 def _refuse_elsewhere(space: SpaceSpec, directory: Location, executor: str) -> None:
-    """Trials follow one another and keep a journal beside the result: they are not for other machines."""
+    """Trials follow one another in this process, and no journal is kept in an object store."""
     assert space.search is not None
-    trials = space.search.samples_plans or space.search.varies_scenario
-    if trials and isinstance(directory, ObjectPath):
-        raise DlcalcError("search: keeps its trials beside the result; give -o a directory, not an object store")
+    if space.search.storage == "journal" and isinstance(directory, ObjectPath):
+        raise DlcalcError(
+            "search: storage: journal keeps trials beside the result, and no file grows in an object store; "
+            "name one here, such as journal:///trials.log, or a database"
+        )
     if space.search.measured and isinstance(directory, ObjectPath):
         raise DlcalcError("search: measured: runs plans beside the result; give -o a directory, not an object store")
     if space.search.samples_plans and executor != "local":
@@ -274,7 +278,7 @@ def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: S
     search_block(largest, start, stop, keep=LEADERS)
     per_plan = (time.perf_counter() - began) / (largest.n_plans / largest.shape[0] * (stop - start))
     axes = ("mesh", "data", "pipeline", "micro_batch", "recompute", "tensor")
-    return {
+    counts: DryRun = {
         "study": space.study,
         "n_plans": n_plans,
         "seconds": per_plan * n_plans,
@@ -293,6 +297,11 @@ def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: S
             for scenario in scenarios
         ],
     }
+    if space.search is None:
+        return counts
+    from dlcalc.workflows.sampled_dry_run import with_sampling
+
+    return with_sampling(counts, space, scenarios, bytes_per_row=BYTES_PER_ROW)
 
 
 BYTES_PER_ROW = 48

@@ -235,3 +235,59 @@ def test_trials_are_kept_beside_a_result_on_this_machine(store, space):
     elsewhere = run(dlcalc_search, space, "-o", "here", "--executor", "dask", "--scheduler", "tcp://127.0.0.1:1")
     assert elsewhere.exit_code == 2
     assert "leave out --executor dask" in elsewhere.stderr
+
+
+# ---- sampled studies
+
+
+def sampled_space(folder, **search):
+    study = {
+        "study": "sampled",
+        "model": "llama3-8b",
+        "hardware": "h100",
+        "cluster": {"devices": 16},
+        "recipe": {"seq_len": 4096, "global_batch": 64},
+        "space": {},
+        "search": {"n_trials": 12, **search},
+    }
+    file = folder / "sampled.yaml"
+    file.write_text(json.dumps(study), encoding="utf-8")
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "search"), [("plans", {}), ("designs", {"design": {"model": {"n_layers": [24, 32, 48]}}})]
+)
+def test_a_sampled_study_is_written_and_goes_on(store, tmp_path, name, search):
+    """What a directory holds, a bucket holds; trials are in a database here, and the study is taken up by its name."""
+    pytest.importorskip("optuna")
+    file = sampled_space(tmp_path, storage=f"sqlite:///{tmp_path}/trials.db", **search)
+    address = store.address(f"sampled-{name}")
+    answers = []
+    for place in (address, str(tmp_path / "here")):
+        result = CliRunner().invoke(dlcalc_search.main, [file, "--json", "-o", place])
+        assert result.exit_code == 0, result.output
+        answers.append(json.loads(result.stdout))
+    there, here = answers
+    assert there["result"] == address
+    how = [answer["designs"][0] if "design" in search else answer["scenarios"][0]["sampled"] for answer in answers]
+    assert [one["n_trials"] for one in how] == [12, 12]
+    assert [one["n_trials_before"] for one in how] == [0, 12]
+    assert there["scenarios"][-1]["best"] == here["scenarios"][-1]["best"]
+    there, here = (list(open_result(location(place)).rows()) for place in (address, str(tmp_path / "here")))
+    assert there == here
+    assert len(there) > 12
+    explained = CliRunner().invoke(training_3d.main, [address, "--rank", "1", "--json"])
+    assert explained.exit_code == 0, explained.output
+
+
+def test_a_journal_beside_the_result_needs_a_directory(store, tmp_path):
+    pytest.importorskip("optuna")
+    file = sampled_space(tmp_path, storage="journal")
+    result = CliRunner().invoke(dlcalc_search.main, [file, "-o", store.address("never")])
+    assert result.exit_code == 2
+    assert "name one here, such as journal:///trials.log" in result.output
+    measured = {"n_trials": 3, "objective": "measured", "command": "true"}
+    result = CliRunner().invoke(dlcalc_search.main, [sampled_space(tmp_path, **measured), "-o", store.address("never")])
+    assert result.exit_code == 2
+    assert "runs plans beside the result" in result.output

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -166,6 +171,54 @@ def test_without_optuna_one_line_says_how_to_get_it():
     assert done.stderr == "error: search: method: optuna is not installed: pip install 'dlcalc[optuna]'\n"
 
 
+# ---- a dry run
+
+
+def dry(search, **changes):
+    """The JSON and the text of a dry run, which writes nothing."""
+    file = space(search, **changes)
+    before = sorted(Path().rglob("*"))
+    told, text = (CliRunner().invoke(main, [file, "--dry-run", *options]) for options in (["--json"], []))
+    assert told.exit_code == text.exit_code == 0, told.output + text.output
+    assert sorted(Path().rglob("*")) == before
+    return json.loads(told.stdout), " ".join(text.stdout.split())
+
+
+def test_a_dry_run_says_how_plans_would_be_sampled(exhaustive):
+    counts, text = dry({"n_trials": 300, "sampler": "tpe", "storage": "sqlite:///t.db", "batch": 8})
+    said = counts["sampling"]
+    assert (said["kind"], said["sampler"], said["n_trials"], said["batch"]) == ("plans", "tpe", 300, 8)
+    assert counts["n_plans"] == exhaustive["n_plans"]
+    ((name, variables),) = said["variables"].items()
+    assert name == exhaustive["scenarios"][0]["name"]
+    assert {"name": "tp", "values": [1, 2, 4, 8], "low": None, "high": None} in variables
+    assert said["n_points"][name] == math.prod(len(one["values"]) for one in variables)
+    assert "300 trials of tpe for step time, 8 at a time, kept in sqlite:///t.db; at most 15 plans estimated" in text
+    assert "tp 1/2/4/8, pp 1/2/4/8/16" in text
+    assert counts["seconds"] > said["seconds_of_all_plans"]
+    assert f"All {counts['n_plans']:,} plans take about" in text
+    assert counts["result_bytes"] <= 300 * 15 * 45
+
+
+def test_a_dry_run_says_which_designs_would_be_tried():
+    counts, text = dry({"n_trials": 40, "design": {**DESIGN, "model": {"n_layers": {"low": 16, "high": 48}}}})
+    assert counts["sampling"]["kind"] == "machines and shapes"
+    assert "40 trials of tpe for step time, 8 at a time, kept in memory; every plan of each estimated" in text
+    assert "3 variables, some continuous: hbm_gib 40 to 160, nic_gbit_per_s_per_device 200/400/800" in text
+    _, stages = dry({"uneven_stages": True, "recompute_per_stage": True})
+    assert "Sampled: cuts into stages and recomputations: 2,000 trials" in stages
+
+
+def test_a_dry_run_runs_no_command():
+    search = {"objective": "measured", "command": "./run_trial.sh {plan}", "timeout_s": 600, "n_trials": 12}
+    counts, text = dry(search, cluster={"devices": [16, 32]})
+    assert counts["sampling"]["kind"] == "runs"
+    assert (
+        "at most 12 runs of ./run_trial.sh {plan} in each scenario, of at most 10 min 0 s each, kept in journal" in text
+    )
+    assert "and the runs" in text
+
+
 # ---- storages
 
 
@@ -282,6 +335,75 @@ def test_a_storage_that_does_not_answer_is_one_line():
     assert result.output.count("\n") == 1
 
 
+# ---- the dashboard
+
+
+@contextmanager
+def dashboard(storage):
+    """The real optuna-dashboard on a storage, as ``get(path)``; the command of docs/search.md, on a port of its own."""
+    pytest.importorskip("optuna_dashboard", reason="pip install optuna-dashboard")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start = "import sys; from optuna_dashboard._cli import main; sys.exit(main())"
+    server = subprocess.Popen(
+        [sys.executable, "-c", start, storage, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+    def get(path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=60) as answer:
+            return json.loads(answer.read())
+
+    try:
+        for _ in range(600):
+            with suppress(urllib.error.URLError):
+                get("studies")
+                break
+            assert server.poll() is None, server.stderr.read().decode()
+            time.sleep(0.1)
+        yield get
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+
+
+def test_the_dashboard_shows_a_study(tmp_path):
+    storage = f"sqlite:///{tmp_path}/trials.db"
+    spec = {"storage": storage, "n_trials": 48, "objectives": ["mfu", "memory"], "sampler": "nsga2"}
+    answer = searched(spec, model="llama3-70b", cluster={"devices": 32}, recipe={"seq_len": 8192, "global_batch": 64})
+    with dashboard(storage) as get:
+        (listed,) = get("studies")["study_summaries"]
+        assert (listed["study_name"], listed["directions"]) == ("s", ["maximize", "minimize"])
+        study = get(f"studies/{listed['study_id']}?after=0")
+    assert study["objective_names"] == ["MFU", "memory (GiB)"]
+    assert study["directions"] == ["maximize", "minimize"]
+    trials = study["trials"]
+    assert len(trials) == 48
+    assert {trial["state"] for trial in trials} == {"Complete"}
+    found = {one["key"]: one["value"] for one in trials[0]["user_attrs"]}
+    assert {"plan", "plan_index", "memory_gib"} <= found.keys()
+    assert {"tp_position", "schedule", "split"} <= {one["name"] for one in trials[0]["params"]}
+    fits = [all(value <= 0 for value in trial["constraints"]) for trial in trials]
+    assert all(len(trial["constraints"]) == 1 for trial in trials)
+    assert 0 < sum(fits) < 48
+    capacity = answer["scenarios"][0]["memory_capacity_bytes"] / 2**30
+    assert fits == [trial["values"][1] <= capacity for trial in trials]
+    best_mfu = max(trial["values"][0] for trial, fit in zip(trials, fits, strict=True) if fit)
+    assert best_mfu == pytest.approx(answer["scenarios"][0]["sampled"]["front"][0]["mfu"])
+
+
+def test_the_dashboard_shows_designs(tmp_path):
+    storage = f"sqlite:///{tmp_path}/trials.db"
+    searched({"storage": storage, "n_trials": 6, "design": {"model": {"n_layers": [24, 32, 48]}}})
+    with dashboard(storage) as get:
+        study = get(f"studies/{get('studies')['study_summaries'][0]['study_id']}?after=0")
+    assert study["objective_names"] == ["step time (s)"]
+    for trial in study["trials"]:
+        told = {one["key"]: one["value"] for one in trial["user_attrs"]}
+        assert float(told["parameters"]) == pytest.approx(8.03e9, rel=0.01)
+        assert {"n_layers", "hidden_size", "n_heads", "ffn_hidden_size"} <= told.keys()
+
+
 # ---- designs
 
 
@@ -295,7 +417,7 @@ DESIGN = {
 def test_machines_are_designed():
     answer = searched({"n_trials": 40, "objectives": ["step_time", "cost"], "design": DESIGN})
     (said,) = answer["designs"]
-    assert (said["kind"], said["n_trials"]) == ("hardware", 40)
+    assert (said["kind"], said["n_trials"]) == ("machines", 40)
     assert len(answer["scenarios"]) == 1 + len(said["front"])
     for row, scenario in zip(said["front"], answer["scenarios"][1:], strict=True):
         assert scenario["name"] == row["scenario"]
@@ -322,6 +444,48 @@ def test_a_design_is_a_scenario_that_can_be_explained():
     )
 
 
+def test_a_shape_is_what_its_own_model_file_is():
+    """Every plan of the best shape, written by hand, is found to take as long and as much; so is the base model."""
+    shape = {"at_parameters": 8.03e9, "n_layers": [20, 24, 28, 32, 40, 48], "ffn_ratio": {"low": 2.5, "high": 5}}
+    answer = searched({"n_trials": 30, "objectives": ["step_time", "memory"], "design": {"model": shape}})
+    (said,) = answer["designs"]
+    assert said["kind"] == "shapes"
+    assert said["variables_unchanged"]["ffn_hidden_size"] == 14336
+    row, scenario = said["front"][0], answer["scenarios"][1]
+    assert row["values"]["step_time"] <= said["unchanged"]["step_time"]
+    assert row["variables"]["parameters"] == pytest.approx(8.03e9, rel=0.01)
+    dimensions = {name: int(value) for name, value in row["variables"].items() if name != "parameters"}
+    own = {"name": "mine", "vocab_size": 128256, "max_seq": 131072, **dimensions}
+    Path("mine.yaml").write_text(json.dumps(own))
+    file = Path("by_hand.yaml")
+    file.write_text(json.dumps({**STUDY, "study": "by_hand", "model": "mine.yaml"}))
+    result = CliRunner().invoke(main, [str(file), "--json"])
+    by_hand = json.loads(result.stdout)["scenarios"][0]
+    assert by_hand["n_plans"] == scenario["n_plans"]
+    assert by_hand["refused"] == scenario["refused"]
+    for mine, its in zip(by_hand["best"], scenario["best"], strict=True):
+        assert mine["step_time_s"] == pytest.approx(its["step_time_s"], rel=1e-12)
+        assert mine["memory_bytes"] == pytest.approx(its["memory_bytes"], rel=1e-12)
+        assert mine["plan_index"] == its["plan_index"]
+    assert by_hand["best"][0]["step_time_s"] == pytest.approx(row["values"]["step_time"])
+
+
+def test_the_report_shows_shapes_beside_the_model_as_it_is():
+    design = {"model": {"n_layers": [16, 24, 32, 48]}}
+    result = CliRunner().invoke(main, [space({"n_trials": 12, "design": design})])
+    assert "12 trials of tpe (seed 0) for step time, of each every plan estimated" in result.output
+    assert "as it is" in result.output
+    assert "14,336" in result.output
+    assert "8.03 G" in result.output
+
+
+def test_a_shape_cannot_have_the_chunks_of_another():
+    recipe = {**STUDY["recipe"], "custom_split": [16, 16]}
+    result = CliRunner().invoke(main, [space({"design": {"model": {"n_layers": [16, 24]}}}, recipe=recipe)])
+    assert result.exit_code == 2
+    assert "leave one of them out" in result.output
+
+
 def test_stages_need_not_be_equal():
     """94 layers on 4 or 8 stages: no equal cut exists, and a cut of whole layers is found that beats both splits."""
     changes = {
@@ -337,6 +501,80 @@ def test_stages_need_not_be_equal():
     assert sum(cut) == 94
     assert said["front"][0]["values"]["step_time"] <= said["unchanged"]["step_time"]
     assert best(answer, 1)["split"] == "custom"
+
+
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory):
+    """The result of the shipped space of stages, and its answer."""
+    folder = tmp_path_factory.mktemp("stages")
+    file = ROOT / "search_spaces" / "designs" / "gpt3_175b_stages.yaml"
+    result = CliRunner().invoke(main, [str(file), "--json", "-o", str(folder / "result")])
+    assert result.exit_code == 0, result.output[-2000:]
+    return json.loads(result.stdout)
+
+
+def test_early_stages_recompute_more(unequal):
+    """GPT-3 175B of 8,192 tokens on 64 A100: at least 7 % faster than equal stages that all recompute as much."""
+    (said,) = unequal["designs"]
+    assert said["kind"] == "cuts into stages and recomputations"
+    row = said["front"][0]
+    layers, again = ([int(n) for n in str(row["variables"][name]).split()] for name in ("stages", "recomputed"))
+    assert sum(layers) == 96
+    assert again[0] > again[-1]
+    assert again == sorted(again, reverse=True)
+    assert all(redone <= held for redone, held in zip(again, layers, strict=True))
+    assert row["values"]["step_time"] < 0.93 * said["unchanged"]["step_time"]
+    assert (best(unequal, 1)["recompute"], best(unequal, 1)["recompute_layers"]) == ("full", -2)
+
+
+def test_a_replay_of_the_pipeline_agrees_that_it_is_faster(unequal):
+    """Operation by operation, where estimates use closed forms."""
+    from dlcalc.training_3d import main as explain
+
+    seconds = []
+    for scenario in (0, 1):
+        trace = Path(f"trace{scenario}.json")
+        name = unequal["scenarios"][scenario]["name"]
+        result = CliRunner().invoke(
+            explain, [unequal["result"], "--rank", "1", "--scenario", name, "--json", "--trace", str(trace)]
+        )
+        assert result.exit_code == 0, result.output
+        events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("ph") == "X"]
+        seconds.append(max(event["ts"] + event["dur"] for event in events) / 1e6)
+    assert seconds[1] < 0.93 * seconds[0]
+
+
+def test_no_launch_is_written_for_stages_that_recompute_unequally(unequal):
+    from dlcalc.dlcalc_launch import main as launch
+
+    options = [unequal["result"], "--scenario", "design", "--target", "megatron-lm", "-o", "launched"]
+    result = CliRunner().invoke(launch, options)
+    assert result.exit_code == 3
+    assert "megatron-lm recomputes as many layers on one stage as on another" in result.output
+    assert "recompute_layers per_stage -> " in result.output
+    assert not Path("launched").exists()
+    assert CliRunner().invoke(launch, [*options, "--nearest"]).exit_code == 0
+
+
+def test_the_nearest_plan_and_the_report_know_it(unequal):
+    from dlcalc.dlcalc_report import main as report
+    from dlcalc.training_3d import main as explain
+
+    result = CliRunner().invoke(report, [unequal["result"], "-o", "report.html"])
+    assert result.exit_code == 0, result.output
+    assert "recompute=full:per-stage" in Path("report.html").read_text()
+    options = [unequal["result"], "--rank", "1", "--scenario", "design"]
+    told = json.loads(CliRunner().invoke(explain, [*options, "--json"]).stdout)
+    assert told["results"]["iteration_s"] == pytest.approx(best(unequal, 1)["step_time_s"])
+
+
+def test_runs_of_such_plans_cannot_be_measured():
+    search = {"objective": "measured", "command": "true"}
+    recipe = {**STUDY["recipe"], "stage_recompute": [4, 0]}
+    knobs = {"pp": 2, "vpp": 1, "recompute": ["full"], "recompute_layers": "per_stage"}
+    result = CliRunner().invoke(main, [space(search, recipe=recipe, space=knobs)])
+    assert result.exit_code == 2
+    assert "no trainer recomputes other numbers of layers on other stages" in result.output
 
 
 def test_stages_need_a_pipeline():

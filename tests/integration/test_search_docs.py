@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from dlcalc.specs import sampling
+from dlcalc.specs import design, sampling
 
 pytest.importorskip("optuna")
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "search.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```text\n(.*?)```\n<!-- end -->", TEXT, re.DOTALL))
 
 
 def run(language, code, folder):
@@ -33,23 +34,38 @@ def run(language, code, folder):
         command, cwd=folder, capture_output=True, text=True, timeout=280, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
-    return " ".join(done.stdout.split())
+    return done.stdout
+
+
+def masked(line):
+    return re.sub(r"[\d.,]+", "#", re.sub(r"[─ ]+", " ", line)).strip()
+
+
+def assert_shown(name, printed):
+    """Numbers depend on fitted constants: python benchmarks/readme.py --only sampled."""
+    assert {masked(line) for line in EXAMPLES[name].splitlines()} <= {masked(line) for line in printed.splitlines()}
 
 
 def test_every_block_runs(tmp_path):
-    assert [language for language, _ in BLOCKS] == ["bash", "python", "bash", "bash", "bash"]
-    plans, study, machines, stages, measured = (run(language, code, tmp_path) for language, code in BLOCKS)
+    (tmp_path / "search_spaces").symlink_to(ROOT / "search_spaces")
+    assert [language for language, _ in BLOCKS] == ["bash", "python", "bash", "bash", "bash", "bash", "bash"]
+    outputs = [run(language, code, tmp_path) for language, code in BLOCKS]
+    assert_shown("shape", outputs[3])
+    assert_shown("stages", outputs[5])
+    plans, study, machines, shapes, stages, unequal, measured = (" ".join(printed.split()) for printed in outputs)
+    assert "200 trials of tpe (seed 0) for step time, of each every plan estimated" in shapes
     assert "Sampled, not searched in full: 150 trials of nsga2 (seed 0) for mfu and memory" in plans
     assert "plans that no other one beats in mfu and memory" in plans
     assert study.count("['MFU', 'memory (GiB)']") == 3
     assert "60 trials of tpe (seed 0) for step time and cost, of each every plan estimated" in machines
     assert "as it is" in machines
     assert "design" in stages
+    assert "200 trials of tpe (seed 0) for step time, of each every plan estimated" in unequal
     assert "Measured: " in measured
     assert (tmp_path / "my_h100.yaml").exists()
 
 
-@pytest.mark.parametrize("spec", [sampling.SearchSpec, sampling.DesignSpec])
+@pytest.mark.parametrize("spec", [sampling.SearchSpec, design.DesignSpec, design.ShapeSpec])
 def test_every_key_is_explained(spec):
     unexplained = [key for key in spec.model_fields if f"`{key}`" not in TEXT and f"`{key}:" not in TEXT]
     assert unexplained == []

@@ -45,7 +45,10 @@ def estimated(model, custom_split=None, **plan) -> Estimate:
 
 def assert_bounded(found: Estimate, custom_split=None):
     """Time, memory and parameters of the worst of the bounding stages are those of the worst of all."""
-    every = chunks_of(found.model, found.plans, custom_split).stages
+    assert_bounded_by(found, chunks_of(found.model, found.plans, custom_split).stages)
+
+
+def assert_bounded_by(found: Estimate, every):
     ours, all_ = device_times(found, found.stages), device_times(found, every)
     held, held_by_all = (stage_params(found.model, found.plans, stages) for stages in (found.stages, every))
     memory = footprint(found.model, found.plans, every, held_by_all, found.machine).peak_bytes

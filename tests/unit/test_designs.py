@@ -11,11 +11,13 @@ from dlcalc.calculators.stages import EMBEDDING_AND_LOSS, EVEN, first_layer_coun
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import load_hardware
-from dlcalc.search.designs import chunk_layers, designed_hardware, hardware_designs, stage_designs
+from dlcalc.search.designs import designed_hardware, designs_of
 from dlcalc.search.exhaustive import search_block
 from dlcalc.search.found import Found
 from dlcalc.search.goals import best_compromises
-from dlcalc.specs.sampling import DesignSpec
+from dlcalc.search.stage_designs import chunk_layers, stage_designs
+from dlcalc.specs.design import DesignSpec
+from dlcalc.specs.space import KnobRanges
 from tests.scenarios import _scenario
 
 
@@ -63,7 +65,7 @@ def test_what_is_not_varied_stays():
 
 def test_a_design_is_less_certain_than_a_measured_machine():
     scenario = _scenario("dense", "auto")
-    made = hardware_designs(scenario, DesignSpec(hbm_gib=(80.0, 96.0))).made({"hbm_gib": 96.0}, "design 0")
+    made = designs_of(scenario, DesignSpec(hbm_gib=(80.0, 96.0)), KnobRanges()).made({"hbm_gib": 96.0}, "design 0")
     plans = scenario.plans(0, 1)
     _, own = step_time_interval_factors(scenario.model, scenario.hardware, scenario.recipe, plans, scenario.uncertainty)
     _, its = step_time_interval_factors(made.model, made.hardware, made.recipe, plans, made.uncertainty)
@@ -73,7 +75,7 @@ def test_a_design_is_less_certain_than_a_measured_machine():
 def test_the_price_is_what_the_user_says():
     scenario = _scenario("dense", "auto")
     spec = DesignSpec(hbm_gib=(80.0, 160.0), usd_per_device_hour="1 + 0.01 * hbm_gib + 0.1 * node_devices")
-    made = hardware_designs(scenario, spec).made({"hbm_gib": 160.0}, "design 0")
+    made = designs_of(scenario, spec, KnobRanges()).made({"hbm_gib": 160.0}, "design 0")
     assert made.hardware.price.usd_per_device_hour == pytest.approx(1 + 1.6 + 0.8)  # eight devices, not varied
 
 
@@ -90,13 +92,13 @@ def test_the_price_is_what_the_user_says():
 def test_a_price_that_makes_no_sense_is_named(price, said):
     spec = DesignSpec(hbm_gib=(80.0, 96.0), usd_per_device_hour=price)
     with pytest.raises(DlcalcError, match="usd_per_device_hour") as caught:
-        hardware_designs(_scenario("dense", "auto"), spec)
+        designs_of(_scenario("dense", "auto"), spec, KnobRanges())
     assert said in str(caught.value)
 
 
 def test_half_an_sm_is_refused():
     with pytest.raises(DlcalcError, match="n_sms: its values must be whole"):
-        hardware_designs(_scenario("dense", "auto"), DesignSpec(n_sms=(100.5, 120.0)))
+        designs_of(_scenario("dense", "auto"), DesignSpec(n_sms=(100.5, 120.0)), KnobRanges())
 
 
 # ---- stages

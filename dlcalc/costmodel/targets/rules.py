@@ -15,7 +15,7 @@ from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.constraints import Mask
-from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.costmodel.plans import PER_STAGE, Array, Plans
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
@@ -67,6 +67,7 @@ def refused_by_rules(rules: TargetRules, model: ModelSpec, recipe: Recipe, plans
         if rules.replicates_kv_heads
         else np.asarray(np.mod(float(model.n_kv_heads), plans.tp) != 0),
         f"{name} recomputes all layers or none": (plans.recompute_layers >= 0) & (not rules.counts_recomputed_layers),
+        f"{name} recomputes as many layers on one stage as on another": plans.recompute_layers == PER_STAGE,
         f"{name} does not offload the optimizer": (plans.offload_optimizer == 1) & (not rules.offloads_optimizer),
         f"{name} does not offload activations": (plans.offload_layers > 0) & (not rules.offloads_activations),
         f"{name} has no replicas of sharded states": (plans.dp_replicate > 1) & (not rules.replicates_shards),
