@@ -371,6 +371,8 @@ def _axis(axis: AxisFacts) -> Section:
         f"{axis.axis}: {units.duration(axis.sent_s)} sent, {units.duration(axis.exposed_s)} exposed, "
         f"{units.duration(axis.hidden_s)} hidden per step"
     )
+    if axis.not_sent_s:
+        total += f"; {units.duration(axis.not_sent_s)} not sent, as a token goes to a node once for all of its experts"
     return Section(
         AXIS_NAMES[axis.axis],
         2,
