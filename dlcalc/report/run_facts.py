@@ -89,7 +89,10 @@ class MemoryFacts:
     """Where memory goes, on the fullest device."""
 
     total_bytes: float
-    capacity_bytes: float
+    usable_bytes: float
+    """Of one device; free is what of it the plan does not need."""
+    limit_bytes: float
+    """What a plan may need: usable memory less what is kept free."""
     terms: Mapping[str, float]
     fullest_stage: int
     stages: tuple[StageMemory, ...]

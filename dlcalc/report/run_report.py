@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from dlcalc.costmodel.anatomy import AttentionFacts, AxisFacts, MatmulFacts, Shape
 from dlcalc.costmodel.cross_dc import CrossDcFacts
+from dlcalc.report.memory_words import limit_words
 from dlcalc.report.plan_words import plan_words
-from dlcalc.report.run_facts import Citation, Comparison, Difference, RunFacts
+from dlcalc.report.run_facts import Citation, Comparison, Difference, MemoryFacts, RunFacts
 from dlcalc.report.sections import Bars, Facts, Grid, Line, Part, Section
 from dlcalc.utils import units
 
@@ -168,13 +169,7 @@ def _memory(facts: RunFacts) -> Iterator[Section]:
     memory = facts.memory
     fullest = memory.stages[memory.fullest_stage]
     where = f"stage {fullest.stage}" if len(memory.stages) > 1 else "every device"
-    free = memory.capacity_bytes - memory.total_bytes
-    room = f"{units.gib(free, 3)} GiB free" if free >= 0 else f"{units.gib(-free, 3)} GiB too much"
-    verdict = Line(
-        f"Device capacity: {units.gib(memory.capacity_bytes, 3)} GiB, {room}"
-        f" ({units.percent(memory.total_bytes / memory.capacity_bytes)} used)",
-        "plain" if free >= 0 else "warning",
-    )
+    verdict = Line(_room(memory), "plain" if memory.total_bytes <= memory.limit_bytes else "warning")
     yield Section(
         "MEMORY",
         1,
@@ -190,6 +185,20 @@ def _memory(facts: RunFacts) -> Iterator[Section]:
     )
     yield Section("Memory per pipeline stage", 2, (_stage_grid(facts),), "memory_stages")
     yield Section("Activations per layer", 2, _activation_parts(facts), "activations")
+
+
+def _room(memory: MemoryFacts) -> str:
+    """What a device has, what of it stays free, and where the limit is where something is to be kept free."""
+    free_bytes, over_bytes = memory.usable_bytes - memory.total_bytes, memory.total_bytes - memory.limit_bytes
+    room = f"{units.gib(free_bytes, 3)} GiB free" if free_bytes >= 0 else f"{units.gib(-free_bytes, 3)} GiB too much"
+    said = (
+        f"Usable memory of a device: {units.gib(memory.usable_bytes, 3)} GiB, {room}"
+        f" ({units.percent(memory.total_bytes / memory.usable_bytes)} used)"
+    )
+    if memory.limit_bytes < memory.usable_bytes:
+        said += f"; {limit_words(memory.usable_bytes, memory.limit_bytes)}"
+        said += f": {units.gib(over_bytes, 3)} GiB beyond" if over_bytes > 0 else ""
+    return said
 
 
 def _stage_grid(facts: RunFacts) -> Grid:

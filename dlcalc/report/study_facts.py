@@ -39,6 +39,7 @@ class PlanFacts:
     tokens_per_s_per_device: float
     memory_bytes: float
     headroom_bytes: float
+    """Free: usable memory less ``memory_bytes``."""
     days: float | None
     cost_usd: float | None
     time_s: Mapping[str, float]
@@ -63,8 +64,10 @@ class ScenarioFacts:
     mfu_convention: str
     token_budget: float | None
     usd_per_device_hour: float | None
-    capacity_bytes: float
-    """What a plan may take: without the headroom that the study asks for."""
+    usable_bytes: float
+    """Memory of one device."""
+    limit_bytes: float
+    """What a plan may need: usable memory less what the study keeps free."""
     memory_headroom: float
     n_plans: int
     n_fit: int

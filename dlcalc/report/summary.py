@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NotRequired, TypedDict
 
 from dlcalc.errors import InfeasibleSpaceError, NoPlacementError
+from dlcalc.report.memory_words import need_and_limit
 from dlcalc.utils import units
 
 
@@ -51,6 +52,7 @@ class PlanRow(PlanKnobs):
     tokens_per_s_per_device: float
     memory_bytes: float
     headroom_bytes: float
+    """Free: usable memory less ``memory_bytes``."""
     days: float | None
     """For the recipe's token budget."""
     cost_usd: float | None
@@ -63,7 +65,7 @@ class Miss(PlanKnobs):
 
     memory_bytes: float
     over_bytes: float
-    """Beyond what a device has to give; 0 or less when memory is not the reason."""
+    """Beyond the limit; 0 or less when memory is not the reason."""
     reasons: list[str]
 
 
@@ -240,7 +242,10 @@ class ScenarioSummary(TypedDict):
     """Plans by reason; a plan refused for two reasons is counted under both."""
     best: list[PlanRow]
     breakdown: Breakdown | None
-    memory_capacity_bytes: float
+    memory_usable_bytes: float
+    """Of one device; ``headroom_bytes`` of a plan is what it leaves of that."""
+    memory_limit_bytes: float
+    """What a plan may need: usable memory less what the study keeps free."""
     n_not_told_apart: int
     """Plans, of the thousand best, that may be faster than the best one for all that is known."""
     worth_measuring: list[PlanRow]
@@ -358,7 +363,7 @@ def nothing_placed(summary: Summary) -> NoPlacementError | None:
 
 
 def miss_sentence(scenario: ScenarioSummary) -> str | None:
-    """The nearest miss in one line: ``nearest: tp=8 pp=4 full recompute needs 83.1 GiB of 79.1 GiB``."""
+    """The nearest miss in one line: ``nearest: tp=8 pp=4 full recompute needs 83.1 GiB, limit 75.1 GiB``."""
     if not scenario["nearest_misses"]:
         return None
     miss = scenario["nearest_misses"][0]
@@ -367,5 +372,4 @@ def miss_sentence(scenario: ScenarioSummary) -> str | None:
     plan = f"nearest in {scenario['name']}: {degrees}, micro_batch={miss['micro_batch']}{recompute}"
     if miss["over_bytes"] <= 0:
         return f"{plan} is refused: {'; '.join(miss['reasons'])}"
-    capacity = scenario["memory_capacity_bytes"]
-    return f"{plan} needs {units.gib(miss['memory_bytes'])} GiB of {units.gib(capacity)} GiB"
+    return f"{plan} needs {need_and_limit(miss['memory_bytes'], miss['memory_bytes'] - miss['over_bytes'])}"

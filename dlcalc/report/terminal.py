@@ -18,6 +18,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from dlcalc.costmodel.estimate import OUT_OF_MEMORY
+from dlcalc.report.memory_words import limit_words, need_of_usable
 from dlcalc.report.placed import placed_headline, print_placed
 from dlcalc.report.plan_words import Knobs, plan_words, shared_and_own, values_in_use
 from dlcalc.report.sampled import print_designs, print_measured, print_sampled
@@ -167,7 +169,7 @@ def _headline(scenario: ScenarioSummary) -> str:
         f"(80 % sure: {units.duration(row['step_time_low_s'], 3)} to {units.duration(row['step_time_high_s'], 3)}), "
         f"{units.percent(row['mfu'])} MFU ({scenario['mfu_convention'].replace('_', ' ')}), "
         f"{units.significant(row['tokens_per_s_per_device'], 4)} tokens/s per device, "
-        f"{units.gib(row['memory_bytes'])} of {units.gib(scenario['memory_capacity_bytes'])} GiB"
+        + need_of_usable(row["memory_bytes"], scenario["memory_usable_bytes"])
     )
     if row["days"] is not None:
         text += f"; {units.significant(row['days'])} days for the token budget"
@@ -240,7 +242,7 @@ def _print_alternatives(scenario: ScenarioSummary, console: Console) -> None:
     roomy = max(rows, key=lambda row: row["headroom_bytes"], default=None)
     best = scenario["best"][0]
     gain = roomy["headroom_bytes"] - best["headroom_bytes"] if roomy else 0.0
-    if roomy and gain > _ROOMY_FRACTION * scenario["memory_capacity_bytes"]:
+    if roomy and gain > _ROOMY_FRACTION * scenario["memory_usable_bytes"]:
         slower = roomy["step_time_s"] / best["step_time_s"] - 1
         text += (
             f". The roomiest of them: {plan_words(_knobs(roomy))}: {units.gib(roomy['headroom_bytes'])} GiB free "
@@ -361,6 +363,9 @@ def _print_refused(scenario: ScenarioSummary, console: Console) -> None:
         Column("why", [reason.replace("_", " ") for _, reason in reasons], "left", flexible=True),
     ]
     console.print(table_of(columns, console.width))
+    if OUT_OF_MEMORY in scenario["refused"]:
+        said = limit_words(scenario["memory_usable_bytes"], scenario["memory_limit_bytes"])
+        console.print(Text(f"Memory: {said}.", style="dim"))
 
 
 def _print_nothing_fits(scenario: ScenarioSummary, console: Console) -> None:
@@ -377,7 +382,7 @@ def _print_nothing_fits(scenario: ScenarioSummary, console: Console) -> None:
     columns = [
         Column("plan", own, "left", flexible=True),
         Column("needs GiB", [units.gib(miss["memory_bytes"]) for miss in misses]),
-        Column("of GiB", [units.gib(scenario["memory_capacity_bytes"])] * len(misses), optional=1),
+        Column("limit GiB", [units.gib(scenario["memory_limit_bytes"])] * len(misses), optional=1),
         Column("over GiB", [units.gib(max(miss["over_bytes"], 0.0)) for miss in misses]),
         Column(
             "why", ["; ".join(miss["reasons"]).replace("_", " ") for miss in misses], "left", optional=2, flexible=True

@@ -255,7 +255,8 @@ def _memory(run: Run, found: Estimate) -> MemoryFacts:
     attention = anatomy.KINDS["full"] if any(op.sublayer == anatomy.KINDS["full"] for op in activations) else block[0]
     return MemoryFacts(
         total_bytes=float(found.memory_bytes),
-        capacity_bytes=found.capacity_bytes,
+        usable_bytes=run.hardware.device.hbm_bytes,
+        limit_bytes=found.capacity_bytes,
         terms={name: float(value) for name, value in found.footprint.terms_of_peak().items()},
         fullest_stage=max(stages, key=lambda stage: stage.total_bytes).stage,
         stages=stages,
@@ -305,7 +306,7 @@ def _differences(before: RunFacts, after: RunFacts) -> list[Difference]:
     rows += _term_differences("MEMORY", "bytes", before.memory.terms, after.memory.terms)
     rows += [
         Difference("MEMORY", "total", "bytes", before.memory.total_bytes, after.memory.total_bytes),
-        Difference("MEMORY", "capacity", "bytes", before.memory.capacity_bytes, after.memory.capacity_bytes),
+        Difference("MEMORY", "limit", "bytes", before.memory.limit_bytes, after.memory.limit_bytes),
     ]
     rows += _term_differences("iteration", "s", before.step, after.step)
     for what, unit in (

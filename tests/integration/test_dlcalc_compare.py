@@ -292,7 +292,7 @@ def test_where_the_winner_changes():
     printed = compare("precisions", "--price", "h20=9").stdout
     assert "The winner changes between 16 and 32 devices, from h20, fp8 to h100, fp8." in printed
     assert "Nothing fits on 16 h100 in bf16: all" in printed
-    assert "GiB of " in printed
+    assert "GiB, limit " in printed
 
 
 # ---- limits -------------------------------------------------------------------------------------------------------
@@ -518,7 +518,7 @@ def test_where_nothing_fits_at_all_the_nearest_misses_are_named():
     done = compare("hopeless", exit_code=3)
     assert done.stdout == ""
     assert done.stderr.startswith("error: no plan of any scenario fits\n")
-    assert "GiB of " in done.stderr
+    assert "GiB, limit " in done.stderr
 
 
 def test_a_model_of_which_nothing_fits_beside_one_that_does():

@@ -90,8 +90,11 @@ def test_the_json_object_has_what_programs_build_on():
         for plan in scenario["best"]:
             assert set(KNOBS) <= plan.keys()
             assert plan["tp"] * plan["cp"] * plan["pp"] * plan["dp"] == devices
-            usable_bytes = scenario["memory_capacity_bytes"] / 0.95  # of which a study keeps 5 % free
-            assert plan["memory_bytes"] + plan["headroom_bytes"] == pytest.approx(usable_bytes)
+            assert plan["memory_bytes"] + plan["headroom_bytes"] == pytest.approx(scenario["memory_usable_bytes"])
+            assert plan["memory_bytes"] <= scenario["memory_limit_bytes"]
+        kept_free = 1 - scenario["memory_limit_bytes"] / scenario["memory_usable_bytes"]
+        assert kept_free == pytest.approx(0.05)  # as a study does unless told otherwise
+        for plan in scenario["best"]:
             # 64 sequences of 8,192 tokens in a step, over all devices
             assert plan["tokens_per_s_per_device"] == pytest.approx(64 * 8192 / plan["step_time_s"] / devices)
             assert plan["days"] == pytest.approx(1e12 / (64 * 8192) * plan["step_time_s"] / 86_400)
@@ -195,7 +198,7 @@ def test_when_nothing_fits_the_answer_says_what_nearly_did():
     assert "No plan fits" in done.stdout
     assert "Nearest misses" in done.stdout
     assert done.stderr.startswith("error: none of ")
-    assert "GiB of " in done.stderr
+    assert "GiB, limit " in done.stderr
 
     summary = answer("hopeless.yaml", exit_code=3)
     scenario = summary["scenarios"][0]

@@ -50,7 +50,8 @@ def scenario(name="llama3-70b on 256 h100, bf16", rows=None, **changes):
             "time_s": {"matmul_s": 9.0, "tp_comm_s": 2.0, "bubble_s": 1.0},
             "memory_bytes": {"weights_bytes": 30 * GIB, "activations_bytes": 31.3 * GIB},
         },
-        "memory_capacity_bytes": 79.1 * GIB, "n_not_told_apart": len(rows), "worth_measuring": rows[:2],
+        "memory_usable_bytes": 79.1 * GIB, "memory_limit_bytes": 75.1 * GIB,
+        "n_not_told_apart": len(rows), "worth_measuring": rows[:2],
         "n_within_2_percent": len(rows), "within_2_percent": rows, "nearest_misses": [],
     }  # fmt: skip
     return made | changes
@@ -58,8 +59,8 @@ def scenario(name="llama3-70b on 256 h100, bf16", rows=None, **changes):
 
 def hopeless(name="llama3-70b on 8 h100, bf16"):
     """A scenario in which nothing fits."""
-    miss = KNOBS | {"recompute": "full", "memory_bytes": 83.1 * GIB, "over_bytes": 4.0 * GIB, "reasons": ["memory"]}
-    misses = [miss, miss | {"tp": 4, "memory_bytes": 90 * GIB, "over_bytes": 10.9 * GIB}]
+    miss = KNOBS | {"recompute": "full", "memory_bytes": 83.1 * GIB, "over_bytes": 8.0 * GIB, "reasons": ["memory"]}
+    misses = [miss, miss | {"tp": 4, "memory_bytes": 90 * GIB, "over_bytes": 14.9 * GIB}]
     return scenario(
         name, [], n_fit=0, refused={"memory": 10_000, "layers": 400}, breakdown=None, n_within_2_percent=0,
         nearest_misses=misses,
@@ -173,6 +174,17 @@ def test_refusals_are_counted_by_reason():
     assert re.search(r"6,000 +60\.0 +needs more memory than the device has", text)
 
 
+def test_free_is_what_is_usable_less_what_a_plan_needs_and_the_limit_is_named():
+    """17.8 GiB free of 79.1 beside 61.3 needed, whatever the study keeps free."""
+    text = one_line(shown(scenario()))
+    assert "61.3 of 79.1 GiB" in text
+    assert "Where the memory goes (61.3 GiB, 17.8 free)" in text
+    assert "Memory: limit 75.1 GiB, as 5.1 % of the memory is kept free." in text
+    assert "of 75.1" not in text
+    everything = one_line(shown(scenario(memory_limit_bytes=79.1 * GIB)))
+    assert "Memory: limit 79.1 GiB, which is all that is usable." in everything
+
+
 def test_plans_refused_twice_are_explained():
     text = shown(scenario(refused={"memory": 5_000, "heads": 2_000}))
     assert "a plan may be refused for several reasons" in text
@@ -200,8 +212,8 @@ def test_nothing_fits_says_what_nearly_did():
     assert "No plan fits: all 10,000 were refused." in text
     assert re.search(r"\n10,000 +100\.0 +memory\n", re.sub(" +\n", "\n", text))
     assert "Nearest misses, all with pp4 vpp5 dp8 mb1 interleaved zero1 sp, full recompute" in one_line(text)
-    assert re.search(r"tp8 +83\.1 +79\.1 +4\.0 +memory", text)
-    assert re.search(r"tp4 +90\.0 +79\.1 +10\.9 +memory", text)
+    assert re.search(r"tp8 +83\.1 +75\.1 +8\.0 +memory", text)
+    assert re.search(r"tp4 +90\.0 +75\.1 +14\.9 +memory", text)
 
 
 def test_a_study_in_which_nothing_fits_is_an_error_of_its_own():
@@ -209,7 +221,8 @@ def test_a_study_in_which_nothing_fits_is_an_error_of_its_own():
     assert error.exit_code == 3
     assert str(error) == (
         "none of 10,000 plans fits: 10,000 memory; 400 layers\n"
-        "nearest in llama3-70b on 8 h100, bf16: tp=8 pp=4, micro_batch=1, full recompute needs 83.1 GiB of 79.1 GiB"
+        "nearest in llama3-70b on 8 h100, bf16: tp=8 pp=4, micro_batch=1, full recompute needs 83.1 GiB, "
+        "limit 75.1 GiB"
     )
     assert nothing_fits(summary(hopeless(), scenario())) is None
 
