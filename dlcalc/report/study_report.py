@@ -87,7 +87,8 @@ def plan_line(facts: StudyFacts) -> str:
         return "No plan fits."
     rank = facts.plan.rank
     head = "Best plan" if rank == 1 else f"Plan of rank {rank}"
-    return f"{head}{' as placed' if facts.placed else ''}: {plan_words(facts.plan.plan)}"
+    by = " by memory" if facts.provenance.settings.get("sort") == "memory" else ""
+    return f"{head}{by}{' as placed' if facts.placed else ''}: {plan_words(facts.plan.plan)}"
 
 
 def _answer(facts: StudyFacts) -> Section:

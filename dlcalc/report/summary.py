@@ -6,11 +6,13 @@ of a result. Base units throughout; null where a thing is not known or does not 
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from dlcalc.errors import InfeasibleSpaceError, NoPlacementError
 from dlcalc.report.memory_words import need_and_limit
 from dlcalc.utils import units
+
+SortName = Literal["mfu", "step_time", "cost", "memory"]
 
 
 class PlanKnobs(TypedDict):
@@ -247,10 +249,12 @@ class ScenarioSummary(TypedDict):
     memory_limit_bytes: float
     """What a plan may need: usable memory less what the study keeps free."""
     n_not_told_apart: int
-    """Plans, of the thousand best, that may be faster than the best one for all that is known."""
+    """Plans, of the thousand best, that may be faster than the best one for all that is known. 0 where plans are sorted
+    by memory: then the thousand best are not the fastest."""
     worth_measuring: list[PlanRow]
     """The best plan and up to two others, of other meshes, that only a run on the cluster can rank."""
     n_within_2_percent: int
+    """Plans, the fastest among them, within 2 % of the fastest."""
     within_2_percent: list[PlanRow]
     nearest_misses: list[Miss]
     placed: NotRequired[PlacedSummary]
@@ -265,6 +269,8 @@ class Summary(TypedDict):
     """A whole study."""
 
     study: str
+    sort: SortName
+    """What the best plans are the best by. At one number of devices, MFU, step time and cost give the same order."""
     n_plans: int
     n_refused: int
     n_fit: int

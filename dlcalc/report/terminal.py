@@ -31,6 +31,7 @@ from dlcalc.report.summary import (
     ModelRow,
     PlanRow,
     ScenarioSummary,
+    SortName,
     Summary,
 )
 from dlcalc.report.tables import Column, table_of
@@ -47,6 +48,14 @@ _ROOMY_FRACTION = 0.05
 _SMALL_TERM_FRACTION = 0.003
 _REFRESH_S = 0.1
 SEARCHING = "searching"
+FIRST: Mapping[SortName, str] = {
+    "mfu": "Fastest",
+    "step_time": "Fastest",
+    "cost": "Cheapest, as it is the fastest",
+    "memory": "Least memory",
+}
+"""The first of all plans, by what they are sorted by. At one number of devices, cost follows the step time."""
+SORTED_BY: Mapping[SortName, str] = {"mfu": "MFU", "step_time": "step time", "cost": "cost", "memory": "memory"}
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -97,11 +106,11 @@ def print_search(summary: Summary, console: Console, top: int = 10) -> None:
         print_designs(designs, console)
         console.print()
     if len(scenarios) > 1:
-        _print_overview(summary["study"], scenarios, console)
+        _print_overview(summary, console)
     for position, scenario in enumerate(scenarios):
         console.print()
         if position < _FULL_DETAILS or not scenario["n_fit"]:
-            _print_scenario(scenario, console, top)
+            _print_scenario(scenario, console, top, summary["sort"])
         else:
             _print_short(scenario, console)
     console.print()
@@ -121,8 +130,9 @@ def _closing(summary: Summary) -> str:
     return text + (f"; rows in {summary['result']}" if summary["result"] else "")
 
 
-def _print_overview(study: str, scenarios: Sequence[ScenarioSummary], console: Console) -> None:
+def _print_overview(summary: Summary, console: Console) -> None:
     """One line per scenario; a scenario without a plan says so."""
+    scenarios = summary["scenarios"]
     best = [scenario["best"][0] if scenario["best"] else None for scenario in scenarios]
     found = [row for row in best if row]
     shared, own = shared_and_own([_knobs(row) for row in found]) if found else ("", [])
@@ -144,7 +154,11 @@ def _print_overview(study: str, scenarios: Sequence[ScenarioSummary], console: C
     if any(row["cost_usd"] is not None for row in found):
         columns.append(Column("cost", cells(lambda row: _or_dash(row["cost_usd"], units.money)), optional=1))
     console.print(
-        Text.assemble((study, "bold"), f": the best plan of each scenario, all with {shared}" if shared else "")
+        Text.assemble(
+            (summary["study"], "bold"),
+            f": the best plan of each scenario by {SORTED_BY[summary['sort']]}",
+            f", all with {shared}" if shared else "",
+        )
     )
     console.print(table_of(columns, console.width))
 
@@ -177,25 +191,26 @@ def _headline(scenario: ScenarioSummary) -> str:
     return text + "."
 
 
-def _print_scenario(scenario: ScenarioSummary, console: Console, top: int) -> None:
+def _print_scenario(scenario: ScenarioSummary, console: Console, top: int, sort: SortName) -> None:
     console.print(_title(scenario))
     if not scenario["best"]:
         _print_nothing_fits(scenario, console)
         return
-    console.print(
-        Text.assemble(("Fastest: " if _is_fastest(scenario) else "Best: ", "bold green"), _headline(scenario))
-    )
+    console.print(Text.assemble((f"{FIRST[sort]}: ", "bold green"), _headline(scenario)))
     rows = scenario["best"][: max(top, 1)]
     if len(rows) > 1:
         shared, own = shared_and_own([_knobs(row) for row in rows])
         console.print()
-        console.print(Text(f"Best {len(rows)} plans" + (f", all with {shared}" if shared else "")))
+        console.print(Text(f"Best {len(rows)} plans by {SORTED_BY[sort]}" + (f", all with {shared}" if shared else "")))
         console.print(table_of(_plan_columns(rows, own), console.width))
     if "sampled" in scenario:
         print_sampled(scenario["sampled"], console)
     if "measured" in scenario:
         print_measured(scenario["measured"], console)
-    _print_alternatives(scenario, console)
+    if sort == "memory":
+        _print_fastest(scenario, console)
+    else:
+        _print_alternatives(scenario, console)
     _print_rivals(scenario, console)
     if scenario["breakdown"]:
         console.print()
@@ -203,11 +218,6 @@ def _print_scenario(scenario: ScenarioSummary, console: Console, top: int) -> No
     if "placed" in scenario:
         print_placed(scenario["placed"], console)
     _print_refused(scenario, console)
-
-
-def _is_fastest(scenario: ScenarioSummary) -> bool:
-    rows = scenario["best"]
-    return all(rows[0]["step_time_s"] <= row["step_time_s"] for row in rows)
 
 
 def _knobs(row: PlanRow | Miss) -> Knobs:
@@ -251,6 +261,20 @@ def _print_alternatives(scenario: ScenarioSummary, console: Console) -> None:
         )
     console.print()
     console.print(Text(text + "."))
+
+
+def _print_fastest(scenario: ScenarioSummary, console: Console) -> None:
+    """Beside the plan that needs the least memory, the fastest one."""
+    fastest = scenario["within_2_percent"][0]  # one at least, where anything fits
+    others = scenario["n_within_2_percent"] - 1
+    near = f"; {units.count(others)} more within 2 % of it" if others else ""
+    console.print()
+    console.print(
+        Text(
+            f"The fastest: {plan_words(_knobs(fastest))}: {units.duration(fastest['step_time_s'], 4)} per step, "
+            f"{need_of_usable(fastest['memory_bytes'], scenario['memory_usable_bytes'])}{near}."
+        )
+    )
 
 
 def _print_rivals(scenario: ScenarioSummary, console: Console) -> None:

@@ -67,11 +67,12 @@ def hopeless(name="llama3-70b on 8 h100, bf16"):
     )  # fmt: skip
 
 
-def summary(*scenarios):
+def summary(*scenarios, sort="mfu"):
     n_plans = sum(each["n_plans"] for each in scenarios)
     n_fit = sum(each["n_fit"] for each in scenarios)
     return {
-        "study": "my-study", "n_plans": n_plans, "n_refused": n_plans - n_fit, "n_fit": n_fit, "seconds": 0.5,
+        "study": "my-study", "sort": sort, "n_plans": n_plans, "n_fit": n_fit, "seconds": 0.5,
+        "n_refused": n_plans - n_fit,
         "plans_per_s": 2 * n_plans, "peak_rss_bytes": 400 * 2**20, "result": "results/my-study",
         "scenarios": list(scenarios),
     }  # fmt: skip
@@ -85,8 +86,8 @@ def printed(show, *arguments, width=120):
     return stream.getvalue()
 
 
-def shown(*scenarios, top=10, width=120):
-    return printed(print_search, summary(*scenarios), top, width=width)
+def shown(*scenarios, top=10, width=120, sort="mfu"):
+    return printed(print_search, summary(*scenarios, sort=sort), top, width=width)
 
 
 def one_line(text):
@@ -120,10 +121,6 @@ def test_days_and_cost_are_said_when_there_is_a_token_budget():
     assert re.search(r"step s +MFU %.* days +cost", text)
     assert "days" not in shown(scenario())
     assert "cost" not in shown(scenario())
-
-
-def test_a_plan_that_is_best_by_memory_is_not_called_the_fastest():
-    assert "Best: tp8" in shown(scenario(rows=[row(1, step_time_s=20.0), row(2)]))
 
 
 def test_knobs_that_all_plans_share_are_said_once():
@@ -185,6 +182,32 @@ def test_free_is_what_is_usable_less_what_a_plan_needs_and_the_limit_is_named():
     assert "Memory: limit 79.1 GiB, which is all that is usable." in everything
 
 
+@pytest.mark.parametrize(
+    ("sort", "first", "by"),
+    [
+        ("mfu", "Fastest: tp8", "by MFU"),
+        ("step_time", "Fastest: tp8", "by step time"),
+        ("cost", "Cheapest, as it is the fastest: tp8", "by cost"),
+        ("memory", "Least memory: tp8", "by memory"),
+    ],
+)
+def test_headings_say_what_plans_are_sorted_by(sort, first, by):
+    text = one_line(shown(scenario(), scenario("another"), sort=sort))
+    assert f"my-study: the best plan of each scenario {by}, all with" in text
+    assert f"{first} pp4" in text
+    assert f"Best 3 plans {by}, all with" in text
+
+
+def test_beside_the_plan_that_needs_least_memory_stands_the_fastest():
+    """Which is none of the best by memory; what is within 2 % is so of the fastest."""
+    rows = [row(1, memory_bytes=20 * GIB, headroom_bytes=59.1 * GIB, step_time_s=30.0)]
+    text = one_line(shown(scenario(rows=rows, within_2_percent=[row(1, tp=4)], n_within_2_percent=7), sort="memory"))
+    assert "Least memory: tp8" in text
+    assert "The fastest: tp4 pp4 vpp5 dp8 mb1" in text
+    assert "12.00 s per step, 61.3 of 79.1 GiB; 6 more within 2 % of it." in text
+    assert "of the best" not in text.replace("the best plan of", "")
+
+
 def test_plans_refused_twice_are_explained():
     text = shown(scenario(refused={"memory": 5_000, "heads": 2_000}))
     assert "a plan may be refused for several reasons" in text
@@ -242,7 +265,7 @@ def test_several_scenarios_begin_with_an_overview():
     scenarios = [scenario(f"s-{devices}", [row(1, dp=devices // 32)]) for devices in (64, 128, 256)]
     text = shown(*scenarios, hopeless("s-8"))
     overview = text[: text.index("Fastest")]
-    assert "my-study: the best plan of each scenario, all with tp8 pp4 vpp5 mb1" in one_line(overview)
+    assert "my-study: the best plan of each scenario by MFU, all with tp8 pp4 vpp5 mb1" in one_line(overview)
     assert re.search(r"s-64 +dp2 +12\.00 +47\.2 +2,662 +61\.3", overview)
     assert re.search(r"s-256 +dp8 +12\.00", overview)
     assert re.search(r"s-8 +no plan fits +- +- +- +-", overview)
