@@ -19,7 +19,7 @@ from dlcalc.report.compare_facts import (
     Section,
 )
 from dlcalc.report.compare_why import print_differences, print_why
-from dlcalc.report.compare_words import cell, nearest_words, priced
+from dlcalc.report.compare_words import cell, days_cell, nearest_words, no_progress, priced
 from dlcalc.report.plan_words import shared_and_own
 from dlcalc.report.tables import Column, table_of
 from dlcalc.utils import units
@@ -123,7 +123,7 @@ def _cost_columns(facts: CompareFacts, best: Sequence[Candidate]) -> list[Column
             Column(_sure(facts), [_interval_cell(objective, value) for value in values], optional=4),
         ]
     others = [
-        Column("days", [cell(one.days, units.days) for one in best], optional=2),
+        Column("days", [days_cell(one.days) for one in best], optional=2),
         Column("cost", [cell(one.cost_usd, units.money) for one in best], optional=3),
         Column("MWh", [cell(one.energy_j, _mwh) for one in best], optional=5),
         Column("tokens/$", [cell(one.tokens_per_usd, units.short_count) for one in best], optional=6),
@@ -146,7 +146,7 @@ def _objective_header(objective: Objective) -> str:
 
 
 def _objective_cell(objective: Objective, value: Range | None) -> str:
-    return cell(value, _objective_text(objective))
+    return days_cell(value) if objective.name == "days" else cell(value, _objective_text(objective))
 
 
 def _objective_text(objective: Objective) -> Callable[[float], str]:
@@ -160,7 +160,7 @@ def _objective_text(objective: Objective) -> Callable[[float], str]:
 
 
 def _interval_cell(objective: Objective, value: Range | None) -> str:
-    if value is None or not value.value < float("inf"):
+    if value is None or not 0 < value.value < float("inf"):
         return "-"
     text = _objective_text(objective)
     return f"{text(value.low)} to {text(value.high)}"
@@ -303,10 +303,15 @@ def _print_failures(facts: CompareFacts, console: Console) -> None:
     columns = [
         Column("devices", [units.count(count) for count in counts]),
         Column("failure every", [units.duration(one.failure_interval_s) for one in lost], optional=1),
-        Column("checkpoint every", [units.duration(one.checkpoint_interval_s) for one in lost]),
-        Column("goodput %", [f"{100 * one.goodput_fraction:.1f}" for one in lost]),
+        Column(
+            "checkpoint every",
+            [units.duration(one.checkpoint_interval_s) if one.makes_progress else "-" for one in lost],
+        ),
+        Column("goodput %", [f"{100 * one.goodput_fraction:.1f}" if one.makes_progress else "none" for one in lost]),
     ]
     console.print(table_of(columns, console.width))
+    if said := no_progress([one for section in facts.sections for one in section.candidates], failures):
+        console.print(Text(said, style="bold"))
 
 
 def _print_inputs(facts: CompareFacts, console: Console) -> None:

@@ -80,7 +80,9 @@ class Goodput:
     first_order_checkpoint_interval_s: float
     """The same by Young's formula."""
     goodput_fraction: float
-    """Work over expected wall clock: 1 where nothing fails."""
+    """Work over expected wall clock: 1 where nothing fails, 0 where the job makes no progress."""
+    makes_progress: bool
+    """Whether the job fails less often than a restart and a checkpoint take."""
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,11 @@ def _check_tokens(contenders: Sequence[Contender], option: str) -> None:
 
 
 def _check_limits(contenders: Sequence[Contender], asked: Asked) -> None:
+    smallest = min(one.facts.tokens_per_step for one in contenders)
+    if asked.tokens is not None and asked.tokens < smallest:
+        raise DlcalcError(
+            f"--tokens: {asked.tokens:,g} are fewer than one step takes ({smallest:,.0f}); trillions are written as 15T"
+        )
     for option, given in (("--budget-usd", asked.budget_usd), ("--deadline-days", asked.deadline_days)):
         if given is not None:
             _check_tokens(contenders, option)
@@ -187,12 +192,13 @@ def _section(
 
 
 def _ranked(contenders: Sequence[Contender], objective: Objective) -> list[Contender]:
-    """Best first; of equals the smaller cluster, then the earlier one."""
+    """Best first; of equals, as jobs that never end are, the smaller cluster, then the faster one."""
 
-    def key(one: Contender) -> tuple[float, int]:
+    def key(one: Contender) -> tuple[float, int, float]:
         value = one.facts.value(objective.name)
         assert value is not None  # _objective saw to it
-        return -value.value if objective.largest else value.value, one.facts.devices
+        rank = -value.value if objective.largest else value.value
+        return rank, one.facts.devices, -one.facts.tokens_per_s.value
 
     return sorted(contenders, key=key)
 
@@ -239,11 +245,13 @@ def _curves(ordered: Sequence[Contender], empty: Sequence[NothingFits]) -> tuple
 
 
 def _winners(ordered: Sequence[Contender], objective: Objective) -> tuple[Winner, ...]:
-    """At each device count the best, and the best of another machine or precision."""
+    """At each device count the best, and the best of another machine or precision; none where no job gets anywhere."""
     winners = []
     for count in sorted({one.facts.devices for one in ordered}):
         there = [one for one in ordered if one.facts.devices == count]
         best = there[0]
+        if best.facts.goodput and not best.facts.goodput.makes_progress:
+            continue
         others = [one for one in there if _kind(one.facts) != _kind(best.facts)]
         winners.append(
             Winner(

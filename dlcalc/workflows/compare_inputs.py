@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dlcalc.errors import DlcalcError, UnknownNameError, nearest
+from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.report.compare_facts import Axis, Failures, MachineInputs, ObjectiveName
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.quantities import positive_number
@@ -66,14 +67,20 @@ def _by_label(option: str, given: Mapping[str, float], machines: Mapping[str, Ha
     for name, value in given.items():
         meant = [label for label, hardware in machines.items() if _plain(name) in _names(label, hardware)]
         if not meant:
-            known = {name for hardware in machines.values() for name in (hardware.name, *hardware.aliases)}
-            error = UnknownNameError("hardware", name, known if nearest(name, known) else machines)
-            raise DlcalcError(f"{option} {name}: {error}")
+            raise DlcalcError(f"{option} {name}: {_no_such_machine(name, machines)}")
         for label in meant:
             if label in found:
                 raise DlcalcError(f"{option} {name}: {label} is given twice")
             found[label] = value
     return found
+
+
+def _no_such_machine(name: str, machines: Mapping[str, HardwareSpec]) -> str:
+    """A machine that is not compared, or no machine."""
+    if _plain(name) in {_plain(known) for known in HardwareRegistry().names(aliases=True)}:
+        return f"is not among the compared machines, which are {', '.join(machines)}"
+    known = {one for hardware in machines.values() for one in (hardware.name, *hardware.aliases)}
+    return str(UnknownNameError("hardware", name, known if nearest(name, known) else machines))
 
 
 def _names(label: str, hardware: HardwareSpec) -> set[str]:
@@ -86,7 +93,7 @@ def _plain(name: str) -> str:
 
 def site_factor(text: str) -> float:
     """A power usage effectiveness: at least 1, since the site holds the devices."""
-    pue = positive_number(text, "--pue")
+    pue = positive_number(text, "--pue", "1.25")
     if not 1.0 <= pue <= MOST_PUE:
         raise DlcalcError(
             f"--pue: {text} is not a power usage effectiveness; it is from 1 to {MOST_PUE:g}, such as 1.25"

@@ -74,6 +74,18 @@ def test_a_job_that_never_finishes_an_interval_takes_forever():
     assert factor(10.0, 1e5, 0.0, 1.0) == np.inf
 
 
+@given(write_s=writes_s, restart_s=restarts_s, more=st.floats(1.001, 100.0))
+def test_a_job_gets_on_where_it_fails_less_often_than_a_restart_and_a_checkpoint_take(write_s, restart_s, more):
+    def progress(failures_s):
+        return goodput.makes_progress(checkpoint_write_s=write_s, restart_s=restart_s, failure_interval_s=failures_s)
+
+    needed_s = write_s + restart_s
+    assert progress(needed_s * more)
+    assert not progress(needed_s / more)
+    interval_s = goodput.checkpoint_interval_s(checkpoint_write_s=write_s, failure_interval_s=needed_s)
+    assert factor(interval_s, write_s, restart_s, needed_s) > np.e * (1 - 1e-9)
+
+
 def test_a_job_fails_as_often_as_all_its_devices():
     found = goodput.job_failure_interval_s(device_failure_interval_s=50_000 * 3600.0, n_devices=16_384)
     assert found / 3600 == pytest.approx(3.05, abs=0.01)
