@@ -151,6 +151,8 @@ class RunFacts:
     """Every knob, as resolved."""
     notes: tuple[str, ...]
     """What was assumed or changed on the way from what is written to the plan."""
+    ignored: tuple[str, ...]
+    """Options of a trainer's own configuration that no estimate reads, all of them."""
     refused: tuple[str, ...]
     """Why this plan cannot run, memory among the reasons; empty when it can."""
     hardware: HardwareFacts

@@ -17,6 +17,8 @@ from dlcalc.report.run_facts import Citation, Comparison, Difference, MemoryFact
 from dlcalc.report.sections import Bars, Facts, Grid, Line, Part, Section
 from dlcalc.utils import units
 
+IGNORED_SHOWN = 12
+"""Options that no estimate reads, on a terminal without ``-v``."""
 AXIS_NAMES = {
     "TP": "Tensor parallel (TP)",
     "CP": "Context parallel (CP)",
@@ -26,10 +28,10 @@ AXIS_NAMES = {
 }
 
 
-def sections(facts: RunFacts) -> tuple[Section, ...]:
-    """The whole report, in the order in which it is read."""
+def sections(facts: RunFacts, *, verbose: bool = True) -> tuple[Section, ...]:
+    """The whole report, in the order in which it is read; without ``verbose`` long lists are shortened."""
     return (
-        _configuration(facts),
+        _configuration(facts, verbose=verbose),
         _hardware(facts),
         _data(facts),
         _model(facts),
@@ -46,13 +48,20 @@ def sections(facts: RunFacts) -> tuple[Section, ...]:
 # ---- what was asked -----------------------------------------------------------------------------------------------
 
 
-def _configuration(facts: RunFacts) -> Section:
+def _configuration(facts: RunFacts, *, verbose: bool) -> Section:
     rows = [(str(key), _said(value)) for key, value in facts.configuration.items()]
     rows.append(("resolved plan", plan_words(facts.plan)))
     parts: list[Part] = [Facts(tuple(rows))]
     parts += [Line(f"Note: {note}.", "dim") for note in facts.notes]
+    if facts.ignored:
+        parts.append(Line(f"Note: no estimate reads {_listed(facts.ignored, verbose=verbose)}.", "dim"))
     parts += _warnings(facts)
     return Section("CONFIGURATION", 1, tuple(parts), "configuration")
+
+
+def _listed(names: Sequence[str], *, verbose: bool) -> str:
+    more = 0 if verbose else max(len(names) - IGNORED_SHOWN, 0)
+    return ", ".join(names[: len(names) - more]) + (f" and {more} more, which -v lists" if more else "")
 
 
 def _said(value: object) -> str:

@@ -174,6 +174,7 @@ def _facts(run: Run, found: Estimate, cross: CrossDcFacts | None) -> RunFacts:
         configuration=run.written,
         plan=plan,
         notes=run.notes,
+        ignored=run.ignored,
         refused=tuple(_refusals(found)),
         hardware=_hardware(run),
         data=DataFacts(
