@@ -317,17 +317,15 @@ def _print_failures(facts: CompareFacts, console: Console) -> None:
 def _print_inputs(facts: CompareFacts, console: Console) -> None:
     inputs = facts.inputs
     console.print()
-    site = (
-        f"times {units.significant(facts.pue)} for the site (--pue)"
-        if facts.pue != 1.0
-        else "the site left out (--pue)"
-    )
-    console.print(Text(f"Prices and powers of a device that this rests on, drawn all the time, {site}"))
+    site = f"; the site takes {units.significant(facts.pue)} times as much (--pue)" if facts.pue != 1.0 else " (--pue)"
+    left_out = "networks between nodes and storage" + (" left out" if facts.pue != 1.0 else ", and cooling, left out")
+    console.print(Text(f"Prices and powers of a device that this rests on, drawn all the time; {left_out}{site}"))
     columns = [
         Column("machine", [one.machine for one in inputs], "left", flexible=True),
         Column("$/hour", [_or_dash(one.usd_per_device_hour, "{:.2f}".format) for one in inputs]),
         Column("price from", [_short(one.price_source) for one in inputs], "left", optional=2, flexible=True),
         Column("W", [_or_dash(one.watts_per_device, units.count) for one in inputs]),
+        Column("of it host", [_or_dash(one.host_watts_per_device, units.count) for one in inputs], optional=4),
         Column("power from", [_short(one.power_source) for one in inputs], "left", optional=1, flexible=True),
         Column("kernels", ["measured" if one.is_measured else "a relative's" for one in inputs], "left", optional=3),
     ]

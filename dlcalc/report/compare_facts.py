@@ -54,6 +54,9 @@ class MachineInputs:
     usd_per_device_hour: float | None
     price_source: str
     watts_per_device: float | None
+    """With the share of its host, where that is known or the user's power includes it."""
+    host_watts_per_device: float | None
+    """That share; None where the power is the device's alone, or the user's."""
     power_source: str
     is_measured: bool
     """Whether its calibration rests on measured kernels; else on a relative's, with wider intervals."""

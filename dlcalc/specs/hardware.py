@@ -90,6 +90,9 @@ class Node(Spec):
     """Of the wire, on top of what ``calibration`` says of a step."""
     host_link_gb_per_s: Quoted
     """Device to host memory (PCIe, C2C), per device, one direction."""
+    host_w_per_device: Quoted | None = None
+    """A device's share of what the rest of its node draws at most: processors, links, ports, fans, losses of power
+    supplies. None: not published."""
     in_network_reduction: bool = False
     """Whether the switch reduces (NVLink SHARP)."""
 

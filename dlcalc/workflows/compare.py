@@ -34,7 +34,7 @@ from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.workflows.compare_candidates import best_of, contender_of, machine_labels, open_results
 from dlcalc.workflows.compare_choices import choices
 from dlcalc.workflows.compare_difference import Contender, difference
-from dlcalc.workflows.compare_inputs import Asked, machine_inputs
+from dlcalc.workflows.compare_inputs import DEVICE_ALONE, Asked, machine_inputs
 
 
 def run_compare(results: Sequence[Location | str], asked: Asked) -> CompareFacts:
@@ -97,6 +97,12 @@ def _unknown(
         for one in found
         if one.watts_per_device is None
     ]
+    alone = [one.machine for one in found if one.watts_per_device and one.power_source.startswith(DEVICE_ALONE)]
+    if alone:
+        notes.append(
+            f"the power of {', '.join(alone)} is that of devices without their hosts: "
+            f"--power {alone[0]}=WATTS_PER_DEVICE"
+        )
     if any(one.facts.tokens is None for one in contenders):
         notes.append("a recipe without a token budget has no days, cost and energy: --tokens, such as --tokens 15T")
     return notes

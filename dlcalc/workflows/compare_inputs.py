@@ -12,6 +12,7 @@ from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.quantities import positive_number
 
 MOST_PUE = 10.0
+DEVICE_ALONE = "TDP of the device alone"
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ def machine_inputs(machines: Mapping[str, HardwareSpec], asked: Asked) -> dict[s
     powers = _by_label("--power", asked.powers, machines)
     found = {}
     for label, hardware in machines.items():
-        price, power = hardware.price, hardware.device.tdp_w
+        price = hardware.price
+        device_w, host_w = (None, None) if label in powers else _watts(hardware)
         found[label] = MachineInputs(
             machine=label,
             usd_per_device_hour=prices.get(label, price.usd_per_device_hour if price else None),
             price_source="--price" if label in prices else _price_source(hardware),
-            watts_per_device=powers.get(label, power.value if power else None),
+            watts_per_device=powers.get(label, device_w and device_w + (host_w or 0.0)),
+            host_watts_per_device=host_w,
             power_source="--power" if label in powers else _power_source(hardware),
             is_measured=hardware.calibration.measured,
         )
@@ -56,9 +59,19 @@ def _price_source(hardware: HardwareSpec) -> str:
     return f"{price.source} ({price.date})" if price else "not known; give --price"
 
 
+def _watts(hardware: HardwareSpec) -> tuple[float | None, float | None]:
+    """Of the device, and its share of the rest of the node."""
+    device, host = hardware.device.tdp_w, hardware.node.host_w_per_device
+    return device.value if device else None, host.value if host and device else None
+
+
 def _power_source(hardware: HardwareSpec) -> str:
-    power = hardware.device.tdp_w
-    return f"TDP of the device, {power.source}" if power else "not published; give --power"
+    device, host = hardware.device.tdp_w, hardware.node.host_w_per_device
+    if device is None:
+        return "not published; give --power"
+    if host is None:
+        return f"{DEVICE_ALONE}, {device.source}"
+    return f"TDP and share of the host, {device.source}; {host.source}"
 
 
 def _by_label(option: str, given: Mapping[str, float], machines: Mapping[str, HardwareSpec]) -> dict[str, float]:
