@@ -64,15 +64,13 @@ def failure_time_factor(
         return lost * np.expm1((interval_s + checkpoint_write_s) / failure_interval_s) * failure_interval_s / interval_s
 
 
-def makes_progress(
-    *, checkpoint_write_s: Numeric, restart_s: Numeric, failure_interval_s: Numeric
-) -> NDArray[np.bool_] | np.bool_:
-    """Whether a job fails less often than a restart and one checkpoint take: else it is only ever restarting.
+def least_failure_interval_s(*, checkpoint_write_s: Numeric, restart_s: Numeric) -> Numeric:
+    """Mean time between failures at which a job makes no progress any more: what a restart and one checkpoint take.
 
-    Beyond that the expected time is one of rare long gaps between failures, and no plan to go by: at equality it is 2.7
+    Below that the expected time is one of rare long gaps between failures, and no plan to go by: at equality it is 2.7
     times the work at least, and it grows exponentially.
 
     Assumes: that a restart and a write are needed before any work counts.
-    Source: [derived] ``M > R + d`` in the terms of the complete model of [daly2006].
+    Source: [derived] ``R + d`` in the terms of the complete model of [daly2006].
     """
-    return np.greater(failure_interval_s, restart_s + np.asarray(checkpoint_write_s))
+    return restart_s + checkpoint_write_s

@@ -114,6 +114,11 @@ def refused_by_tensor(model: ModelSpec, recipe: Recipe, plans: Plans) -> Mapping
     return reasons
 
 
+def refused_by_node(node_devices: float, plans: Plans) -> Mapping[str, Mask]:
+    """Refusals of what only works inside a node: chunks are written straight into the neighbour's memory."""
+    return {"overlapping tp needs tp within a node": (plans.overlap_tp == 1) & (plans.tp > node_devices)}
+
+
 def refused_by_data(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
     """Refusals of what is sharded over data parallel ranks, and of its overlaps."""
     ranks = plans.dp * plans.cp

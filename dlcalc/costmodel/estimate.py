@@ -200,7 +200,7 @@ def estimate(
         stages = stage_layers_count(
             model, pp=plans.pp, vpp=plans.vpp, schedule=plans.schedule, split=plans.split, custom=custom_split
         )
-        refused = refusals(model, recipe, plans, stages, custom_split)
+        refused = refusals(model, hardware, recipe, plans, stages, custom_split)
     return Estimate(
         model=model,
         machine=Machine(hardware, recipe),
@@ -214,6 +214,7 @@ def estimate(
 
 def refusals(
     model: ModelSpec,
+    hardware: HardwareSpec,
     recipe: Recipe,
     plans: Plans,
     stages: StageLayers,
@@ -226,6 +227,7 @@ def refusals(
         **constraints.refused_by_pipeline(model, recipe, plans, stages),
         **constraints.refused_by_recompute(model, plans, stages),
         **constraints.refused_by_tensor(model, recipe, plans),
+        **constraints.refused_by_node(float(hardware.node.n_devices), plans),
         **constraints.refused_by_data(recipe, plans),
         **constraints.refused_by_framework(recipe, plans),
         **constraints.refused_by_custom_split(plans, custom_split),

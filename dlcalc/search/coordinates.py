@@ -151,7 +151,7 @@ def runs(scenario: Scenario, row: int) -> Mask:
         split=plans.split,
         custom=scenario.custom_split,
     )
-    refused = dict(refusals(scenario.model, scenario.recipe, plans, stages, scenario.custom_split))
+    refused = dict(refusals(scenario.model, scenario.hardware, scenario.recipe, plans, stages, scenario.custom_split))
     if scenario.constraints:
         names = constraint_names(scenario, plans)
         refused |= {text: ~holds(text, names) for text in scenario.constraints}

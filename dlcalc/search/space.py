@@ -221,13 +221,21 @@ def _redo_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
 def _tensor_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     profile = recipe.framework
     sharded = _flags(ranges.sequence_parallel, auto=[False, True])
-    tp_overlaps = _flags(ranges.overlap_tp, auto=[profile.overlap_tp])
+    tp_overlaps = _flags(ranges.overlap_tp, auto=_tp_overlaps(model, recipe))
     ep_overlaps = _flags(ranges.overlap_ep, auto=[profile.overlap_ep]) if model.is_moe else [False]
     rows = dict.fromkeys(
         (sp, overlap_tp and (sp or not isinstance(ranges.overlap_tp, str)), overlap_ep)
         for sp, overlap_tp, overlap_ep in product(sharded, tp_overlaps, ep_overlaps)
     )
     return _axis(("sequence_parallel", "overlap_tp", "overlap_ep"), list(rows))
+
+
+def _tp_overlaps(model: ModelSpec, recipe: Recipe) -> list[bool]:
+    """What users of the framework choose from; it overlaps nothing in latent attention, nor its recipes in nvfp4."""
+    profile = recipe.framework
+    if not profile.varies_overlap_tp:
+        return [profile.overlap_tp]
+    return [False] if profile.buffers_overlapped_tp and (model.is_mla or recipe.precision == "nvfp4") else [False, True]
 
 
 def _data_axis(devices: int, recipe: Recipe, ranges: KnobRanges) -> Axis:

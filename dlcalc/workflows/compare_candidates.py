@@ -251,8 +251,7 @@ def _goodput(devices: int, failures: Failures | None) -> Goodput | None:
         restart_s=failures.restart_s,
         failure_interval_s=between_s,
     )
-    progress = bool(
-        goodput.makes_progress(checkpoint_write_s=write_s, restart_s=failures.restart_s, failure_interval_s=between_s)
-    )
+    least_s = goodput.least_failure_interval_s(checkpoint_write_s=write_s, restart_s=failures.restart_s)
+    progress = float(between_s) > float(least_s)
     share = 1.0 / float(factor) if progress else 0.0
     return Goodput(float(between_s), float(interval_s), float(first_s), share, progress)
