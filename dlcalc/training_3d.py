@@ -116,7 +116,8 @@ def show(
 ) -> None:
     """Print, and write the page."""
     from dlcalc.report.better import better_section
-    from dlcalc.report.run_report import citation_section, comparison_section, sections
+    from dlcalc.report.run_comparison import citation_section, comparison_section
+    from dlcalc.report.run_report import sections
     from dlcalc.report.sections import print_sections
     from dlcalc.report.terminal import make_console
     from dlcalc.search.run import parse_change

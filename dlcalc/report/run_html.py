@@ -10,8 +10,9 @@ from dlcalc.report.memory_words import need_of_usable
 from dlcalc.report.page.charts import PALETTE, bar, layout
 from dlcalc.report.page.parts import cards
 from dlcalc.report.page.shell import Chart, page_html
+from dlcalc.report.run_comparison import citation_section, comparison_section
 from dlcalc.report.run_facts import Citation, Comparison, RunFacts
-from dlcalc.report.run_report import citation_section, comparison_section, sections
+from dlcalc.report.run_report import sections
 from dlcalc.utils import units
 from dlcalc.utils.units import GIB
 
