@@ -21,7 +21,7 @@ from dlcalc.report.compare_facts import (
 from dlcalc.report.compare_why import print_differences, print_why
 from dlcalc.report.compare_words import cell, days_cell, nearest_words, no_progress, priced
 from dlcalc.report.plan_words import shared_and_own
-from dlcalc.report.tables import Column, table_of
+from dlcalc.report.tables import Column, or_dash, table_of
 from dlcalc.utils import units
 
 JOULES_PER_MWH = 3.6e9
@@ -322,10 +322,10 @@ def _print_inputs(facts: CompareFacts, console: Console) -> None:
     console.print(Text(f"Prices and powers of a device that this rests on, drawn all the time; {left_out}{site}"))
     columns = [
         Column("machine", [one.machine for one in inputs], "left", flexible=True),
-        Column("$/hour", [_or_dash(one.usd_per_device_hour, "{:.2f}".format) for one in inputs]),
+        Column("$/hour", [or_dash(one.usd_per_device_hour, "{:.2f}".format) for one in inputs]),
         Column("price from", [_short(one.price_source) for one in inputs], "left", optional=2, flexible=True),
-        Column("W", [_or_dash(one.watts_per_device, units.count) for one in inputs]),
-        Column("of it host", [_or_dash(one.host_watts_per_device, units.count) for one in inputs], optional=4),
+        Column("W", [or_dash(one.watts_per_device, units.count) for one in inputs]),
+        Column("of it host", [or_dash(one.host_watts_per_device, units.count) for one in inputs], optional=4),
         Column("power from", [_short(one.power_source) for one in inputs], "left", optional=1, flexible=True),
         Column("kernels", ["measured" if one.is_measured else "a relative's" for one in inputs], "left", optional=3),
     ]
@@ -337,7 +337,3 @@ def _short(source: str) -> str:
     name, _, rest = source.partition(", http")
     dated = rest.rpartition(" (")[2] if rest.endswith(")") else ""
     return name + (f" ({dated}" if dated else "")
-
-
-def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
-    return "-" if value is None else text(value)

@@ -1,4 +1,4 @@
-"""What a search answers, as one object: printed by report.terminal, by ``--json``, and kept beside the rows.
+"""What a search answers, as one object: printed by report.search_report, by ``--json``, and kept beside the rows.
 
 Built by ``workflows.search.run_search`` and read by programs: names here are an interface, and the same as the columns
 of a result. Base units throughout; null where a thing is not known or does not apply.

@@ -9,16 +9,11 @@ import time
 import pytest
 from rich.console import Console
 
+from dlcalc.report.listings import print_dry_run, print_hardware, print_models
 from dlcalc.report.plan_words import plan_words, shared_and_own
+from dlcalc.report.search_report import print_search
 from dlcalc.report.summary import miss_sentence, nothing_fits
-from dlcalc.report.terminal import (
-    SearchProgress,
-    make_console,
-    print_dry_run,
-    print_hardware,
-    print_models,
-    print_search,
-)
+from dlcalc.report.terminal import SearchProgress, make_console
 from dlcalc.utils import units
 
 GIB = 2.0**30
