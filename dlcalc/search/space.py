@@ -111,7 +111,7 @@ def axes_of(
         _pipe_axis(model, recipe, ranges),
         _batch_axis(recipe, ranges),
         _redo_axis(model, recipe, ranges),
-        _tensor_axis(model, recipe, ranges),
+        _tensor_axis(model, hardware, recipe, ranges),
     )
 
 
@@ -218,10 +218,10 @@ def _redo_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     return _axis(("recompute", "recompute_layers", "offload_layers"), rows)
 
 
-def _tensor_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
+def _tensor_axis(model: ModelSpec, hardware: HardwareSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     profile = recipe.framework
     sharded = _flags(ranges.sequence_parallel, auto=[False, True])
-    tp_overlaps = _flags(ranges.overlap_tp, auto=_tp_overlaps(model, recipe))
+    tp_overlaps = _flags(ranges.overlap_tp, auto=_tp_overlaps(model, hardware, recipe))
     ep_overlaps = _flags(ranges.overlap_ep, auto=[profile.overlap_ep]) if model.is_moe else [False]
     rows = dict.fromkeys(
         (sp, overlap_tp and (sp or not isinstance(ranges.overlap_tp, str)), overlap_ep)
@@ -230,12 +230,16 @@ def _tensor_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     return _axis(("sequence_parallel", "overlap_tp", "overlap_ep"), list(rows))
 
 
-def _tp_overlaps(model: ModelSpec, recipe: Recipe) -> list[bool]:
-    """What users of the framework choose from; it overlaps nothing in latent attention, nor its recipes in nvfp4."""
+def _tp_overlaps(model: ModelSpec, hardware: HardwareSpec, recipe: Recipe) -> list[bool]:
+    """What users of the framework choose from.
+
+    User buffers are NVIDIA's, hold nothing of latent attention, and are left off by recipes in nvfp4.
+    """
     profile = recipe.framework
     if not profile.varies_overlap_tp:
         return [profile.overlap_tp]
-    return [False] if profile.buffers_overlapped_tp and (model.is_mla or recipe.precision == "nvfp4") else [False, True]
+    without_buffers = model.is_mla or recipe.precision == "nvfp4" or not hardware.family.startswith("nvidia")
+    return [False] if profile.buffers_overlapped_tp and without_buffers else [False, True]
 
 
 def _data_axis(devices: int, recipe: Recipe, ranges: KnobRanges) -> Axis:

@@ -100,6 +100,14 @@ def test_tp_is_overlapped_and_not_where_users_choose(model, recipe, overlaps):
 def test_recipes_in_nvfp4_overlap_no_tp():
     case = one(hardware="b200", recipe={"framework": "megatron_bridge", "precision": "nvfp4"})
     assert set(case.axes[5]["overlap_tp"]) == {0}
+
+
+def test_user_buffers_are_nvidias():
+    for framework, overlaps in (("megatron", {0}), ("megatron_bridge", {0}), ("torchtitan", {0, 1})):
+        assert set(one(hardware="mi300x", recipe={"framework": framework}).axes[5]["overlap_tp"]) == overlaps
+
+
+def test_an_overlap_that_is_written_is_what_is_searched():
     assert set(one({"overlap_tp": True, "sequence_parallel": True}).axes[5]["overlap_tp"]) == {1}
 
 
