@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from dlcalc import __version__
@@ -64,14 +65,7 @@ def manifest(job: Job, scheduler: Scheduler, files: list[str]) -> dict[str, Any]
         },
         "plan": job.plan.as_dict(),
         "chunk_layers": list(job.chunk_layers),
-        "estimate": {
-            "step_time_s": told.step_time_s,
-            "step_time_low_s": told.step_time_low_s,
-            "step_time_high_s": told.step_time_high_s,
-            "mfu": told.mfu,
-            "tokens_per_s_per_device": told.tokens_per_s_per_device,
-            "memory_bytes": told.memory_bytes,
-        },
+        "estimate": asdict(told),
         "files": files,
     }
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dlcalc.costmodel.prediction import Prediction
 from dlcalc.report.run_facts import Citation
 
 Knobs = Mapping[str, Any]
@@ -26,18 +27,12 @@ class PlanPoint:
 
 
 @dataclass(frozen=True)
-class PlanFacts:
+class PlanFacts(Prediction):
     """A plan that the report looks at closely."""
 
     rank: int
     plan: Knobs
-    step_time_s: float
-    step_time_low_s: float
-    step_time_high_s: float
-    mfu: float
     hfu: float
-    tokens_per_s_per_device: float
-    memory_bytes: float
     headroom_bytes: float
     """Free: usable memory less ``memory_bytes``."""
     days: float | None

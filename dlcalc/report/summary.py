@@ -10,35 +10,14 @@ from typing import Literal, NotRequired, TypedDict
 
 from dlcalc.errors import InfeasibleSpaceError, NoPlacementError
 from dlcalc.report.memory_words import need_and_limit
+from dlcalc.report.plan_words import knobs_of
 from dlcalc.utils import units
 
 SortName = Literal["mfu", "step_time", "cost", "memory"]
 
 
 class PlanKnobs(TypedDict):
-    """One value for every knob."""
-
-    tp: int
-    cp: int
-    pp: int
-    dp: int
-    ep: int
-    etp: int
-    vpp: int
-    schedule: str
-    micro_batch: int
-    recompute: str
-    recompute_layers: int
-    zero_stage: int
-    dp_replicate: int
-    sequence_parallel: bool
-    overlap_grad: bool
-    overlap_param: bool
-    overlap_tp: bool
-    overlap_ep: bool
-    offload_optimizer: bool
-    offload_layers: int
-    split: str
+    """Beside what a row says of a plan stand its knobs: all of ``costmodel.plans.KNOBS``, as people write them."""
 
 
 class PlanRow(PlanKnobs):
@@ -373,9 +352,10 @@ def miss_sentence(scenario: ScenarioSummary) -> str | None:
     if not scenario["nearest_misses"]:
         return None
     miss = scenario["nearest_misses"][0]
-    degrees = " ".join(f"{knob}={miss[knob]}" for knob in ("tp", "cp", "pp", "ep") if miss[knob] > 1) or "dp only"
-    recompute = "" if miss["recompute"] == "none" else f", {miss['recompute']} recompute"
-    plan = f"nearest in {scenario['name']}: {degrees}, micro_batch={miss['micro_batch']}{recompute}"
+    knobs = knobs_of(miss)
+    degrees = " ".join(f"{knob}={knobs[knob]}" for knob in ("tp", "cp", "pp", "ep") if knobs[knob] > 1) or "dp only"
+    recompute = "" if knobs["recompute"] == "none" else f", {knobs['recompute']} recompute"
+    plan = f"nearest in {scenario['name']}: {degrees}, micro_batch={knobs['micro_batch']}{recompute}"
     if miss["over_bytes"] <= 0:
         return f"{plan} is refused: {'; '.join(miss['reasons'])}"
     return f"{plan} needs {need_and_limit(miss['memory_bytes'], miss['memory_bytes'] - miss['over_bytes'])}"
