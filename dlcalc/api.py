@@ -47,6 +47,7 @@ class PlanEstimate:
     memory_bytes: float
     """Peak of the fullest device."""
     headroom_bytes: float
+    """Free: usable memory of a device less that."""
     devices: int
     time_s: Mapping[str, float]
     """The step by what it is spent on; the values add up to ``step_time_s``."""

@@ -116,7 +116,7 @@ def compare(
     **failures: str | None,
 ) -> None:
     """Read what is asked, compare, and print."""
-    from dlcalc.specs.quantities import positive_number, token_count
+    from dlcalc.specs.quantities import dollars, positive_number, token_count
     from dlcalc.workflows.compare import named_axes, run_compare, write_csv, write_parquet
     from dlcalc.workflows.compare_choices import nothing_within
     from dlcalc.workflows.compare_inputs import Asked, site_factor
@@ -125,9 +125,9 @@ def compare(
         by=named_axes(by),
         objective=objective,
         tokens=token_count(tokens, "--tokens") if tokens is not None else None,
-        budget_usd=positive_number(budget_usd, "--budget-usd") if budget_usd is not None else None,
-        deadline_days=positive_number(deadline_days, "--deadline-days") if deadline_days is not None else None,
-        prices=by_name(prices, "--price", "h100=2.49"),
+        budget_usd=dollars(budget_usd, "--budget-usd", "50e6 or 50M") if budget_usd is not None else None,
+        deadline_days=positive_number(deadline_days, "--deadline-days", "90") if deadline_days is not None else None,
+        prices=by_name(prices, "--price", "h100=2.49", is_money=True),
         powers=by_name(powers, "--power", "h100=1300"),
         pue=site_factor(pue) if pue is not None else 1.0,
         failures=failures_of(failures),
@@ -142,13 +142,13 @@ def compare(
         raise error
 
 
-def by_name(given: tuple[str, ...], option: str, example: str) -> dict[str, float]:
+def by_name(given: tuple[str, ...], option: str, example: str, *, is_money: bool = False) -> dict[str, float]:
     """``NAME=NUMBER`` as often as it was given."""
     from dlcalc.specs.quantities import named_number
 
     found: dict[str, float] = {}
     for text in given:
-        name, value = named_number(text, option, example)
+        name, value = named_number(text, option, example, is_money=is_money)
         if name in found:
             raise DlcalcError(f"{option} {name}: given twice")
         found[name] = value
@@ -160,13 +160,17 @@ def failures_of(given: dict[str, str | None]) -> Failures | None:
     from dlcalc.report.compare_facts import Failures
     from dlcalc.specs.quantities import positive_number
 
+    examples = {"mtbf_hours_per_device": "50000", "checkpoint_write_s": "60", "restart_s": "600"}
     options = {name: f"--{name.replace('_', '-')}" for name in given}
     missing = [options[name] for name, text in given.items() if text is None]
     if len(missing) == len(given):
         return None
     if missing:
-        raise DlcalcError(f"{' and '.join(options.values())} belong together; missing: {', '.join(missing)}")
-    hours, write_s, restart_s = (positive_number(text or "", options[name]) for name, text in given.items())
+        *first, last = options.values()
+        raise DlcalcError(f"{', '.join(first)} and {last} belong together; missing: {', '.join(missing)}")
+    hours, write_s, restart_s = (
+        positive_number(given[name] or "", options[name], example) for name, example in examples.items()
+    )
     return Failures(hours * 3600.0, write_s, restart_s)
 
 

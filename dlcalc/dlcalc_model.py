@@ -66,7 +66,8 @@ def show_model(name_or_path: str, seq_len: int | None, *, as_json: bool) -> None
 
 def show_models(*, as_json: bool) -> None:
     """All built-in models on stdout."""
-    from dlcalc.report.terminal import make_console, print_models
+    from dlcalc.report.listings import print_models
+    from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
     from dlcalc.workflows.search import list_models
 

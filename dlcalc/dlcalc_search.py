@@ -209,8 +209,9 @@ def search(
     **choices: Any,  # noqa: ANN401
 ) -> None:
     """Search, and print the answer."""
+    from dlcalc.report.search_report import print_search
     from dlcalc.report.summary import nothing_fits, nothing_placed
-    from dlcalc.report.terminal import SearchProgress, make_console, print_search
+    from dlcalc.report.terminal import SearchProgress, make_console
     from dlcalc.utils.jsontext import to_json
 
     told = {name: choices.pop(name) for name in TOLD}
@@ -235,7 +236,8 @@ def search(
 
 def show_dry_run(space_file: Path, *, as_json: bool, hardware_dirs: tuple[Path, ...], out: str | None) -> None:
     """What a search would do."""
-    from dlcalc.report.terminal import make_console, print_dry_run
+    from dlcalc.report.listings import print_dry_run
+    from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
     from dlcalc.workflows.search import dry_run
 
@@ -248,7 +250,8 @@ def show_dry_run(space_file: Path, *, as_json: bool, hardware_dirs: tuple[Path, 
 
 def show_hardware(hardware_dirs: tuple[Path, ...], *, as_json: bool) -> None:
     """The hardware that can be named."""
-    from dlcalc.report.terminal import make_console, print_hardware
+    from dlcalc.report.listings import print_hardware
+    from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
     from dlcalc.workflows.search import list_hardware
 
@@ -261,7 +264,8 @@ def show_hardware(hardware_dirs: tuple[Path, ...], *, as_json: bool) -> None:
 
 def show_models(*, as_json: bool) -> None:
     """The models that can be named."""
-    from dlcalc.report.terminal import make_console, print_models
+    from dlcalc.report.listings import print_models
+    from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
     from dlcalc.workflows.search import list_models
 

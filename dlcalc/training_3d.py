@@ -54,6 +54,7 @@ Exit code: 0 the plan was estimated, also where it does not fit (the report says
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the report.")
 @click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Also write a page with charts.")
 @click.option("--trace", metavar="FILE", type=click.Path(path_type=Path), help="Also write a trace for Perfetto.")
+@click.option("-v", "--verbose", is_flag=True, help="With --from: list every option that no estimate reads.")
 @click.option("--cite", is_flag=True, help="Print the sources of the equations that this run used.")
 @click.option(
     "--what-if",
@@ -78,6 +79,7 @@ def main(
     trace: Path | None,
     as_json: bool,
     cite: bool,
+    verbose: bool,
     what_if: tuple[str, ...],
     better: bool | None,
     **opened: Any,  # noqa: ANN401 - where the run comes from, passed on by name
@@ -93,7 +95,7 @@ def main(
 
         source = open_any_run(run, **opened)
         wants_better = better if better is not None else opened["source"] is not None
-        show(source, as_json=as_json, cite=cite, what_if=what_if, html=html, better=wants_better)
+        show(source, as_json=as_json, cite=cite, verbose=verbose, what_if=what_if, html=html, better=wants_better)
         if trace is not None:
             write_trace(source, trace)
             click.echo(f"trace in {trace}; open it in ui.perfetto.dev or chrome://tracing", err=True)
@@ -103,11 +105,19 @@ def main(
 
 
 def show(
-    source: RunSource, *, as_json: bool, cite: bool, what_if: tuple[str, ...], html: Path | None, better: bool
+    source: RunSource,
+    *,
+    as_json: bool,
+    cite: bool,
+    verbose: bool,
+    what_if: tuple[str, ...],
+    html: Path | None,
+    better: bool,
 ) -> None:
     """Print, and write the page."""
     from dlcalc.report.better import better_section
-    from dlcalc.report.run_report import citation_section, comparison_section, sections
+    from dlcalc.report.run_comparison import citation_section, comparison_section
+    from dlcalc.report.run_report import sections
     from dlcalc.report.sections import print_sections
     from dlcalc.report.terminal import make_console
     from dlcalc.search.run import parse_change
@@ -124,7 +134,7 @@ def show(
         document = as_document(facts, comparison, cited)
         click.echo(to_json({**document, "better": asdict(faster)} if faster else document))
     else:
-        printed = (comparison_section(comparison),) if comparison else sections(facts)
+        printed = (comparison_section(comparison),) if comparison else sections(facts, verbose=verbose)
         further = (*((better_section(faster),) if faster else ()), *((citation_section(cited),) if cited else ()))
         print_sections((*printed, *further), make_console())
     if html is not None:

@@ -62,3 +62,15 @@ def failure_time_factor(
     with np.errstate(over="ignore"):
         lost = np.exp(restart_s / failure_interval_s)
         return lost * np.expm1((interval_s + checkpoint_write_s) / failure_interval_s) * failure_interval_s / interval_s
+
+
+def least_failure_interval_s(*, checkpoint_write_s: Numeric, restart_s: Numeric) -> Numeric:
+    """Mean time between failures at which a job makes no progress any more: what a restart and one checkpoint take.
+
+    Below that the expected time is one of rare long gaps between failures, and no plan to go by: at equality it is 2.7
+    times the work at least, and it grows exponentially.
+
+    Assumes: that a restart and a write are needed before any work counts.
+    Source: [derived] ``R + d`` in the terms of the complete model of [daly2006].
+    """
+    return restart_s + checkpoint_write_s

@@ -423,6 +423,22 @@ def stage_buffer_bytes(
     return buffers * tokens * ACTIVATION_BYTES * model.hidden_size * _between(tp, sequence_parallel)
 
 
+def tp_overlap_buffer_bytes(
+    model: ModelSpec, *, tokens: Numeric, overlap_tp: Numeric, gathered_element_bytes: float
+) -> Numeric:
+    """Buffers through which linear layers exchange chunks with their neighbours while they compute.
+
+    Each is as large as the gathered activations of a micro-batch: six hold what is gathered (inputs of Q, K, V and of
+    up, and gradients), in 8 bits where linear layers take such inputs, and four what is scattered, in 16. All layers
+    of a kind share them, and they stay through the step.
+
+    Assumes: the default methods of all four layers; ignores that a scatter in a ring would take almost twice as much.
+    Source: [transformer_engine] initialize_ub of module/base.py.
+    """
+    per_element = 6.0 * gathered_element_bytes + 4.0 * ACTIVATION_BYTES
+    return overlap_tp * tokens * model.hidden_size * per_element
+
+
 def bucket_buffer_bytes(
     params: Numeric, *, bucket_bytes: float, grad_bytes: float, grad_reduce_bytes: float, overlap: Numeric
 ) -> Numeric:

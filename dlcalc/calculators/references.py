@@ -157,6 +157,12 @@ REFERENCES: dict[str, Reference] = {
         2005,
         "https://doi.org/10.1177/1094342005051521",
     ),
+    "transformer_engine": Reference(
+        "Transformer Engine: documentation and source",
+        "NVIDIA",
+        2025,
+        "https://github.com/NVIDIA/TransformerEngine",
+    ),
     "young1974": Reference(
         "A first order approximation to the optimum checkpoint interval",
         "Young",

@@ -27,7 +27,7 @@ from dlcalc.calculators.schedule import DUALPIPE, fill_sends_count, in_flight_mi
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.every_stage import Chunks, chunks_of, device_times, times_of
 from dlcalc.costmodel.footprint import Footprint, footprint
-from dlcalc.costmodel.layer_comm import ring_link
+from dlcalc.costmodel.layer_comm import off_node_fraction, ring_link
 from dlcalc.costmodel.layer_matmuls import Matmul
 from dlcalc.costmodel.layer_times import Pass, Sublayer
 from dlcalc.costmodel.placement import Links
@@ -329,6 +329,10 @@ class CollectiveFacts:
     bandwidth_s: float
     """What its bytes add to that."""
     calls_per_step: float
+    off_node_fraction: float = 1.0
+    """Of an all-to-all: what crosses nodes, over what would if a token went there once for each of its experts."""
+    spared_s: float = 0.0
+    """What that takes off a call."""
 
     @property
     def call_s(self) -> float:
@@ -349,6 +353,9 @@ class AxisFacts:
     sent_s: float
     exposed_s: float
     hidden_s: float
+    """Sent while something else runs."""
+    not_sent_s: float = 0.0
+    """What would be sent on top if each token went to a node once for each of its experts there."""
     note: str = ""
 
 
@@ -383,7 +390,8 @@ def _axis(
 ) -> AxisFacts:
     collectives = tuple(call for call in calls if call.n_ranks > 1 and call.calls_per_step > 0)
     sent_s = sum(call.sent_s for call in collectives)
-    return AxisFacts(name, degree, collectives, sent_s, exposed_s, max(sent_s - exposed_s, 0.0), note)
+    spared_s = sum(call.calls_per_step * call.spared_s for call in collectives)
+    return AxisFacts(name, degree, collectives, sent_s, exposed_s, max(sent_s - exposed_s, 0.0), spared_s, note)
 
 
 class _Talk:
@@ -399,11 +407,19 @@ class _Talk:
         self.counts = _layer_counts(found)
 
     def call(
-        self, what: str, operation: Operation, size_bytes: float, link: GroupLink, calls: float
+        self,
+        what: str,
+        operation: Operation,
+        size_bytes: float,
+        link: GroupLink,
+        calls: float,
+        off_node_fraction: float = 1.0,
     ) -> CollectiveFacts:
         time_s = _OPERATIONS[operation]
         rates = {"node": self.rates.node_collectives[operation], "fabric": self.rates.fabric_collectives[operation]}
         latency_s = _number(time_s(0.0, link, **rates))
+        lighter = replace(link, fabric_bytes_per_s=link.fabric_bytes_per_s / off_node_fraction)
+        call_s, in_full_s = (_number(time_s(size_bytes, one, **rates)) for one in (lighter, link))
         crosses = _number(link.n_nodes) > 1.0
         return CollectiveFacts(
             what=what,
@@ -414,8 +430,10 @@ class _Talk:
             link="fabric" if crosses else "node",
             link_bytes_per_s=_number(link.fabric_bytes_per_s if crosses else link.node_bytes_per_s),
             latency_s=latency_s,
-            bandwidth_s=_number(time_s(size_bytes, link, **rates)) - latency_s,
+            bandwidth_s=call_s - latency_s,
             calls_per_step=calls,
+            off_node_fraction=off_node_fraction,
+            spared_s=in_full_s - call_s,
         )
 
     def per_step(self, n_in_model: float) -> float:
@@ -477,8 +495,9 @@ class _Talk:
         shards = _number(1.0 + plan.sequence_parallel * (plan.tp - 1.0))
         size = 2.0 * self.tokens / shards * self.model.top_k * hidden
         passes = self.per_step(2.0 * self.counts["moe"])
-        yield self.call("dispatch, both passes", "all_to_all", size, self.links.ep, passes)
-        yield self.call("combine, both passes", "all_to_all", size, self.links.ep, passes)
+        crossing = _number(off_node_fraction(self.model, self.links, self.recipe.framework))
+        yield self.call("dispatch, both passes", "all_to_all", size, self.links.ep, passes, crossing)
+        yield self.call("combine, both passes", "all_to_all", size, self.links.ep, passes, crossing)
         routed = 2.0 * self.tokens * self.model.top_k * _number(plan.etp / plan.tp) * hidden
         yield self.call("routed tokens, both passes", "all_gather", routed, self.links.etp, passes)
         yield self.call("experts' outputs, both passes", "reduce_scatter", routed, self.links.etp, passes)

@@ -166,10 +166,14 @@ def refused_by_framework(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
 
 
 def refused_by_node(node: Node, plans: Plans) -> Mapping[str, Mask]:
-    """What a node without a memory apart from its devices' cannot do."""
+    """What only works inside a node, and what one without a memory apart from its devices' cannot do.
+
+    Overlapped chunks of tp are written straight into the neighbour's memory.
+    """
+    reasons = {"overlapping tp needs tp within a node": (plans.overlap_tp == 1) & (plans.tp > node.n_devices)}
     if not node.shares_host_memory:
-        return {}
-    return {
+        return reasons
+    return reasons | {
         "the optimizer's states have no other memory to go to": plans.offload_optimizer == 1,
         "activations have no other memory to go to": plans.offload_layers > 0,
     }

@@ -44,6 +44,8 @@ class Footprint:
     working_set_bytes: Array
     """Of the layer in its backward pass, recomputed activations included; or logits and loss, where they take more."""
     stage_buffers_bytes: Array
+    overlap_buffers_bytes: Array
+    """Through which tensor-parallel ranks exchange chunks while they compute, outside the allocator."""
     context_bytes: Array
     """Driver, libraries and communicators, outside the allocator."""
     allocator_slack_factor: float
@@ -67,6 +69,10 @@ class Footprint:
     @cached_property
     def passing_bytes(self) -> Array:
         """What micro-batches leave behind, fragmentation included; stage x mesh x pipe x batch x redo x tensor."""
+        return self._reserved_passing + self.overlap_buffers_bytes
+
+    @cached_property
+    def _reserved_passing(self) -> Array:
         return self.allocator_slack_factor * self._passing
 
     @property
@@ -76,8 +82,8 @@ class Footprint:
 
     @property
     def reserved_bytes(self) -> Array:
-        """What the allocator reports as reserved: without the context."""
-        return fullest_stage_bytes(self._states, self.passing_bytes)
+        """What the allocator reports as reserved: without the context and the buffers of overlaps."""
+        return fullest_stage_bytes(self._states, self._reserved_passing)
 
     @property
     def allocated_bytes(self) -> Array:
@@ -145,6 +151,7 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
         activations_bytes=activations,
         working_set_bytes=working,
         stage_buffers_bytes=np.asarray(stage_buffers),
+        overlap_buffers_bytes=_overlap_buffers(model, plans, machine, tokens),
         context_bytes=number(profile.cuda_context_gib * GIB),
         allocator_slack_factor=1.0 + profile.allocator_slack,
     )
@@ -209,6 +216,18 @@ def offloaded_layer_bytes(model: ModelSpec, plans: Plans, machine: Machine) -> A
         return number(0.0)
     tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
     return _mean_layer(model, _per_kind(model, plans, machine, tokens, number(memory.NONE)))
+
+
+def _overlap_buffers(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array) -> Array:
+    """Of tensor-parallel exchanges behind matmuls; mesh x batch x tensor, nothing where no plan overlaps them."""
+    if not machine.recipe.framework.buffers_overlapped_tp or not np.any(plans.overlap_tp):
+        return number(0.0)
+    gathered = 1.0 if machine.linear.input_bytes <= 1.125 else memory.ACTIVATION_BYTES
+    return np.asarray(
+        memory.tp_overlap_buffer_bytes(
+            model, tokens=tokens, overlap_tp=plans.overlap_tp, gathered_element_bytes=gathered
+        )
+    )
 
 
 def _mean_layer(model: ModelSpec, per_kind: Mapping[str, Array]) -> Array:

@@ -24,6 +24,7 @@ from dlcalc.costmodel.layer_matmuls import ZERO, MatmulTime, sum_of
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
 
 
@@ -168,25 +169,32 @@ def cp_comm_s(
     return exposed_f, exposed_b
 
 
+def off_node_fraction(model: ModelSpec, links: Links, profile: FrameworkProfile) -> Array:
+    """What tokens send across nodes on the way to their experts, over a copy for each expert that is elsewhere.
+
+    Less than 1 under a dispatcher that knows nodes: it sends a token once to each node that has some of its experts.
+    """
+    if not profile.dispatches_once_per_node:
+        return np.ones(())
+    nodes = distinct_nodes_count(links.ep.n_nodes, top_k=float(model.top_k))
+    return np.asarray(np.minimum(nodes, model.expert_groups_per_token or np.inf) / model.top_k)
+
+
 def ep_comm_s(
     model: ModelSpec, plans: Plans, links: Links, machine: Machine, own_tokens: Array, routed: Array,
     times: Mapping[str, MatmulTime],
 ) -> tuple[Array, Array]:  # fmt: skip
     """Exposed dispatch and combine of each pass, and the gather over expert-tensor-parallel ranks.
 
-    A dispatcher that knows nodes sends a token once to each node that has some of its experts, and spreads it there
-    over the faster link.
+    A token that is sent to a node once (:func:`off_node_fraction`) is spread there over the faster link.
     With ``overlap_ep`` a micro-batch's exchange runs behind the other pass of another one: exposed is what exceeds the
     experts' matmuls.
     """
     rates = machine.hardware.calibration
     node, fabric = rates.node_collectives, rates.fabric_collectives
     size = 2.0 * own_tokens * model.top_k * model.hidden_size
-    link = links.ep
-    if machine.recipe.framework.dispatches_once_per_node:
-        nodes = distinct_nodes_count(link.n_nodes, top_k=float(model.top_k))
-        saved = model.top_k / np.minimum(nodes, model.expert_groups_per_token or np.inf)
-        link = replace(link, fabric_bytes_per_s=link.fabric_bytes_per_s * saved)
+    saved = 1.0 / off_node_fraction(model, links, machine.recipe.framework)
+    link = replace(links.ep, fabric_bytes_per_s=links.ep.fabric_bytes_per_s * saved)
     once = all_to_all_time_s(size, link, node=node["all_to_all"], fabric=fabric["all_to_all"])
     gathered = 2.0 * routed * model.hidden_size
     spread = all_gather_time_s(gathered, links.etp, node=node["all_gather"], fabric=fabric["all_gather"])

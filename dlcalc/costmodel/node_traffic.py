@@ -1,7 +1,8 @@
 """What a plan sends out of a node in a step, by axis: the weights of links, where a placement is chosen for them.
 
 Counted from the same exchanges that the estimate takes its time for. A ring enters and leaves each of its nodes once,
-however many of its ranks sit there; in an all-to-all every rank sends to all that are elsewhere.
+however many of its ranks sit there; in an all-to-all every rank sends to all that are elsewhere, once
+to a node where the dispatcher knows nodes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _leaving_bytes(call: CollectiveFacts, node_devices: float) -> float:
         case "send":
             return sent * node_devices
         case "all_to_all":
-            return sent * node_devices * (n - here) / n
+            return sent * node_devices * (n - here) / n * call.off_node_fraction
         case "all_reduce":
             return 2.0 * sent * groups * (n - 1.0) / n
         case _:

@@ -66,12 +66,7 @@ def manifest(job: Job, emitted: Emitted, scheduler: Scheduler, files: list[str])
         "plan": job.plan.as_dict(),
         "chunk_layers": list(job.chunk_layers),
         "estimate": {
-            "step_time_s": told.step_time_s,
-            "step_time_low_s": told.step_time_low_s,
-            "step_time_high_s": told.step_time_high_s,
-            "mfu": told.mfu,
-            "tokens_per_s_per_device": told.tokens_per_s_per_device,
-            "memory_bytes": told.memory_bytes,
+            **asdict(told),
             "framework": job.recipe.framework.name,
             "other_costs": [asdict(other) for other in job.other_costs],
         },

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Self
 
 from dlcalc.costmodel.plans import KNOBS, value_of
+from dlcalc.costmodel.prediction import Prediction
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
@@ -60,20 +61,6 @@ class PlanValues:
 
 def _value(knob: str, value: float | str) -> int | bool | str:
     return value if isinstance(value, str) else value_of(knob, float(value))
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the cost model says of the plan."""
-
-    step_time_s: float
-    step_time_low_s: float
-    """Lower end of the 80 % interval."""
-    step_time_high_s: float
-    mfu: float
-    tokens_per_s_per_device: float
-    memory_bytes: float
-    """Of the fullest device."""
 
 
 @dataclass(frozen=True)

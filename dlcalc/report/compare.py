@@ -19,9 +19,9 @@ from dlcalc.report.compare_facts import (
     Section,
 )
 from dlcalc.report.compare_why import print_differences, print_why
-from dlcalc.report.compare_words import cell, nearest_words, priced
+from dlcalc.report.compare_words import cell, days_cell, nearest_words, no_progress, priced
 from dlcalc.report.plan_words import shared_and_own
-from dlcalc.report.tables import Column, table_of
+from dlcalc.report.tables import Column, or_dash, table_of
 from dlcalc.utils import units
 
 JOULES_PER_MWH = 3.6e9
@@ -123,7 +123,7 @@ def _cost_columns(facts: CompareFacts, best: Sequence[Candidate]) -> list[Column
             Column(_sure(facts), [_interval_cell(objective, value) for value in values], optional=4),
         ]
     others = [
-        Column("days", [cell(one.days, units.days) for one in best], optional=2),
+        Column("days", [days_cell(one.days) for one in best], optional=2),
         Column("cost", [cell(one.cost_usd, units.money) for one in best], optional=3),
         Column("MWh", [cell(one.energy_j, _mwh) for one in best], optional=5),
         Column("tokens/$", [cell(one.tokens_per_usd, units.short_count) for one in best], optional=6),
@@ -146,7 +146,7 @@ def _objective_header(objective: Objective) -> str:
 
 
 def _objective_cell(objective: Objective, value: Range | None) -> str:
-    return cell(value, _objective_text(objective))
+    return days_cell(value) if objective.name == "days" else cell(value, _objective_text(objective))
 
 
 def _objective_text(objective: Objective) -> Callable[[float], str]:
@@ -160,7 +160,7 @@ def _objective_text(objective: Objective) -> Callable[[float], str]:
 
 
 def _interval_cell(objective: Objective, value: Range | None) -> str:
-    if value is None or not value.value < float("inf"):
+    if value is None or not 0 < value.value < float("inf"):
         return "-"
     text = _objective_text(objective)
     return f"{text(value.low)} to {text(value.high)}"
@@ -303,26 +303,29 @@ def _print_failures(facts: CompareFacts, console: Console) -> None:
     columns = [
         Column("devices", [units.count(count) for count in counts]),
         Column("failure every", [units.duration(one.failure_interval_s) for one in lost], optional=1),
-        Column("checkpoint every", [units.duration(one.checkpoint_interval_s) for one in lost]),
-        Column("goodput %", [f"{100 * one.goodput_fraction:.1f}" for one in lost]),
+        Column(
+            "checkpoint every",
+            [units.duration(one.checkpoint_interval_s) if one.makes_progress else "-" for one in lost],
+        ),
+        Column("goodput %", [f"{100 * one.goodput_fraction:.1f}" if one.makes_progress else "none" for one in lost]),
     ]
     console.print(table_of(columns, console.width))
+    if said := no_progress([one for section in facts.sections for one in section.candidates], failures):
+        console.print(Text(said, style="bold"))
 
 
 def _print_inputs(facts: CompareFacts, console: Console) -> None:
     inputs = facts.inputs
     console.print()
-    site = (
-        f"times {units.significant(facts.pue)} for the site (--pue)"
-        if facts.pue != 1.0
-        else "the site left out (--pue)"
-    )
-    console.print(Text(f"Prices and powers of a device that this rests on, drawn all the time, {site}"))
+    site = f"; the site takes {units.significant(facts.pue)} times as much (--pue)" if facts.pue != 1.0 else " (--pue)"
+    left_out = "networks between nodes and storage" + (" left out" if facts.pue != 1.0 else ", and cooling, left out")
+    console.print(Text(f"Prices and powers of a device that this rests on, drawn all the time; {left_out}{site}"))
     columns = [
         Column("machine", [one.machine for one in inputs], "left", flexible=True),
-        Column("$/hour", [_or_dash(one.usd_per_device_hour, "{:.2f}".format) for one in inputs]),
+        Column("$/hour", [or_dash(one.usd_per_device_hour, "{:.2f}".format) for one in inputs]),
         Column("price from", [_short(one.price_source) for one in inputs], "left", optional=2, flexible=True),
-        Column("W", [_or_dash(one.watts_per_device, units.count) for one in inputs]),
+        Column("W", [or_dash(one.watts_per_device, units.count) for one in inputs]),
+        Column("of it host", [or_dash(one.host_watts_per_device, units.count) for one in inputs], optional=4),
         Column("power from", [_short(one.power_source) for one in inputs], "left", optional=1, flexible=True),
         Column("kernels", ["measured" if one.is_measured else "a relative's" for one in inputs], "left", optional=3),
     ]
@@ -334,7 +337,3 @@ def _short(source: str) -> str:
     name, _, rest = source.partition(", http")
     dated = rest.rpartition(" (")[2] if rest.endswith(")") else ""
     return name + (f" ({dated}" if dated else "")
-
-
-def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
-    return "-" if value is None else text(value)

@@ -54,6 +54,9 @@ class MachineInputs:
     usd_per_device_hour: float | None
     price_source: str
     watts_per_device: float | None
+    """With the share of its host, where that is known or the user's power includes it."""
+    host_watts_per_device: float | None
+    """That share; None where the power is the device's alone, or the user's."""
     power_source: str
     is_measured: bool
     """Whether its calibration rests on measured kernels; else on a relative's, with wider intervals."""
@@ -80,7 +83,9 @@ class Goodput:
     first_order_checkpoint_interval_s: float
     """The same by Young's formula."""
     goodput_fraction: float
-    """Work over expected wall clock: 1 where nothing fails."""
+    """Work over expected wall clock: 1 where nothing fails, 0 where the job makes no progress."""
+    makes_progress: bool
+    """Whether the job fails less often than a restart and a checkpoint take."""
 
 
 @dataclass(frozen=True)

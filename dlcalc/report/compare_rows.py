@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
 
+from dlcalc.costmodel.plans import KNOBS, NAMES, SWITCHES
 from dlcalc.report.compare_facts import Candidate, CompareFacts, MachineInputs, NothingFits, Range, Section
 
 Value = str | int | float | bool | None
@@ -85,10 +86,13 @@ def _knob(name: str, kind: Kind, meaning: str) -> TableColumn:
     return _of_best(name, kind, "1", meaning, lambda best: best.plan[name])
 
 
-_WHOLE_KNOBS = ("tp", "cp", "pp", "dp", "ep", "etp", "vpp", "micro_batch", "recompute_layers", "zero_stage",
-                "dp_replicate", "offload_layers")  # fmt: skip
-_WORD_KNOBS = ("schedule", "recompute", "split", "cp_exchange")
-_SWITCHES = ("sequence_parallel", "overlap_grad", "overlap_param", "overlap_tp", "overlap_ep", "offload_optimizer")
+def _knob_columns() -> list[TableColumn]:
+    """Numbers, then words, then switches."""
+    numbers = [knob for knob in KNOBS if knob not in NAMES and knob not in SWITCHES]
+    kinds: list[tuple[Kind, Sequence[str]]] = [("whole", numbers), ("word", tuple(NAMES)), ("switch", SWITCHES)]
+    return [_knob(name, kind, "knob of the plan") for kind, names in kinds for name in names]
+
+
 TERMS = ("matmul", "attention", "memory_bound", "launch", "tp_comm", "cp_comm", "ep_comm", "pp_comm", "recompute",
          "offload", "imbalance", "bubble", "optimizer", "overhead", "grad_reduce", "param_gather")  # fmt: skip
 
@@ -117,9 +121,7 @@ COLUMNS: tuple[TableColumn, ...] = (
     _of_best("framework", "word", "1", "name of the framework profile", lambda best: best.framework),
     _of_best("seq_len", "whole", "token", "tokens of one sequence", lambda best: best.seq_len),
     _of_best("global_batch", "whole", "sequence", "sequences of one step", lambda best: best.global_batch),
-    *(_knob(name, "whole", "knob of the plan") for name in _WHOLE_KNOBS),
-    *(_knob(name, "word", "knob of the plan") for name in _WORD_KNOBS),
-    *(_knob(name, "switch", "knob of the plan") for name in _SWITCHES),
+    *_knob_columns(),
     *_range("step_time:_s", "s", "time of one optimizer step", lambda best: best.step_time_s),
     _of_best("mfu", "quantity", "1", "model FLOPs over peak", lambda best: best.mfu),
     _of_best("hfu", "quantity", "1", "hardware FLOPs over peak", lambda best: best.hfu),
@@ -133,8 +135,10 @@ COLUMNS: tuple[TableColumn, ...] = (
     _of_best("headroom_bytes", "quantity", "B", "usable memory less that", lambda best: best.headroom_bytes),
     TableColumn("usd_per_device_hour", "quantity", "USD/h", "price of one device for an hour",
                 lambda row: row.inputs.usd_per_device_hour if row.inputs else None),
-    TableColumn("watts_per_device", "quantity", "W", "power of one device",
+    TableColumn("watts_per_device", "quantity", "W", "power of one device, with its share of the host where known",
                 lambda row: row.inputs.watts_per_device if row.inputs else None),
+    TableColumn("host_watts_per_device", "quantity", "W", "that share; empty where the power is the device's alone",
+                lambda row: row.inputs.host_watts_per_device if row.inputs else None),
     TableColumn("pue", "quantity", "1", "energy of the site over that of the devices", lambda row: row.facts.pue),
     _of_best("token_budget_tokens", "quantity", "token", "tokens of the whole run", lambda best: best.tokens),
     _goodput("failure_interval_s", "job_failure_interval_s", "s", "mean time between failures of the job"),

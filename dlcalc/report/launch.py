@@ -9,13 +9,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from dlcalc.costmodel.prediction import Prediction
 from dlcalc.report.plan_words import plan_words
 from dlcalc.utils import units
 
 
 @dataclass(frozen=True)
-class LaunchFacts:
-    """A bundle that was written."""
+class LaunchFacts(Prediction):
+    """A bundle that was written, and what is expected of it."""
 
     name: str
     target: str
@@ -25,12 +26,6 @@ class LaunchFacts:
     devices: int
     hosts: int
     plan: Mapping[str, int | bool | str]
-    step_time_s: float
-    step_time_low_s: float
-    step_time_high_s: float
-    mfu: float
-    tokens_per_s_per_device: float
-    memory_bytes: float
     folder: str
     files: Mapping[str, str]
     """Text by name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE
 
@@ -131,3 +131,8 @@ def values_in_use(plans: Sequence[Knobs]) -> str:
             left_out = "/..." if len(found) > _VALUES_SHOWN else ""
             parts.append(facet.label + "/".join(found[:_VALUES_SHOWN]) + left_out)
     return ", ".join(parts)
+
+
+def knobs_of(row: Mapping[str, object]) -> Knobs:
+    """The knobs that a row of an answer has beside its estimate."""
+    return cast("Knobs", row)

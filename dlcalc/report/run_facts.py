@@ -89,7 +89,10 @@ class MemoryFacts:
     """Where memory goes, on the fullest device."""
 
     total_bytes: float
-    capacity_bytes: float
+    usable_bytes: float
+    """Of one device; free is what of it the plan does not need."""
+    limit_bytes: float
+    """What a plan may need: usable memory less what is kept free."""
     terms: Mapping[str, float]
     fullest_stage: int
     stages: tuple[StageMemory, ...]
@@ -148,6 +151,8 @@ class RunFacts:
     """Every knob, as resolved."""
     notes: tuple[str, ...]
     """What was assumed or changed on the way from what is written to the plan."""
+    ignored: tuple[str, ...]
+    """Options of a trainer's own configuration that no estimate reads, all of them."""
     refused: tuple[str, ...]
     """Why this plan cannot run, memory among the reasons; empty when it can."""
     hardware: HardwareFacts

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from dlcalc.costmodel.timeline import Timeline
+from dlcalc.report.memory_words import need_of_usable
 from dlcalc.report.page.charts import PALETTE, bar, layout
 from dlcalc.report.page.parts import cards
 from dlcalc.report.page.shell import Chart, page_html
+from dlcalc.report.run_comparison import citation_section, comparison_section
 from dlcalc.report.run_facts import Citation, Comparison, RunFacts
-from dlcalc.report.run_report import citation_section, comparison_section, sections
+from dlcalc.report.run_report import sections
 from dlcalc.utils import units
 from dlcalc.utils.units import GIB
 
@@ -60,12 +62,12 @@ def _memory_chart(facts: RunFacts) -> Chart:
         bar(term, "_bytes", names, [stage.bytes_by_term[term] / GIB for stage in stages], position, "GiB", ".3f")
         for position, term in enumerate(terms)
     ]
-    capacity = facts.memory.capacity_bytes / GIB
+    limit = facts.memory.limit_bytes / GIB
     frame = layout("GiB per device", height=150 + 34 * len(stages))
-    line = {"type": "line", "x0": capacity, "x1": capacity, "y0": 0, "y1": 1, "yref": "paper"}
+    line = {"type": "line", "x0": limit, "x1": limit, "y0": 0, "y1": 1, "yref": "paper"}
     frame["shapes"] = [{**line, "line": {"dash": "dash", "width": 2, "color": "#888"}}]
     frame["annotations"] = [
-        {"x": capacity, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "text": f"{capacity:.1f} GiB"}
+        {"x": limit, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "text": f"limit {limit:.1f} GiB"}
     ]
     frame["yaxis"]["autorange"] = "reversed"
     return {"data": traces, "layout": frame}
@@ -159,7 +161,7 @@ def _answer(facts: RunFacts) -> str:
     shown = [
         ("iteration", units.duration(results.iteration_s, 4)),
         ("MFU", units.percent(results.mfu, 2)),
-        ("memory per device", f"{units.gib(memory.total_bytes, 1)} of {units.gib(memory.capacity_bytes, 1)} GiB"),
+        ("memory per device", need_of_usable(memory.total_bytes, memory.usable_bytes)),
         ("tokens per day", units.short_count(results.tokens_per_day)),
         ("devices", units.count(facts.hardware.devices)),
     ]

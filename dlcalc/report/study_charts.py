@@ -35,7 +35,7 @@ def charts_of(facts: StudyFacts) -> Iterator[tuple[str, Chart]]:
     if facts.top:
         yield "step_terms", _stacked(facts.top, lambda one: one.time_s, 1.0, "s", "seconds per step")
         memory = _stacked(facts.top, lambda one: one.memory_terms_bytes, GIB, "GiB", "GiB on the fullest device")
-        yield "memory_terms", _with_line(memory, facts.scenario.capacity_bytes / GIB)
+        yield "memory_terms", _with_line(memory, facts.scenario.limit_bytes / GIB)
     if facts.sensitivity is not None:
         yield "sensitivity", _sensitivity(facts)
     if len(facts.scenarios) > 1:
@@ -96,7 +96,7 @@ def _pareto(facts: StudyFacts, cloud: Cloud) -> Chart:
     frame = labelled("MFU against the memory of the fullest device", 460, "GiB per device", "MFU %")
     frame["hovermode"] = "closest"
     chart = {"data": traces, "layout": frame}
-    return _with_line(chart, facts.scenario.capacity_bytes / GIB)
+    return _with_line(chart, facts.scenario.limit_bytes / GIB)
 
 
 def _points(points: Sequence[PlanPoint]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _with_line(chart: Chart, gib: float) -> Chart:
     frame["margin"] = {**frame["margin"], "t": TOP_PX + 16}
     frame["shapes"] = [*frame.get("shapes", ()), {**line, "line": {"dash": "dash", "width": 2, "color": "#888"}}]
     note = {"x": gib, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "right", "showarrow": False}
-    frame["annotations"] = [*frame.get("annotations", ()), {**note, "text": f"{gib:.1f} GiB may be used"}]
+    frame["annotations"] = [*frame.get("annotations", ()), {**note, "text": f"limit {gib:.1f} GiB"}]
     return {**chart, "layout": frame}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dlcalc.costmodel.prediction import Prediction
 from dlcalc.report.run_facts import Citation
 
 Knobs = Mapping[str, Any]
@@ -26,19 +27,14 @@ class PlanPoint:
 
 
 @dataclass(frozen=True)
-class PlanFacts:
+class PlanFacts(Prediction):
     """A plan that the report looks at closely."""
 
     rank: int
     plan: Knobs
-    step_time_s: float
-    step_time_low_s: float
-    step_time_high_s: float
-    mfu: float
     hfu: float
-    tokens_per_s_per_device: float
-    memory_bytes: float
     headroom_bytes: float
+    """Free: usable memory less ``memory_bytes``."""
     days: float | None
     cost_usd: float | None
     time_s: Mapping[str, float]
@@ -63,8 +59,10 @@ class ScenarioFacts:
     mfu_convention: str
     token_budget: float | None
     usd_per_device_hour: float | None
-    capacity_bytes: float
-    """What a plan may take: without the headroom that the study asks for."""
+    usable_bytes: float
+    """Memory of one device."""
+    limit_bytes: float
+    """What a plan may need: usable memory less what the study keeps free."""
     memory_headroom: float
     n_plans: int
     n_fit: int

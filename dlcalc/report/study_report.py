@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from dlcalc.report.memory_words import limit_words, need_of_usable
 from dlcalc.report.plan_words import plan_words, shared_and_own
 from dlcalc.report.sections import Bars, Facts, Grid, Line, Part, Section
 from dlcalc.report.study_facts import (
@@ -67,7 +68,7 @@ def answer_cards(facts: StudyFacts) -> list[tuple[str, str]]:
         ("step", units.duration(plan.step_time_s, 4)),
         (f"{100 * facts.coverage:.0f} % sure", f"{low} to {high}"),
         ("tokens per day", units.short_count(_tokens_per_s(plan, scenario) * SECONDS_PER_DAY)),
-        ("memory", f"{units.gib(plan.memory_bytes)} of {units.gib(scenario.capacity_bytes)} GiB"),
+        ("memory", need_of_usable(plan.memory_bytes, scenario.usable_bytes)),
     ]
     if plan.days is not None:
         cards.append(("token budget", f"{units.significant(plan.days)} days"))
@@ -86,7 +87,8 @@ def plan_line(facts: StudyFacts) -> str:
         return "No plan fits."
     rank = facts.plan.rank
     head = "Best plan" if rank == 1 else f"Plan of rank {rank}"
-    return f"{head}{' as placed' if facts.placed else ''}: {plan_words(facts.plan.plan)}"
+    by = " by memory" if facts.provenance.settings.get("sort") == "memory" else ""
+    return f"{head}{by}{' as placed' if facts.placed else ''}: {plan_words(facts.plan.plan)}"
 
 
 def _answer(facts: StudyFacts) -> Section:
@@ -130,10 +132,9 @@ def _answer_rows(facts: StudyFacts) -> Iterator[tuple[str, str]]:
                 f"{units.short_count(_tokens_per_s(plan, scenario) * SECONDS_PER_DAY)} per day"
             ),
         )
-        spare = (
-            "" if not scenario.memory_headroom else f", after {units.percent(scenario.memory_headroom, 0)} kept free"
-        )
-        yield "memory", f"{units.gib(plan.memory_bytes)} of {units.gib(scenario.capacity_bytes)} GiB{spare}"
+        need = need_of_usable(plan.memory_bytes, scenario.usable_bytes)
+        free = f"{units.gib(plan.headroom_bytes)} free"
+        yield "memory", f"{need}, {free}; {limit_words(scenario.usable_bytes, scenario.limit_bytes)}"
         if plan.days is not None and scenario.token_budget:
             yield "budget", _budget_words(plan, scenario, facts.coverage)
     kept = "" if facts.cloud is None else f"; {units.count(facts.cloud.n_rows)} rows kept"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from dlcalc.report.memory_words import limit_words
 from dlcalc.report.plan_words import plan_words, shared_and_own
 from dlcalc.report.sections import Facts, Grid, Line, Part, Section, Verbatim
 from dlcalc.report.study_facts import (
@@ -138,7 +139,9 @@ def misses(facts: StudyFacts) -> Iterator[Part]:
         (words, units.gib(miss["memory_bytes"]), units.gib(max(miss["over_bytes"], 0.0)))
         for words, miss in zip(own, misses, strict=True)
     )
-    caption = f"of {units.gib(facts.scenario.capacity_bytes)} GiB" + (f"; all with {shared}" if shared else "")
+    caption = limit_words(facts.scenario.usable_bytes, facts.scenario.limit_bytes) + (
+        f"; all with {shared}" if shared else ""
+    )
     yield Grid("Nearest misses", ("plan", "needs GiB", "over GiB"), rows, frozenset({"plan"}), caption)
 
 

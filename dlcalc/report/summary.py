@@ -1,4 +1,4 @@
-"""What a search answers, as one object: printed by report.terminal, by ``--json``, and kept beside the rows.
+"""What a search answers, as one object: printed by report.search_report, by ``--json``, and kept beside the rows.
 
 Built by ``workflows.search.run_search`` and read by programs: names here are an interface, and the same as the columns
 of a result. Base units throughout; null where a thing is not known or does not apply.
@@ -6,37 +6,18 @@ of a result. Base units throughout; null where a thing is not known or does not 
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from dlcalc.errors import InfeasibleSpaceError, NoPlacementError
+from dlcalc.report.memory_words import need_and_limit
+from dlcalc.report.plan_words import knobs_of
 from dlcalc.utils import units
+
+SortName = Literal["mfu", "step_time", "cost", "memory"]
 
 
 class PlanKnobs(TypedDict):
-    """One value for every knob."""
-
-    tp: int
-    cp: int
-    pp: int
-    dp: int
-    ep: int
-    etp: int
-    vpp: int
-    schedule: str
-    micro_batch: int
-    recompute: str
-    recompute_layers: int
-    zero_stage: int
-    dp_replicate: int
-    sequence_parallel: bool
-    overlap_grad: bool
-    overlap_param: bool
-    overlap_tp: bool
-    overlap_ep: bool
-    cp_exchange: str
-    offload_optimizer: bool
-    offload_layers: int
-    split: str
+    """Beside what a row says of a plan stand its knobs: all of ``costmodel.plans.KNOBS``, as people write them."""
 
 
 class PlanRow(PlanKnobs):
@@ -52,6 +33,7 @@ class PlanRow(PlanKnobs):
     tokens_per_s_per_device: float
     memory_bytes: float
     headroom_bytes: float
+    """Free: usable memory less ``memory_bytes``."""
     days: float | None
     """For the recipe's token budget."""
     cost_usd: float | None
@@ -64,7 +46,7 @@ class Miss(PlanKnobs):
 
     memory_bytes: float
     over_bytes: float
-    """Beyond what a device has to give; 0 or less when memory is not the reason."""
+    """Beyond the limit; 0 or less when memory is not the reason."""
     reasons: list[str]
 
 
@@ -243,15 +225,19 @@ class ScenarioSummary(TypedDict):
     """Plans by reason; a plan refused for two reasons is counted under both."""
     best: list[PlanRow]
     breakdown: Breakdown | None
-    memory_capacity_bytes: float
+    memory_usable_bytes: float
+    """Of one device; ``headroom_bytes`` of a plan is what it leaves of that."""
+    memory_limit_bytes: float
+    """What a plan may need: usable memory less what the study keeps free."""
     n_not_told_apart: int
     """Plans, of the thousand best (or those that were kept), that may be faster than the best one for all that is
-    known."""
+    known. 0 where plans are sorted by memory: then the thousand best are not the fastest."""
     more_not_told_apart: NotRequired[bool]
     """All of them may, so beyond them there are others."""
     worth_measuring: list[PlanRow]
     """The best plan and up to two others, of other meshes, that only a run on the cluster can rank."""
     n_within_2_percent: int
+    """Plans, the fastest among them, within 2 % of the fastest."""
     within_2_percent: list[PlanRow]
     nearest_misses: list[Miss]
     placed: NotRequired[PlacedSummary]
@@ -266,6 +252,8 @@ class Summary(TypedDict):
     """A whole study."""
 
     study: str
+    sort: SortName
+    """What the best plans are the best by. At one number of devices, MFU, step time and cost give the same order."""
     n_plans: int
     n_refused: int
     n_fit: int
@@ -399,14 +387,14 @@ def nothing_placed(summary: Summary) -> NoPlacementError | None:
 
 
 def miss_sentence(scenario: ScenarioSummary) -> str | None:
-    """The nearest miss in one line: ``nearest: tp=8 pp=4 full recompute needs 83.1 GiB of 79.1 GiB``."""
+    """The nearest miss in one line: ``nearest: tp=8 pp=4 full recompute needs 83.1 GiB, limit 75.1 GiB``."""
     if not scenario["nearest_misses"]:
         return None
     miss = scenario["nearest_misses"][0]
-    degrees = " ".join(f"{knob}={miss[knob]}" for knob in ("tp", "cp", "pp", "ep") if miss[knob] > 1) or "dp only"
-    recompute = "" if miss["recompute"] == "none" else f", {miss['recompute']} recompute"
-    plan = f"nearest in {scenario['name']}: {degrees}, micro_batch={miss['micro_batch']}{recompute}"
+    knobs = knobs_of(miss)
+    degrees = " ".join(f"{knob}={knobs[knob]}" for knob in ("tp", "cp", "pp", "ep") if knobs[knob] > 1) or "dp only"
+    recompute = "" if knobs["recompute"] == "none" else f", {knobs['recompute']} recompute"
+    plan = f"nearest in {scenario['name']}: {degrees}, micro_batch={knobs['micro_batch']}{recompute}"
     if miss["over_bytes"] <= 0:
         return f"{plan} is refused: {'; '.join(miss['reasons'])}"
-    capacity = scenario["memory_capacity_bytes"]
-    return f"{plan} needs {units.gib(miss['memory_bytes'])} GiB of {units.gib(capacity)} GiB"
+    return f"{plan} needs {need_and_limit(miss['memory_bytes'], miss['memory_bytes'] - miss['over_bytes'])}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,3 +47,8 @@ def table_of(columns: Sequence[Column], width: int) -> Table:
     for cells in zip(*(column.cells for column in kept), strict=True):
         table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def or_dash(value: float | None, text: Callable[[float], str]) -> str:
+    """``text`` of a value, or ``-`` where there is none."""
+    return "-" if value is None else text(value)

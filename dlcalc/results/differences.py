@@ -49,8 +49,13 @@ def read_inputs(directory: Location) -> Inputs:
     return document if isinstance(document, dict) else {}
 
 
-def differences(there: Manifest, now: Manifest, inputs_there: Inputs, inputs_now: Inputs) -> list[str]:
-    """Why two manifests are not of the same study, one line per difference; empty when they are."""
+def differences(
+    there: Manifest, now: Manifest, inputs_there: Inputs, inputs_now: Inputs, *, any_order: bool = False
+) -> list[str]:
+    """Why two manifests are not of the same study, one line per difference; empty when they are.
+
+    With ``any_order`` what the plans are sorted by may differ.
+    """
     lines = [
         f"{what}: {old} there, {new} now"
         for what, old, new in (
@@ -60,16 +65,25 @@ def differences(there: Manifest, now: Manifest, inputs_there: Inputs, inputs_now
         )
         if old != new
     ]
-    lines += _setting_differences(there.settings, now.settings)
+    lines += _setting_differences(there.settings, {**now.settings, **_sort(there)} if any_order else now.settings)
     scenarios = _scenario_differences(there.scenarios, now.scenarios)
     if scenarios and there.space_sha256 != now.space_sha256:
         lines += _text_differences(there.space_text, now.space_text)
     return lines + scenarios + _input_differences(there.scenarios, now.scenarios, inputs_there, inputs_now)
 
 
+def _sort(there: Manifest) -> Settings:
+    return {"sort": there.settings["sort"]} if "sort" in there.settings else {}
+
+
 def _setting_differences(ours: Settings, theirs: Settings) -> list[str]:
     keys = sorted(ours.keys() | theirs.keys())
-    return [f"{key}: {ours.get(key)} there, {theirs.get(key)} now" for key in keys if ours.get(key) != theirs.get(key)]
+    why = {"sort": " (what was left out of the rows there may lead now; keep: feasible would have kept it)"}
+    return [
+        f"{key}: {ours.get(key)} there, {theirs.get(key)} now{why.get(key, '')}"
+        for key in keys
+        if ours.get(key) != theirs.get(key)
+    ]
 
 
 def _scenario_differences(ours: tuple[ScenarioDigest, ...], theirs: tuple[ScenarioDigest, ...]) -> list[str]:

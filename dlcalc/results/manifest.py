@@ -35,6 +35,9 @@ from dlcalc.specs.recipe import Recipe
 
 PLACED_TABLES = ("plans.parquet", "placements.parquet")
 
+LEADERS = "leaders"
+"""What of a shard's state depends on the order of plans."""
+
 Status = Literal["running", "complete"]
 Settings = Mapping[str, str | int | float | bool | None]
 
@@ -110,6 +113,15 @@ class ShardRecord(Spec):
     @property
     def key(self) -> tuple[int, int]:
         return self.scenario, self.shard
+
+    @property
+    def holds_all_that_fit(self) -> bool:
+        """Whether no plan that fits was left out: then sorting is a view of the rows."""
+        return self.n_rows >= self.n_fit
+
+    def without_leaders(self) -> Self:
+        """The same rows, for a search that sorts otherwise."""
+        return self.model_copy(update={"state": {name: what for name, what in self.state.items() if name != LEADERS}})
 
 
 class TableRecord(Spec):

@@ -218,15 +218,19 @@ def _shards_there(directory: Location, origin: StudyOrigin, *, resume: bool, ove
             )
         return {}, {}
     there, now = read_manifest(directory), Manifest.of(origin)
-    if differing := differences(there, now, read_inputs(directory), inputs_of(origin)):
+    noted = noted_shards(directory, there)
+    is_view = all(record.holds_all_that_fit for record in (*there.shards, *noted.values()))
+    if differing := differences(there, now, read_inputs(directory), inputs_of(origin), any_order=is_view):
         listed = "\n  ".join(differing)
         raise ResultError(
             f"{directory}: holds the result of another study; choose another place with -o, or replace it with "
             f"--overwrite. What differs:\n  {listed}"
         )
     whole = {record.key: record for record in there.shards if _is_whole(directory / record.file, record)}
-    noted = {key: record for key, record in noted_shards(directory, there).items() if key not in whole}
-    whole |= {key: record for key, record in noted.items() if _is_whole(directory / record.file, record)}
+    missing = {key: record for key, record in noted.items() if key not in whole}
+    whole |= {key: record for key, record in missing.items() if _is_whole(directory / record.file, record)}
+    if there.settings.get("sort") != now.settings.get("sort"):
+        whole = {key: record.without_leaders() for key, record in whole.items()}
     return ({}, whole) if there.status == "complete" and not resume else (whole, {})
 
 

@@ -63,6 +63,8 @@ class Run:
     memory_headroom: float = 0.0
     cross_dc: CrossDcSection | None = None
     notes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    """Options of a trainer's own configuration that no estimate reads."""
     placed: PlacedRates | None = None
     """The links of the nodes it is placed on."""
 
@@ -105,6 +107,8 @@ class RunFile:
     model: ModelSpec | None = None
     """The model, where it is no file's and no name's: a trainer's own configuration described it."""
     notes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    """What of a trainer's own configuration no estimate reads."""
 
     @classmethod
     def read(cls, file: Path, registry: HardwareRegistry) -> RunFile:
@@ -135,7 +139,7 @@ class RunFile:
     def _resolved(self, spec: RunSpec, data: Mapping[str, Any]) -> Run:
         own = self.model if self.model is not None and spec.model == self.model.name else None
         run = resolved(spec, self.file.stem, data, self.file.parent, self.registry, own)
-        return replace(run, notes=(*self.notes, *run.notes))
+        return replace(run, notes=(*self.notes, *run.notes), ignored=self.ignored)
 
     def _placed(self, error: DlcalcError) -> DlcalcError:
         """``error`` with the place in the file that it is about."""

@@ -112,7 +112,7 @@ def axes_of(
         _pipe_axis(model, recipe, ranges),
         _batch_axis(recipe, ranges),
         _redo_axis(model, recipe, ranges),
-        _tensor_axis(model, recipe, ranges),
+        _tensor_axis(model, hardware, recipe, ranges),
     )
 
 
@@ -219,10 +219,10 @@ def _redo_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     return _axis(("recompute", "recompute_layers", "offload_layers"), rows)
 
 
-def _tensor_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
+def _tensor_axis(model: ModelSpec, hardware: HardwareSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     profile = recipe.framework
     sharded = _flags(ranges.sequence_parallel, auto=[False, True])
-    tp_overlaps = _flags(ranges.overlap_tp, auto=[profile.overlap_tp])
+    tp_overlaps = _flags(ranges.overlap_tp, auto=_tp_overlaps(model, hardware, recipe))
     ep_overlaps = _flags(ranges.overlap_ep, auto=[profile.overlap_ep]) if model.is_moe else [False]
     offered = profile.cp_exchanges
     usual = offered if model.sliding_window or model.attention_sinks else offered[:1]  # of kernels, few know all
@@ -232,6 +232,18 @@ def _tensor_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
         for sp, overlap_tp, overlap_ep, exchange in product(sharded, tp_overlaps, ep_overlaps, exchanges)
     )
     return _axis(("sequence_parallel", "overlap_tp", "overlap_ep", "cp_exchange"), list(rows))
+
+
+def _tp_overlaps(model: ModelSpec, hardware: HardwareSpec, recipe: Recipe) -> list[bool]:
+    """What users of the framework choose from.
+
+    User buffers are NVIDIA's, hold nothing of latent attention, and are left off by recipes in nvfp4.
+    """
+    profile = recipe.framework
+    if not profile.varies_overlap_tp:
+        return [profile.overlap_tp]
+    without_buffers = model.is_mla or recipe.precision == "nvfp4" or not hardware.family.startswith("nvidia")
+    return [False] if profile.buffers_overlapped_tp and without_buffers else [False, True]
 
 
 def _data_axis(devices: int, recipe: Recipe, ranges: KnobRanges) -> Axis:

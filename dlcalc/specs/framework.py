@@ -110,6 +110,11 @@ class FrameworkProfile(Spec):
     overlap_grad: bool
     overlap_param: bool
     overlap_tp: bool
+    """Of a plan that does not say."""
+    varies_overlap_tp: bool = False
+    """Whether its users choose: then a search tries it on and off wherever the trainer can do it."""
+    buffers_overlapped_tp: bool = False
+    """Whether overlapping tp takes buffers of its own for each linear layer (user buffers of Transformer Engine)."""
     overlap_ep: bool = False
     overlaps_input_grad: bool = True
     """Whether tp ranks exchange the gradient of a layer's input while they compute that of its weight."""

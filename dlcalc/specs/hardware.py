@@ -113,6 +113,9 @@ class Node(Spec):
     """Device to host memory (PCIe, C2C), per device, one direction."""
     shares_host_memory: bool = False
     """Whether the host's memory is the devices' own (an APU), so that nothing can be moved out of the way there."""
+    host_w_per_device: Quoted | None = None
+    """A device's share of what the rest of its node draws at most: processors, links, ports, fans, losses of power
+    supplies. None: not published."""
     in_network_reduction: bool = False
     """Whether the switch reduces (NVLink SHARP)."""
 

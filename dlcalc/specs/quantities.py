@@ -16,6 +16,7 @@ MAX_DEVICES = 10_000_000
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))([a-z]*)", re.ASCII | re.IGNORECASE)
+_NAME = re.compile(r"[a-z0-9][\w. ()-]*", re.ASCII | re.IGNORECASE)
 _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _NOT_NUMBERS = {"nan", "inf", "infinity"}
 
@@ -25,11 +26,22 @@ def is_number(text: str) -> bool:
     return bool(_NUMBER.fullmatch(text.strip())) or text.strip().lstrip("+-").casefold() in _NOT_NUMBERS
 
 
-def positive_number(text: str, what: str) -> float:
+def positive_number(text: str, what: str, example: str = "52.4") -> float:
     """``text`` as a number above 0."""
     if not _NUMBER.fullmatch(text.strip()):
-        raise DlcalcError(f"{what}: {_shown(text)} is not a number above 0, such as 52.4")
+        raise DlcalcError(f"{what}: {_shown(text)} is not a number above 0, such as {example}")
     return _in_range(float(text), text, what)
+
+
+def dollars(text: str, what: str, example: str) -> float:
+    """US dollars: ``50e6``, ``50M``, ``$2.49``."""
+    plain = text.strip().removeprefix("$").strip()
+    found = _SIZE.fullmatch(plain)
+    if found is not None and found[2].casefold() in _SUFFIXES:
+        return _in_range(float(found[1]) * _SUFFIXES[found[2].casefold()], text, what)
+    if not _NUMBER.fullmatch(plain):
+        raise DlcalcError(f"{what}: {_shown(text)} is not a number of US dollars above 0, such as {example}")
+    return _in_range(float(plain), text, what)
 
 
 def positive_count(text: str, what: str, example: str) -> int:
@@ -84,12 +96,23 @@ def token_count(text: str, what: str) -> float:
     return _in_range(float(found[1]) * _SUFFIXES[found[2].casefold()], text, what)
 
 
-def named_number(text: str, what: str, example: str) -> tuple[str, float]:
+def named_number(text: str, what: str, example: str, *, is_money: bool = False) -> tuple[str, float]:
     """``NAME=NUMBER``, the number above 0."""
-    name, sign, value = text.rpartition("=")
-    if not sign or not name.strip() or not value.strip():
+    usual_name, _, usual = example.partition("=")
+    name, sign, value = (part.strip() for part in text.rpartition("="))
+    alone = "" if sign else value
+    if alone and is_number(alone.removeprefix("$")):
+        name, value = "", alone
+    elif alone and _NAME.fullmatch(alone):
+        name, value = alone, ""
+    elif not sign:
         raise DlcalcError(f"{what}: {_shown(text)} is not NAME=NUMBER, such as {example}")
-    return name.strip(), positive_number(value, f"{what} {name.strip()}")
+    if not name or not value:
+        missing = "number" if name else "name"
+        right = f"{name or usual_name}={value or usual}"
+        raise DlcalcError(f"{what}: {_shown(text)} has no {missing}; write NAME=NUMBER, such as {what} {right}")
+    read = dollars if is_money else positive_number
+    return name, read(value, f"{what} {name}", usual)
 
 
 def _in_range(value: float, text: str, what: str) -> float:

@@ -25,13 +25,13 @@ def row_of_plan(
 ) -> dict[str, str]:
     """The row of a plan, by column; what the columns have no word for (offload to the host) is left out."""
     ranks = int(knobs["dp"]) * int(knobs["cp"])
-    # only where the trainer would do otherwise: off by name means more than off (validation.profiles)
+    # by the knob's own name: the trainer's switch says more when it is off (validation.profiles)
     says_overlap_tp = knobs["sequence_parallel"] and knobs["overlap_tp"] != recipe.framework.overlap_tp
     extras = {
         "schedule": knobs["schedule"] if int(knobs["pp"]) > 1 else "",
         "dp_overlap_grad": _flag(knobs["overlap_grad"]),
         "dp_overlap_param": _flag(knobs["overlap_param"]),
-        "tp_comm_overlap": _flag(knobs["overlap_tp"]) if says_overlap_tp else "",
+        "overlap_tp": _flag(knobs["overlap_tp"]) if says_overlap_tp else "",
         "cp_comm": str(knobs["cp_exchange"]) if int(knobs["cp"]) > 1 else "",
         "a2a_overlap": _flag(knobs["overlap_ep"]) if model.is_moe else "",
         "fsdp_shard_group": str(ranks // int(knobs["dp_replicate"])) if int(knobs["dp_replicate"]) > 1 else "",

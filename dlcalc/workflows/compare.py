@@ -34,7 +34,7 @@ from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.workflows.compare_candidates import best_of, contender_of, machine_labels, open_results
 from dlcalc.workflows.compare_choices import choices
 from dlcalc.workflows.compare_difference import Contender, difference
-from dlcalc.workflows.compare_inputs import Asked, machine_inputs
+from dlcalc.workflows.compare_inputs import DEVICE_ALONE, Asked, machine_inputs
 
 
 def run_compare(results: Sequence[Location | str], asked: Asked) -> CompareFacts:
@@ -97,6 +97,12 @@ def _unknown(
         for one in found
         if one.watts_per_device is None
     ]
+    alone = [one.machine for one in found if one.watts_per_device and one.power_source.startswith(DEVICE_ALONE)]
+    if alone:
+        notes.append(
+            f"the power of {', '.join(alone)} is that of devices without their hosts: "
+            f"--power {alone[0]}=WATTS_PER_DEVICE"
+        )
     if any(one.facts.tokens is None for one in contenders):
         notes.append("a recipe without a token budget has no days, cost and energy: --tokens, such as --tokens 15T")
     return notes
@@ -162,6 +168,11 @@ def _check_tokens(contenders: Sequence[Contender], option: str) -> None:
 
 
 def _check_limits(contenders: Sequence[Contender], asked: Asked) -> None:
+    smallest = min(one.facts.tokens_per_step for one in contenders)
+    if asked.tokens is not None and asked.tokens < smallest:
+        raise DlcalcError(
+            f"--tokens: {asked.tokens:,g} are fewer than one step takes ({smallest:,.0f}); trillions are written as 15T"
+        )
     for option, given in (("--budget-usd", asked.budget_usd), ("--deadline-days", asked.deadline_days)):
         if given is not None:
             _check_tokens(contenders, option)
@@ -187,12 +198,13 @@ def _section(
 
 
 def _ranked(contenders: Sequence[Contender], objective: Objective) -> list[Contender]:
-    """Best first; of equals the smaller cluster, then the earlier one."""
+    """Best first; of equals, as jobs that never end are, the smaller cluster, then the faster one."""
 
-    def key(one: Contender) -> tuple[float, int]:
+    def key(one: Contender) -> tuple[float, int, float]:
         value = one.facts.value(objective.name)
         assert value is not None  # _objective saw to it
-        return -value.value if objective.largest else value.value, one.facts.devices
+        rank = -value.value if objective.largest else value.value
+        return rank, one.facts.devices, -one.facts.tokens_per_s.value
 
     return sorted(contenders, key=key)
 
@@ -239,11 +251,13 @@ def _curves(ordered: Sequence[Contender], empty: Sequence[NothingFits]) -> tuple
 
 
 def _winners(ordered: Sequence[Contender], objective: Objective) -> tuple[Winner, ...]:
-    """At each device count the best, and the best of another machine or precision."""
+    """At each device count the best, and the best of another machine or precision; none where no job gets anywhere."""
     winners = []
     for count in sorted({one.facts.devices for one in ordered}):
         there = [one for one in ordered if one.facts.devices == count]
         best = there[0]
+        if best.facts.goodput and not best.facts.goodput.makes_progress:
+            continue
         others = [one for one in there if _kind(one.facts) != _kind(best.facts)]
         winners.append(
             Winner(

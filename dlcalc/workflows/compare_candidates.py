@@ -13,7 +13,7 @@ import numpy as np
 from dlcalc import __version__
 from dlcalc.calculators import goodput
 from dlcalc.costmodel.plans import KNOBS, value_of
-from dlcalc.costmodel.uncertainty import step_time_interval_factors
+from dlcalc.costmodel.prediction import Prediction
 from dlcalc.errors import DlcalcError, ResultError
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.report.compare_facts import (
@@ -29,7 +29,6 @@ from dlcalc.results.reader import Result, open_result
 from dlcalc.results.storage import Location, location
 from dlcalc.search.run import Run
 from dlcalc.specs.hardware import HardwareSpec
-from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 from dlcalc.workflows.compare_choices import verdict
 from dlcalc.workflows.compare_difference import Contender
@@ -178,9 +177,8 @@ def contender_of(found: Found, label: str, inputs: MachineInputs, asked: Asked) 
     """A scenario's best plan with all that is compared."""
     run, recipe = found.run, found.run.recipe
     estimate = run.estimate()
-    step_s = float(estimate.step_time_s)
-    low, high = step_time_interval_factors(run.model, run.hardware, recipe, run.plan, load_uncertainty())
-    step = Range(step_s, step_s * float(low), step_s * float(high))
+    told = Prediction.of(estimate)
+    step = Range(told.step_time_s, told.step_time_low_s, told.step_time_high_s)
     tokens_per_s = _inverse(step, recipe.tokens_per_step)
     lost = _goodput(run.devices, asked.failures)
     share = lost.goodput_fraction if lost else 1.0
@@ -207,13 +205,13 @@ def contender_of(found: Found, label: str, inputs: MachineInputs, asked: Asked) 
         placed_on=found.placed_on,
         step_time_s=step,
         time_s={name.removesuffix("_s"): float(value) for name, value in estimate.step.terms().items()},
-        mfu=float(estimate.mfu),
+        mfu=told.mfu,
         hfu=float(estimate.hfu),
         mfu_convention=recipe.mfu_convention,
         tokens_per_s=tokens_per_s,
         tokens_per_s_per_device=per_device,
-        memory_bytes=float(estimate.memory_bytes),
-        headroom_bytes=run.hardware.device.hbm_bytes - float(estimate.memory_bytes),
+        memory_bytes=told.memory_bytes,
+        headroom_bytes=run.hardware.device.hbm_bytes - told.memory_bytes,
         goodput=lost,
         tokens=tokens,
         days=days,
@@ -251,4 +249,7 @@ def _goodput(devices: int, failures: Failures | None) -> Goodput | None:
         restart_s=failures.restart_s,
         failure_interval_s=between_s,
     )
-    return Goodput(float(between_s), float(interval_s), float(first_s), 1.0 / float(factor))
+    least_s = goodput.least_failure_interval_s(checkpoint_write_s=write_s, restart_s=failures.restart_s)
+    progress = float(between_s) > float(least_s)
+    share = 1.0 / float(factor) if progress else 0.0
+    return Goodput(float(between_s), float(interval_s), float(first_s), share, progress)

@@ -20,6 +20,7 @@ from dlcalc.calculators.ratios import term_factor
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
 from dlcalc.costmodel.plans import KNOBS, value_of
 from dlcalc.report.compare_facts import Candidate, Difference, Factor, MachineInputs, Objective, TermFactor, is_better
+from dlcalc.report.memory_words import need_and_limit
 from dlcalc.report.plan_words import plan_words
 from dlcalc.search.run import Run
 from dlcalc.utils import units
@@ -156,8 +157,7 @@ def _problem(states: Sequence[tuple[str, Run]]) -> str | None:
         reasons = [reason for reason, mask in found.refused.items() if bool(np.any(mask))]
         memory = float(found.memory_bytes)
         if memory > found.capacity_bytes:
-            gib = f"{units.gib(memory)} GiB of {units.gib(found.capacity_bytes)}"
-            reasons.append(f"{OUT_OF_MEMORY} ({gib})")
+            reasons.append(f"{OUT_OF_MEMORY} ({need_and_limit(memory, found.capacity_bytes)})")
         if reasons or not isfinite(seconds):
             plan = plan_words({knob: value_of(knob, float(getattr(run.plan, knob))) for knob in KNOBS})
             return f"{plan} on {run.devices:,} {run.hardware.name} {'; '.join(reasons)}: its time as if it ran"

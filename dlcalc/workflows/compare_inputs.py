@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dlcalc.errors import DlcalcError, UnknownNameError, nearest
+from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.report.compare_facts import Axis, Failures, MachineInputs, ObjectiveName
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.quantities import positive_number
 
 MOST_PUE = 10.0
+DEVICE_ALONE = "TDP of the device alone"
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ def machine_inputs(machines: Mapping[str, HardwareSpec], asked: Asked) -> dict[s
     powers = _by_label("--power", asked.powers, machines)
     found = {}
     for label, hardware in machines.items():
-        price, power = hardware.price, hardware.device.tdp_w
+        price = hardware.price
+        device_w, host_w = (None, None) if label in powers else _watts(hardware)
         found[label] = MachineInputs(
             machine=label,
             usd_per_device_hour=prices.get(label, price.usd_per_device_hour if price else None),
             price_source="--price" if label in prices else _price_source(hardware),
-            watts_per_device=powers.get(label, power.value if power else None),
+            watts_per_device=powers.get(label, device_w and device_w + (host_w or 0.0)),
+            host_watts_per_device=host_w,
             power_source="--power" if label in powers else _power_source(hardware),
             is_measured=hardware.calibration.measured,
         )
@@ -55,9 +59,19 @@ def _price_source(hardware: HardwareSpec) -> str:
     return f"{price.source} ({price.date})" if price else "not known; give --price"
 
 
+def _watts(hardware: HardwareSpec) -> tuple[float | None, float | None]:
+    """Of the device, and its share of the rest of the node."""
+    device, host = hardware.device.tdp_w, hardware.node.host_w_per_device
+    return device.value if device else None, host.value if host and device else None
+
+
 def _power_source(hardware: HardwareSpec) -> str:
-    power = hardware.device.tdp_w
-    return f"TDP of the device, {power.source}" if power else "not published; give --power"
+    device, host = hardware.device.tdp_w, hardware.node.host_w_per_device
+    if device is None:
+        return "not published; give --power"
+    if host is None:
+        return f"{DEVICE_ALONE}, {device.source}"
+    return f"TDP and share of the host, {device.source}; {host.source}"
 
 
 def _by_label(option: str, given: Mapping[str, float], machines: Mapping[str, HardwareSpec]) -> dict[str, float]:
@@ -66,14 +80,20 @@ def _by_label(option: str, given: Mapping[str, float], machines: Mapping[str, Ha
     for name, value in given.items():
         meant = [label for label, hardware in machines.items() if _plain(name) in _names(label, hardware)]
         if not meant:
-            known = {name for hardware in machines.values() for name in (hardware.name, *hardware.aliases)}
-            error = UnknownNameError("hardware", name, known if nearest(name, known) else machines)
-            raise DlcalcError(f"{option} {name}: {error}")
+            raise DlcalcError(f"{option} {name}: {_no_such_machine(name, machines)}")
         for label in meant:
             if label in found:
                 raise DlcalcError(f"{option} {name}: {label} is given twice")
             found[label] = value
     return found
+
+
+def _no_such_machine(name: str, machines: Mapping[str, HardwareSpec]) -> str:
+    """A machine that is not compared, or no machine."""
+    if _plain(name) in {_plain(known) for known in HardwareRegistry().names(aliases=True)}:
+        return f"is not among the compared machines, which are {', '.join(machines)}"
+    known = {one for hardware in machines.values() for one in (hardware.name, *hardware.aliases)}
+    return str(UnknownNameError("hardware", name, known if nearest(name, known) else machines))
 
 
 def _names(label: str, hardware: HardwareSpec) -> set[str]:
@@ -86,7 +106,7 @@ def _plain(name: str) -> str:
 
 def site_factor(text: str) -> float:
     """A power usage effectiveness: at least 1, since the site holds the devices."""
-    pue = positive_number(text, "--pue")
+    pue = positive_number(text, "--pue", "1.25")
     if not 1.0 <= pue <= MOST_PUE:
         raise DlcalcError(
             f"--pue: {text} is not a power usage effectiveness; it is from 1 to {MOST_PUE:g}, such as 1.25"

@@ -29,7 +29,6 @@ from dlcalc.specs.target import PROFILE_OF_TARGET, Target
 from dlcalc.workflows.run import open_run
 from dlcalc.workflows.search import run_search
 
-IGNORED_SHOWN = 12
 MEANT = {
     "--devices": "how many devices there are",
     "--seq-len": "how long a sequence is",
@@ -49,14 +48,6 @@ class TrainerFile:
     devices: int
     recipe: dict[str, Any]
     """As a space file has it."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        ignored = self.said.ignored
-        if not ignored:
-            return self.said.notes
-        more = f" and {len(ignored) - IGNORED_SHOWN} more" if len(ignored) > IGNORED_SHOWN else ""
-        return (*self.said.notes, f"no estimate reads {', '.join(ignored[:IGNORED_SHOWN])}{more}")
 
 
 def open_trainer_file(
@@ -169,7 +160,8 @@ def run_of(trainer_file: TrainerFile, hardware_dirs: Sequence[Path] = ()) -> Run
         marks=Marks(1),
         registry=HardwareRegistry(folders=hardware_search_path(hardware_dirs)),
         model=trainer_file.model,
-        notes=trainer_file.notes,
+        notes=trainer_file.said.notes,
+        ignored=trainer_file.said.ignored,
     )
 
 

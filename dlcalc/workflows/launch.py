@@ -9,12 +9,12 @@ from pathlib import Path
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY
 from dlcalc.costmodel.plans import KNOBS, Plans, code_of, written_of
-from dlcalc.costmodel.uncertainty import step_time_interval_factors
+from dlcalc.costmodel.prediction import Prediction
 from dlcalc.errors import DlcalcError, ResultError, TargetError
 from dlcalc.launch.bundle import bundle
 from dlcalc.launch.chunks import chunk_layers
 from dlcalc.launch.hosts import hosts_of_placement
-from dlcalc.launch.job import Job, OtherCosts, PlanValues, Prediction
+from dlcalc.launch.job import Job, OtherCosts, PlanValues
 from dlcalc.launch.megatron.costs import profile_as_written
 from dlcalc.launch.schedulers.write import Scheduler, start_command
 from dlcalc.launch.trainers.write import emitted
@@ -30,7 +30,6 @@ from dlcalc.specs.framework_registry import framework_names, load_framework
 from dlcalc.specs.recipe import Recipe
 from dlcalc.specs.space import KnobRanges
 from dlcalc.specs.target import PROFILE_OF_TARGET, PROFILES_OF_TARGET, Target
-from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
 from dlcalc.workflows.run import open_run
 
@@ -87,9 +86,6 @@ def job_of(
 ) -> Job:
     """A run as it is to be launched by ``target``, with what the cost model says of it."""
     plan = _values(run)
-    found = run.estimate()
-    step_time_s = float(found.step_time_s)
-    low, high = step_time_interval_factors(run.model, run.hardware, run.recipe, run.plan, load_uncertainty())
     node = run.hardware.node
     per_host = host_devices or min(node.n_host_devices or node.n_devices, plan.devices)
     if plan.devices % per_host:
@@ -102,14 +98,7 @@ def job_of(
         recipe=run.recipe,
         plan=plan,
         chunk_layers=chunk_layers(run.model, plan, run.custom_split),
-        prediction=Prediction(
-            step_time_s=step_time_s,
-            step_time_low_s=step_time_s * float(low),
-            step_time_high_s=step_time_s * float(high),
-            mfu=float(found.mfu),
-            tokens_per_s_per_device=float(found.tokens_per_s_per_device),
-            memory_bytes=float(found.memory_bytes),
-        ),
+        prediction=Prediction.of(run.estimate()),
         host_devices=per_host,
         hosts=hosts,
         container=container,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 from dlcalc import __version__
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.plans import Plans
+from dlcalc.costmodel.prediction import Prediction
 from dlcalc.report.study_facts import (
     MeshCell,
     PlanFacts,
@@ -91,10 +93,7 @@ def plan_facts(origin: ScenarioOrigin, row: Mapping[str, Any], rank: int, found:
     """A row and its terms."""
     terms = breakdown(found)
     days, cost_usd = _budget(origin, row["step_time_s"])
-    quantities = (
-        "step_time_s", "step_time_low_s", "step_time_high_s", "mfu", "hfu", "tokens_per_s_per_device", "memory_bytes",
-        "headroom_bytes",
-    )  # fmt: skip
+    quantities = (*(quantity.name for quantity in fields(Prediction)), "hfu", "headroom_bytes")
     return PlanFacts(
         rank=rank,
         plan=knobs_of(row),

@@ -20,9 +20,9 @@ from dlcalc.costmodel.cross_dc import CrossDcFacts, across_data_centres
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
 from dlcalc.costmodel.placement import Crossing, PlacedRates
 from dlcalc.costmodel.plans import KNOBS, number, value_of
+from dlcalc.costmodel.prediction import Prediction
 from dlcalc.costmodel.stage_params import stage_params
 from dlcalc.costmodel.timeline import CannotRunError, Timeline, n_operations, pipeline_timeline
-from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.errors import DlcalcError, UnknownNameError, nearest
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.report.run_facts import (
@@ -174,6 +174,7 @@ def _facts(run: Run, found: Estimate, cross: CrossDcFacts | None) -> RunFacts:
         configuration=run.written,
         plan=plan,
         notes=run.notes,
+        ignored=run.ignored,
         refused=tuple(_refusals(found)),
         hardware=_hardware(run),
         data=DataFacts(
@@ -255,7 +256,8 @@ def _memory(run: Run, found: Estimate) -> MemoryFacts:
     attention = anatomy.KINDS["full"] if any(op.sublayer == anatomy.KINDS["full"] for op in activations) else block[0]
     return MemoryFacts(
         total_bytes=float(found.memory_bytes),
-        capacity_bytes=found.capacity_bytes,
+        usable_bytes=run.hardware.device.hbm_bytes,
+        limit_bytes=found.capacity_bytes,
         terms={name: float(value) for name, value in found.footprint.terms_of_peak().items()},
         fullest_stage=max(stages, key=lambda stage: stage.total_bytes).stage,
         stages=stages,
@@ -272,18 +274,17 @@ def _results(run: Run, found: Estimate) -> Results:
         days = seconds / SECONDS_PER_DAY
         if run.hardware.price:
             cost = seconds / SECONDS_PER_HOUR * run.devices * run.hardware.price.usd_per_device_hour
-    uncertainty = load_uncertainty()
-    low, high = step_time_interval_factors(run.model, run.hardware, recipe, run.plan, uncertainty)
+    told = Prediction.of(found)
     return Results(
         iteration_s=step_s,
         ideal_iteration_s=float(found.mfu_seconds),
-        mfu=float(found.mfu),
+        mfu=told.mfu,
         hfu=float(found.hfu),
         mfu_convention=recipe.mfu_convention,
         tokens_per_s=recipe.tokens_per_step / step_s,
-        tokens_per_s_per_device=float(found.tokens_per_s_per_device),
+        tokens_per_s_per_device=told.tokens_per_s_per_device,
         tokens_per_day=recipe.tokens_per_step / step_s * SECONDS_PER_DAY,
-        interval=Interval(step_s * float(low), step_s * float(high), uncertainty.coverage),
+        interval=Interval(told.step_time_low_s, told.step_time_high_s, load_uncertainty().coverage),
         days=days,
         cost_usd=cost,
     )
@@ -305,7 +306,7 @@ def _differences(before: RunFacts, after: RunFacts) -> list[Difference]:
     rows += _term_differences("MEMORY", "bytes", before.memory.terms, after.memory.terms)
     rows += [
         Difference("MEMORY", "total", "bytes", before.memory.total_bytes, after.memory.total_bytes),
-        Difference("MEMORY", "capacity", "bytes", before.memory.capacity_bytes, after.memory.capacity_bytes),
+        Difference("MEMORY", "limit", "bytes", before.memory.limit_bytes, after.memory.limit_bytes),
     ]
     rows += _term_differences("iteration", "s", before.step, after.step)
     for what, unit in (

@@ -28,6 +28,7 @@ from dlcalc.report.summary import (
     PlanRow,
     SampledSummary,
     ScenarioSummary,
+    SortName,
     Summary,
 )
 from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
@@ -61,7 +62,7 @@ def run_search(
     out: Location | str | None = None,
     keep: str | int | None = None,
     top: int = 10,
-    sort: str = "mfu",
+    sort: SortName = "mfu",
     resume: bool = False,
     overwrite: bool = False,
     jobs: int | None = None,
@@ -111,7 +112,7 @@ def run_search(
         seconds = time.perf_counter() - began
         forks = isinstance(where, LocalExecutor) and where.forks
         said = _scenario_summaries(scenarios, found, top, key, jobs, forks)
-        summary = _summary(space, found, said, directory, seconds)
+        summary = _summary(space, sort, found, said, directory, seconds)
         for position, how in sampled.items():
             summary["scenarios"][position]["sampled"] = how
         if designs:
@@ -355,11 +356,17 @@ def list_models() -> list[ModelRow]:
 
 
 def _summary(
-    space: SpaceSpec, found: Mapping[int, Found], said: list[ScenarioSummary], directory: Location, seconds: float
+    space: SpaceSpec,
+    sort: SortName,
+    found: Mapping[int, Found],
+    said: list[ScenarioSummary],
+    directory: Location,
+    seconds: float,
 ) -> Summary:
     n_plans = sum(f.n_plans for f in found.values())
     return {
         "study": space.study,
+        "sort": sort,
         "n_plans": n_plans,
         "n_refused": sum(f.n_refused for f in found.values()),
         "n_fit": sum(f.n_fit for f in found.values()),
@@ -395,7 +402,7 @@ def _scenario_summaries(
 
 def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:
     best = found.leaders.best(top, key).index
-    followed = found.leaders.best(LEADERS, "step_time")
+    followed = found.leaders.best(LEADERS, "step_time") if key == "step_time" else Leaders.none()
     rivals = _rivals(scenario, followed)
     worth, near, missed = _worth_measuring(scenario, rivals), found.near.index[:NEAR_ROWS], _missed(found)
     estimated, (best_rows, worth_rows, near_rows, missed_rows) = _plan_rows(scenario, [best, worth, near, missed])
@@ -415,7 +422,8 @@ def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) 
         "refused": dict(found.refused.most_common()),
         "best": best_rows,
         "breakdown": breakdown(estimated) if estimated and len(best) else None,
-        "memory_capacity_bytes": scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom),
+        "memory_usable_bytes": scenario.hardware.device.hbm_bytes,
+        "memory_limit_bytes": scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom),
         "n_not_told_apart": len(rivals.index),
         "worth_measuring": worth_rows,
         "n_within_2_percent": found.n_near,

@@ -18,6 +18,7 @@ from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.errors import DlcalcError, ResultError
 from dlcalc.results.files import MANIFEST_NAME
 from dlcalc.results.manifest import ShardRecord
+from dlcalc.results.reader import Result
 from dlcalc.results.shard import ShardHeader, ShardWriter
 from dlcalc.results.storage import Location, ObjectPath, file_sha256, missing_from
 from dlcalc.results.writer import StudyWriter
@@ -55,7 +56,7 @@ def sweep(
     todo: list[_Task] = []
     for shard in shards:
         scenario = scenarios[shard.scenario]
-        earlier = _found_earlier(study, scenario, shard) if what else None
+        earlier = _found_earlier(study, scenario, shard, n_kept, key) if what else None
         if earlier is None:
             todo.append(_Task(shard, scenario, headers[shard.scenario]))
             continue
@@ -75,7 +76,7 @@ def sweep(
             progress(done, total)
     if what:  # now that all is known, the manifest is the same in whatever order shards ended
         for shard in shards:
-            if earlier := _found_earlier(study, scenarios[shard.scenario], shard):
+            if earlier := _found_earlier(study, scenarios[shard.scenario], shard, n_kept, key):
                 record = study.finished[shard.scenario, shard.number]
                 study.amend(_with_state(record, earlier, found[shard.scenario]))
 
@@ -306,16 +307,20 @@ def _state_of(found: Found) -> dict[str, Any]:
     return state | ({"near_beyond_s": found.near_beyond_s} if found.near_beyond_s < np.inf else {})
 
 
-def _found_earlier(study: StudyWriter, scenario: Scenario, shard: Shard) -> Found | None:
+def _found_earlier(study: StudyWriter, scenario: Scenario, shard: Shard, n_kept: int, key: SortKey) -> Found | None:
     """What an earlier run found in a shard; None where it must be evaluated."""
     record = study.finished.get((shard.scenario, shard.number))
     if record is None or (record.start, record.stop) != _plans_of(scenario, shard):
         return None
     try:
-        leaders, near, misses = (
-            Leaders(np.array(index, np.int64), np.array(step, np.float64), np.array(memory, np.float64))
-            for index, step, memory in (record.state[name] for name in ("leaders", "near", "misses"))
-        )
+        parts = {
+            name: Leaders(np.array(index, np.int64), np.array(step, np.float64), np.array(memory, np.float64))
+            for name, (index, step, memory) in record.state.items()
+            if name in ("leaders", "near", "misses")
+        }
+        if "leaders" not in parts and record.holds_all_that_fit:  # those of that run were sorted otherwise
+            parts["leaders"] = _leaders_of_rows(study, scenario, record).best(n_kept, key)
+        leaders, near, misses = parts["leaders"], parts["near"], parts["misses"]
         near_beyond_s = float(record.state.get("near_beyond_s", np.inf))
     except (KeyError, TypeError, ValueError, OverflowError):
         return None  # the file is whole, the manifest was written by hand
@@ -334,3 +339,16 @@ def _found_earlier(study: StudyWriter, scenario: Scenario, shard: Shard) -> Foun
         near_beyond_s=near_beyond_s,
         misses=misses,
     )
+
+
+def _leaders_of_rows(study: StudyWriter, scenario: Scenario, record: ShardRecord) -> Leaders:
+    """Every plan that fits, as the file of a shard has it."""
+    alone = Result(study.directory, study.manifest.model_copy(update={"shards": (record,)}))
+    columns = ["plan_index", "step_time_s", "memory_bytes"]
+    found = Leaders.none()
+    limit_bytes = scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom)
+    for batch in alone.batches(scenario.name, columns=columns):
+        index, step_s, memory_bytes = (batch.column(name).to_numpy(zero_copy_only=False) for name in columns)
+        rows = Leaders(index.astype(np.int64), step_s.astype(np.float64), memory_bytes.astype(np.float64))
+        found = found.join(rows.take(rows.memory_bytes <= limit_bytes))
+    return found

@@ -61,9 +61,11 @@ def document(*arguments: object) -> Any:
     return json.loads(report(*arguments, "--json"))
 
 
-def written(folder: Path, base: dict[str, Any], /, **sections: dict[str, Any] | None) -> Path:
+def written(folder: Path, base: dict[str, Any], /, **sections: Any) -> Path:
     """A run file with keys of some sections changed."""
-    changed = {name: {**keys, **(sections.get(name) or {})} for name, keys in base.items()}
+    changed = {
+        name: {**keys, **(sections.get(name) or {})} if isinstance(keys, dict) else keys for name, keys in base.items()
+    }
     changed |= {name: keys for name, keys in sections.items() if name not in base}
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(changed, sort_keys=False))
@@ -71,6 +73,29 @@ def written(folder: Path, base: dict[str, Any], /, **sections: dict[str, Any] | 
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_free_memory_is_that_of_the_device_and_what_is_kept_free_lowers_the_limit(tmp_path):
+    """60 % kept free refuses a plan that leaves a third; what it leaves is the same."""
+    run = {
+        "model": "llama3-8b", "hardware": "h100", "cluster": {"devices": 8},
+        "recipe": {"seq_len": 8192, "global_batch": 64}, "plan": {"tp": 2, "dp": 4, "sequence_parallel": True},
+    }  # fmt: skip
+    plain = report(written(tmp_path, run))
+    free = re.search(r"Usable memory of a device: ([\d.]+) GiB, ([\d.]+) GiB free \(([\d.]+) % used\)\n", plain)
+    assert free is not None
+    assert "limit" not in plain.split("MEMORY")[1].split("COMPUTE")[0]
+
+    strict = written(tmp_path, run, memory_headroom=0.6)
+    text, facts = report(strict), document(strict)
+    memory = facts["memory"]
+    assert free[0].rstrip() in text
+    assert float(free[2]) == pytest.approx((memory["usable_bytes"] - memory["total_bytes"]) / 2**30, abs=6e-4)
+    assert memory["limit_bytes"] == pytest.approx(0.4 * memory["usable_bytes"])
+    over_gib = (memory["total_bytes"] - memory["limit_bytes"]) / 2**30
+    limit = f"limit {memory['limit_bytes'] / 2**30:.1f} GiB, as 60.0 % of the memory is kept free: {over_gib:.3f} GiB"
+    assert f"{limit} beyond" in " ".join(text.split())
+    assert facts["refused"] == ["needs more memory than the device has"]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
@@ -560,7 +585,7 @@ def test_the_page_says_what_the_terminal_says(page):
     assert tags.open == []
     text = " ".join(tags.text)
     for line in report(EXAMPLE).splitlines():
-        if line.startswith(("Total Memory", "Theoretical", "Interval", "Pipeline bubble", "Device capacity")):
+        if line.startswith(("Total Memory", "Theoretical", "Interval", "Pipeline bubble", "Usable memory")):
             assert line in text
     assert all(heading in text for heading in HEADINGS)
 

@@ -171,6 +171,21 @@ def test_days_cost_and_energy_are_the_products_that_they_are():
         assert one[quantity]["low"] < one[quantity]["value"] < one[quantity]["high"]
     (inputs,) = [one for one in facts["inputs"] if one["machine"] == "h100"]
     assert (inputs["price_source"], inputs["power_source"]) == ("--price", "--power")
+    assert inputs["host_watts_per_device"] is None
+
+
+def test_power_counts_the_host_where_its_maker_says_what_a_node_draws():
+    """A DGX H100 draws 10.2 kW; of an MI300X the device alone is known."""
+    facts = answer("shootout")
+    inputs = {one["machine"]: one for one in facts["inputs"]}
+    assert inputs["h100"]["watts_per_device"] == pytest.approx(10_200 / 8)
+    assert inputs["h100"]["host_watts_per_device"] == pytest.approx(10_200 / 8 - 700)
+    assert (inputs["mi300x"]["watts_per_device"], inputs["mi300x"]["host_watts_per_device"]) == (750, None)
+    printed = " ".join(compare("shootout").stdout.split())
+    assert "the power of mi300x is that of devices without their hosts: --power mi300x=WATTS_PER_DEVICE" in printed
+    assert "networks between nodes and storage, and cooling, left out (--pue)" in printed
+    assert "the site takes 1.20 times as much (--pue)" in " ".join(compare("shootout", "--pue", 1.2).stdout.split())
+    assert "without their hosts" not in compare("shootout", "--power", "mi300x=1300").stdout
 
 
 @pytest.mark.parametrize(
@@ -292,7 +307,7 @@ def test_where_the_winner_changes():
     printed = compare("precisions", "--price", "h20=9").stdout
     assert "The winner changes between 16 and 32 devices, from h20, fp8 to h100, fp8." in printed
     assert "Nothing fits on 16 h100 in bf16: all" in printed
-    assert "GiB of " in printed
+    assert "GiB, limit " in " ".join(printed.split())
 
 
 # ---- limits -------------------------------------------------------------------------------------------------------
@@ -368,6 +383,25 @@ def test_a_job_that_never_gets_anywhere_never_ends():
     printed = compare("shootout", "--objective", "days", *options).stdout
     assert "never" in printed
     assert {one["days"]["value"] for one in candidates(answer("shootout", *options))} == {None}
+
+
+def test_a_job_that_fails_sooner_than_it_restarts_makes_no_progress_and_is_said_to():
+    """100 device-hours: 8 devices fail every 12.5 hours, 128 every 47 minutes, while a restart takes an hour."""
+    options = ("--mtbf-hours-per-device", 100, "--checkpoint-write-s", 60, "--restart-s", 3600)
+    for one in candidates(answer("shootout", *options)):
+        goes_on = one["devices"] < 100
+        assert one["goodput"]["makes_progress"] == goes_on
+        assert (one["goodput"]["goodput_fraction"] > 0) == goes_on
+        for quantity in ("days", "cost_usd", "energy_j"):
+            assert (one[quantity]["value"] is not None) == goes_on
+    winners = answer("shootout", *options)["sections"][0]["winners"]
+    assert [winner["devices"] for winner in winners] == [8, 32]
+    printed = " ".join(compare("shootout", "--by", "devices", *options).stdout.split())
+    assert "No progress on 128 devices: the job fails every 46 min 52 s, while a restart and a checkpoint" in printed
+    assert "e+" not in printed
+
+    nothing = compare("shootout", "--budget-usd", "1e15", *("--mtbf-hours-per-device", 1, *options[2:]), exit_code=3)
+    assert "no job makes progress between its failures" in nothing.stderr
 
 
 # ---- several results, several meanings ----------------------------------------------------------------------------
@@ -479,16 +513,21 @@ def test_csv_on_stdout_is_the_file_and_nothing_else():
         (("shootout", "--price", "xyz=2"), "--price xyz: unknown hardware 'xyz'; known: b200, h100, mi300x"),
         (("shootout", "--price", "h100=0"), "--price h100: '0' must be above 0"),
         (("shootout", "--price", "h100=-1"), "--price h100: '-1' must be above 0"),
-        (("shootout", "--price", "h100=nan"), "--price h100: 'nan' is not a number above 0"),
-        (("shootout", "--price", "h100=inf"), "--price h100: 'inf' is not a number above 0"),
+        (("shootout", "--price", "h100=nan"), "--price h100: 'nan' is not a number of US dollars above 0"),
+        (("shootout", "--price", "h100=inf"), "--price h100: 'inf' is not a number of US dollars above 0"),
         (("shootout", "--price", "h100=1e300"), "--price h100: '1e300' must be between"),
-        (("shootout", "--price", "2.49"), "--price: '2.49' is not NAME=NUMBER, such as h100=2.49"),
-        (("shootout", "--price", "h100="), "--price: 'h100=' is not NAME=NUMBER"),
+        (("shootout", "--price", "2.49"), "--price: '2.49' has no name; write NAME=NUMBER, such as --price h100=2.49"),
+        (("shootout", "--price", "h100="), "--price: 'h100=' has no number; write NAME=NUMBER, such as --price h100=2"),
+        (("shootout", "--price", "h200"), "--price: 'h200' has no number; write NAME=NUMBER, such as --price h200="),
+        (("shootout", "--price", "h200=3"), "--price h200: is not among the compared machines, which are "),
+        (("shootout", "--power", "h100=1kW"), "--power h100: '1kW' is not a number above 0, such as 1300"),
+        (("shootout", "--deadline-days", "30d"), "--deadline-days: '30d' is not a number above 0, such as 90"),
+        (("shootout", "--tokens", "15"), "--tokens: 15 are fewer than one step takes ("),
         (("shootout", "--price", "h100=1", "--price", "dgx_h100=2"), "--price dgx_h100: h100 is given twice"),
         (("shootout", "--pue", "0.9"), "--pue: 0.9 is not a power usage effectiveness"),
         (("shootout", "--tokens", "15X"), "--tokens: '15X' is not a number of tokens"),
         (("shootout", "--tokens", "-1"), "--tokens: '-1' must be above 0"),
-        (("shootout", "--budget-usd", "nan"), "--budget-usd: 'nan' is not a number above 0"),
+        (("shootout", "--budget-usd", "nan"), "--budget-usd: 'nan' is not a number of US dollars above 0"),
         (("shootout", "--deadline-days", "0"), "--deadline-days: '0' must be above 0"),
         (("shootout", "--restart-s", "5"), "belong together; missing: --mtbf-hours-per-device, --checkpoint-write-s"),
         (("precisions", "--objective", "tokens_per_dollar"), "the price of h20 is not known; give it: --price h20="),
@@ -518,7 +557,7 @@ def test_where_nothing_fits_at_all_the_nearest_misses_are_named():
     done = compare("hopeless", exit_code=3)
     assert done.stdout == ""
     assert done.stderr.startswith("error: no plan of any scenario fits\n")
-    assert "GiB of " in done.stderr
+    assert "GiB, limit " in done.stderr
 
 
 def test_a_model_of_which_nothing_fits_beside_one_that_does():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,29 @@ def test_what_was_written_reads_back_as_the_same_run(results, tmp_path):
     assert found["plan"] == expected["plan"]
     assert found["results"]["iteration_s"] == pytest.approx(expected["results"]["iteration_s"], rel=1e-12)
     assert found["better"]["plans"] == [] or found["better"]["plans"][-1]["speedup"] > 1
+
+
+def test_every_option_that_no_estimate_reads_can_be_seen(tmp_path):
+    """Twelve on a terminal, all of them with -v, in the JSON and on the page."""
+    ignored = [
+        "--lr 1e-4", "--min-lr 1e-5", "--lr-decay-style cosine", "--weight-decay 0.1", "--clip-grad 1.0", "--seed 1",
+        "--adam-beta1 0.9", "--adam-beta2 0.95", "--log-interval 10", "--save-interval 100", "--eval-iters 1",
+        "--eval-interval 100", "--train-iters 10", "--lr-warmup-iters 2", "--init-method-std 0.01", "--split 99,1,0",
+    ]  # fmt: skip
+    arguments = tmp_path / "args.txt"
+    arguments.write_text(
+        "--num-layers 8 --hidden-size 4096 --num-attention-heads 32 --ffn-hidden-size 16384 --seq-length 2048 "
+        "--max-position-embeddings 2048 --micro-batch-size 1 --global-batch-size 64 --bf16 --vocab-size 32000 "
+        f"--use-distributed-optimizer {' '.join(ignored)}\n"
+    )
+    names = [text.split()[0] for text in ignored]
+    told = ("--from", "megatron-lm", arguments, "--hardware", "h100", "--devices", 8, "--no-better")
+    assert set(names) <= set(json.loads(ran(three_d, *told, "--json").stdout)["ignored"])
+    page = tmp_path / "page.html"
+    short = " ".join(ran(three_d, *told, "--html", page).stdout.split())
+    assert re.search(r"no estimate reads (--[\w-]+, ){11}--[\w-]+ and \d+ more, which -v lists\.", short)
+    assert all(name in ran(three_d, *told, "-v").stdout for name in names)
+    assert all(name in page.read_text(encoding="utf-8") for name in names)
 
 
 def test_a_search_from_arguments_holds_the_run_itself(results, tmp_path):

@@ -260,6 +260,7 @@ def test_a_study_ranked_by_memory(tmp_path):
     best = open_result(result).summary()["scenarios"][0]["best"]
     assert [plan["plan"] for plan in found["top"][:5]] == [{knob: row[knob] for knob in KNOBS} for row in best[:5]]
     assert "plans are ranked by memory, as the search was told to" in found["notes"]
+    assert "Best plan by memory: " in report(result, "--no-sensitivity").stdout
     assert found["sensitivity"]["plan"]["step_time_s"] < found["plan"]["step_time_s"]
     options = [str(result), "--rank", "2", "--json"]
     theirs = json.loads(CliRunner().invoke(training_3d.main, options, catch_exceptions=False).stdout)

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from dlcalc.dlcalc_search import main
+from dlcalc.results.manifest import read_manifest
 from dlcalc.results.reader import open_result
 from dlcalc.results.schema import KNOBS
 from dlcalc.search import executors
@@ -90,8 +91,11 @@ def test_the_json_object_has_what_programs_build_on():
         for plan in scenario["best"]:
             assert set(KNOBS) <= plan.keys()
             assert plan["tp"] * plan["cp"] * plan["pp"] * plan["dp"] == devices
-            usable_bytes = scenario["memory_capacity_bytes"] / 0.95  # of which a study keeps 5 % free
-            assert plan["memory_bytes"] + plan["headroom_bytes"] == pytest.approx(usable_bytes)
+            assert plan["memory_bytes"] + plan["headroom_bytes"] == pytest.approx(scenario["memory_usable_bytes"])
+            assert plan["memory_bytes"] <= scenario["memory_limit_bytes"]
+        kept_free = 1 - scenario["memory_limit_bytes"] / scenario["memory_usable_bytes"]
+        assert kept_free == pytest.approx(0.05)  # as a study does unless told otherwise
+        for plan in scenario["best"]:
             # 64 sequences of 8,192 tokens in a step, over all devices
             assert plan["tokens_per_s_per_device"] == pytest.approx(64 * 8192 / plan["step_time_s"] / devices)
             assert plan["days"] == pytest.approx(1e12 / (64 * 8192) * plan["step_time_s"] / 86_400)
@@ -127,6 +131,44 @@ def test_the_best_are_the_best_of_all_that_was_written(sort, column, sign):
         assert len(rows) == scenario["n_fit"]
         if column in frame:
             assert values == sorted(sign * rows[column])[:5]
+
+
+@pytest.mark.parametrize("option", ["--resume", "--quiet"])
+def test_another_order_of_the_same_plans_needs_no_other_search(option):
+    """Whether rows are taken as they are or written again: what is answered is what a new search answers."""
+    search("small.yaml")
+    before = shard_times()
+    search("small.yaml", "--sort", "memory", option)
+    after = shard_times()
+    assert before.keys() == after.keys()
+    assert all((after[name] == before[name]) == (option == "--resume") for name in before)
+    resorted = answer("small.yaml", "--sort", "memory", "--resume")
+    fresh = answer("small.yaml", "--sort", "memory", "-o", "fresh")
+    same = ("best", "within_2_percent", "n_within_2_percent", "refused", "n_fit", "n_not_told_apart", "breakdown")
+    for one, other in zip(resorted["scenarios"], fresh["scenarios"], strict=True):
+        assert {name: one[name] for name in same} == {name: other[name] for name in same}
+    states = [
+        [(shard.key, shard.state) for shard in read_manifest(Path(name)).shards] for name in ("results/small", "fresh")
+    ]
+    assert states[0] == states[1]
+    assert "Least memory: " in search("small.yaml", "--sort", "memory", "--resume").stdout
+
+    back = answer("small.yaml", "--resume")
+    assert back["sort"] == "mfu"
+    times = [plan["step_time_s"] for plan in back["scenarios"][0]["best"]]
+    assert times == sorted(pd.read_parquet("fresh").query("devices == 8")["step_time_s"])[: len(times)]
+
+
+def shard_times():
+    return {path.name: path.stat().st_mtime_ns for path in Path("results/small").glob("*.parquet")}
+
+
+@pytest.mark.parametrize("keep", ["3", "pareto"])
+def test_another_order_is_refused_where_plans_were_left_out_and_why_is_said(keep):
+    search("small.yaml", "--keep", keep)
+    done = search("small.yaml", "--keep", keep, "--sort", "memory", "--resume", exit_code=2)
+    assert "sort: step_time there, memory now (what was left out of the rows there may lead now" in done.stderr
+    search("small.yaml", "--keep", keep, "--sort", "mfu", "--resume")  # the same order by another name
 
 
 def test_a_quiet_search_only_writes():
@@ -195,7 +237,7 @@ def test_when_nothing_fits_the_answer_says_what_nearly_did():
     assert "No plan fits" in done.stdout
     assert "Nearest misses" in done.stdout
     assert done.stderr.startswith("error: none of ")
-    assert "GiB of " in done.stderr
+    assert "GiB, limit " in done.stderr
 
     summary = answer("hopeless.yaml", exit_code=3)
     scenario = summary["scenarios"][0]

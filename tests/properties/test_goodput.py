@@ -74,6 +74,16 @@ def test_a_job_that_never_finishes_an_interval_takes_forever():
     assert factor(10.0, 1e5, 0.0, 1.0) == np.inf
 
 
+@given(write_s=writes_s, restart_s=restarts_s, fewer=st.floats(1.0, 20.0))
+def test_a_job_that_fails_as_often_as_it_restarts_and_writes_has_no_time_to_go_by(write_s, restart_s, fewer):
+    """At least e times its work, whatever the interval, and more the more often it fails."""
+    least_s = goodput.least_failure_interval_s(checkpoint_write_s=write_s, restart_s=restart_s)
+    intervals_s = float(least_s) * np.geomspace(0.01, 100.0, 1001)
+    at_least = np.min(factor(intervals_s, write_s, restart_s, least_s))
+    assert at_least > np.e * (1 - 1e-9)
+    assert np.min(factor(intervals_s, write_s, restart_s, least_s / fewer)) >= at_least * (1 - 1e-9)
+
+
 def test_a_job_fails_as_often_as_all_its_devices():
     found = goodput.job_failure_interval_s(device_failure_interval_s=50_000 * 3600.0, n_devices=16_384)
     assert found / 3600 == pytest.approx(3.05, abs=0.01)

@@ -13,6 +13,7 @@ from dlcalc.costmodel.every_stage import times_of
 from dlcalc.costmodel.footprint import layer_activations
 from dlcalc.costmodel.plans import Plans
 from dlcalc.hardware_registry import load_hardware
+from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.recipe import Recipe
@@ -32,10 +33,11 @@ PLANS = {
 }  # fmt: skip
 
 
-def one(name: str, **more: float) -> Estimate:
+def one(name: str, profile: FrameworkProfile | None = None, **more: float) -> Estimate:
     model, plan = PLANS[name]
     values = {knob: float(getattr(plan, knob)) for knob in plan.__dataclass_fields__} | more
-    recipe = Recipe(seq_len=4096, global_batch=128, precision="bf16", framework=load_framework("megatron"))
+    framework = profile or load_framework("megatron")
+    recipe = Recipe(seq_len=4096, global_batch=128, precision="bf16", framework=framework)
     return estimate(load_model(model), load_hardware("h100"), recipe, Plans.point(**values))
 
 
@@ -123,6 +125,21 @@ def test_forward_exchanges_over_tensor_parallel_ranks_are_all_exposed(name):
 def test_tokens_sent_to_experts_are_all_exposed_without_overlap(name):
     axis = axes(one(name, overlap_ep=0.0))["EP"]
     assert axis.sent_s == pytest.approx(axis.exposed_s, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["experts", "windows"])
+def test_what_is_sent_once_to_a_node_is_not_sent_rather_than_hidden(name):
+    once = load_framework("megatron").model_copy(update={"dispatches_once_per_node": True})
+    over_nodes = {"ep": 32.0} if name == "experts" else {"ep": 16.0}
+    axis = axes(one(name, once, overlap_ep=0.0, **over_nodes))["EP"]
+    in_full = axes(one(name, overlap_ep=0.0, **over_nodes))["EP"]
+    assert axis.sent_s == pytest.approx(axis.exposed_s, rel=1e-9)
+    assert axis.hidden_s == pytest.approx(0.0, abs=1e-9 * axis.sent_s)
+    assert axis.not_sent_s > 0.05 * axis.sent_s
+    assert axis.sent_s + axis.not_sent_s == pytest.approx(in_full.sent_s, rel=1e-9)
+    assert in_full.not_sent_s == 0
+    in_a_node = axes(one(name, once, overlap_ep=0.0, ep=4.0))["EP"]
+    assert in_a_node.not_sent_s == 0
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -47,7 +47,7 @@ def contender(of: Run, price: float | None = None) -> Contender:
         days=Range(*(1e12 / value / SECONDS_PER_DAY for value in (rates.value, rates.high, rates.low))),
         cost_usd=None, energy_j=None, tokens_per_usd=Range(dollars, dollars / 1.1, dollars / 0.9), tokens_per_j=None,
     )  # fmt: skip
-    return Contender(facts, of, MachineInputs(of.hardware.name, price, "", None, "", True))
+    return Contender(facts, of, MachineInputs(of.hardware.name, price, "", None, None, "", True))
 
 
 def explained(winner: Run, other: Run, objective="days", prices=(None, None)) -> Difference:

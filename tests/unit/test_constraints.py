@@ -169,6 +169,13 @@ CASES = [
         {"tp": 2, "overlap_tp": 1, "sequence_parallel": 1},
         "megatron",
     ),
+    (
+        "overlapping tp needs tp within a node",
+        DENSE,
+        {"tp": 16, "overlap_tp": 1, "sequence_parallel": 1},
+        {"tp": 8, "overlap_tp": 1, "sequence_parallel": 1},
+        "megatron",
+    ),
     ("overlapping experts needs ep > 1", LATENT, {"overlap_ep": 1}, {"overlap_ep": 1, "ep": 2, "dp": 2}, "megatron"),
     (
         "exchanging over cp in another way needs cp > 1",

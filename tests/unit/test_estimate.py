@@ -99,6 +99,21 @@ def test_torchtitan_gathers_once_in_a_pipeline():
         assert not bool(first.runs)  # and is what decides whether it runs
 
 
+@pytest.mark.parametrize(
+    ("framework", "precision", "per_element"),
+    [("megatron", "bf16", 20), ("megatron_bridge", "bf16", 20), ("megatron", "fp8", 14), ("torchtitan", "bf16", 0)],
+)
+def test_overlapping_tp_takes_ten_buffers_of_a_micro_batch(framework, precision, per_element):
+    """Of user buffers alone: six of what is gathered, four of what is scattered, each 8,192 tokens x 4,096 wide."""
+    plan = {"tp": 4, "dp": 2, "sequence_parallel": 1, "micro_batch": 2}
+    settled = recipe(framework, precision=precision)
+    apart, behind = (estimate(LLAMA, H100, settled, Plans.point(**plan, overlap_tp=on)).footprint for on in (0, 1))
+    more = float(behind.peak_bytes) - float(apart.peak_bytes)
+    assert more == pytest.approx(per_element * 2 * 8192 * 4096, abs=1.0)
+    assert float(behind.terms_of_peak()["overlap_buffers_bytes"]) == pytest.approx(more, abs=1.0)
+    assert float(behind.reserved_bytes) == float(apart.reserved_bytes)
+
+
 def test_gathering_for_every_micro_batch_sends_more_and_keeps_less():
     plan = {"pp": 2, "dp": 8, "zero_stage": 3}
     once = estimated("torchtitan", **plan)

@@ -182,6 +182,17 @@ def test_memory_bandwidth_is_bus_times_clock(name, bus_bits, memory_ghz):
     assert load_hardware(name).device.hbm_tb_per_s.value == pytest.approx(tb_per_s, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("name", "node_kw"),
+    [("a100_80gb", 6.5), ("h100", 10.2), ("h200", 10.2), ("b200", 14.3), ("b300", 14.0), ("gb200_nvl72", 120.0),
+     ("gb300_nvl72", 136.0), ("p5.48xlarge", 10.2)],
+)  # fmt: skip
+def test_devices_and_their_host_draw_what_the_maker_says_of_the_node(name, node_kw):
+    machine = load_hardware(name)
+    per_device_w = machine.device.tdp_watts + machine.node.host_w_per_device.value
+    assert machine.node.n_devices * per_device_w / 1e3 == pytest.approx(node_kw, rel=1e-3)
+
+
 def test_memory_is_what_a_driver_would_report(machine):
     device = machine.device
     usable = device.usable_hbm_gib or device.hbm_gib
@@ -199,6 +210,8 @@ def test_links_are_slower_the_farther_they_go(machine):
 def test_power_and_balance_are_plausible(machine):
     device = machine.device
     assert device.tdp_watts is None or 190 <= device.tdp_watts <= 1500
+    host = machine.node.host_w_per_device
+    assert host is None or (device.tdp_watts and 0.3 < host.value / device.tdp_watts < 1.5)
     flops_per_byte = device.peak_flops_per_s(device.sixteen_bits) / device.hbm_bytes_per_s
     assert 30 < flops_per_byte < 600  # of 40 devices of five vendors; a slipped unit is off by 8 or 1000
 

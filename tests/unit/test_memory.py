@@ -30,6 +30,7 @@ from dlcalc.calculators.memory import (
     optimizer_bytes,
     recompute_working_set_bytes,
     stage_buffer_bytes,
+    tp_overlap_buffer_bytes,
     weight_gradient_working_set_bytes,
     weights_bytes,
 )
@@ -475,3 +476,7 @@ def test_buffers():
     assert bucket_buffer_bytes(1e6, grad_reduce_bytes=4.0, overlap=1.0, **bucket) == 0
     assert bucket_buffer_bytes(1e6, grad_reduce_bytes=2.0, overlap=1.0, **bucket) == 200
     assert bucket_buffer_bytes(10.0, grad_reduce_bytes=2.0, overlap=0.0, **bucket) == 20
+    overlapped = {"tokens": 10.0, "overlap_tp": np.array([0.0, 1.0])}
+    in_16_bits = tp_overlap_buffer_bytes(LLAMA_8B, gathered_element_bytes=2.0, **overlapped)
+    assert in_16_bits.tolist() == [0, 10 * 10 * 2 * 4096]
+    assert tp_overlap_buffer_bytes(LLAMA_8B, gathered_element_bytes=1.0, **overlapped)[1] == 10 * (6 + 8) * 4096

@@ -17,8 +17,8 @@ SEQ_LEN, GLOBAL_BATCH = 4096, 128
 PER_PARAMETER = 4 + 2  # Megatron reduces gradients in fp32 and gathers weights in 16 bits
 
 
-def traffic(model: str, **knobs: float) -> NodeTraffic:
-    recipe = Recipe(seq_len=SEQ_LEN, global_batch=GLOBAL_BATCH, precision="bf16", framework=load_framework("megatron"))
+def traffic(model: str, framework: str = "megatron", **knobs: float) -> NodeTraffic:
+    recipe = Recipe(seq_len=SEQ_LEN, global_batch=GLOBAL_BATCH, precision="bf16", framework=load_framework(framework))
     plan = Plans.point(zero_stage=1, **knobs)
     return node_traffic(estimate(load_model(model), load_hardware("h100"), recipe, plan))
 
@@ -50,3 +50,10 @@ def test_tokens_for_experts_elsewhere_leave_the_node():
     model = load_model("qwen3-30b-a3b")
     routed_bytes = 2 * SEQ_LEN * model.top_k * model.hidden_size
     assert wide.ep_bytes == pytest.approx(8 * (GLOBAL_BATCH / 16) * 4 * model.n_moe_layers * routed_bytes / 2)
+
+
+def test_a_dispatcher_that_knows_nodes_sends_a_token_once_to_each():
+    """Eight experts on two nodes: 2 (1 - 1/2^8) of them have some, instead of eight copies."""
+    plan = {"dp": 16.0, "ep": 16.0}
+    once, each = traffic("qwen3-30b-a3b", "megatron_bridge", **plan), traffic("qwen3-30b-a3b", **plan)
+    assert once.ep_bytes == pytest.approx(each.ep_bytes * 2 * (1 - 0.5**8) / 8)

@@ -51,6 +51,7 @@ MEMORY = {  # beside the axis of stages
     "activations_bytes": "mesh pipe batch redo tensor",
     "working_set_bytes": "mesh pipe batch redo tensor",
     "stage_buffers_bytes": "mesh pipe batch tensor",
+    "overlap_buffers_bytes": "mesh batch tensor",
     "context_bytes": "",
 }
 TOTALS = {

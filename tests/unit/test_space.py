@@ -75,7 +75,41 @@ def test_auto_follows_what_the_framework_offers():
     assert {SCHEDULES[int(code)] for code in case.axes[2]["schedule"]} == {"1f1b", "interleaved"}
     assert rows(case, 3) == [(1,), (2,), (4,), (8,)]
     assert {RECOMPUTE_MODES[int(code)] for code in case.axes[4]["recompute"]} == {"none", "selective", "full"}
-    assert rows(case, 5) == [(0, 0, 0, 0), (1, 0, 0, 0)]
+    assert rows(case, 5) == [(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "overlaps"),
+    [
+        ("llama3-8b", {"framework": "megatron"}, {0, 1}),
+        ("llama3-8b", {"framework": "megatron_bridge"}, {0, 1}),
+        ("llama3-8b", {"framework": "torchtitan"}, {0, 1}),
+        ("qwen3-30b-a3b", {"framework": "megatron"}, {0, 1}),
+        ("deepseek-v2", {"framework": "megatron"}, {0}),  # user buffers know no latent projections
+        ("deepseek-v2", {"framework": "megatron_bridge"}, {0}),
+        ("deepseek-v2", {"framework": "torchtitan"}, {0, 1}),
+        ("llama3-8b", {"framework": "nanotron"}, {0}),
+        ("llama3-8b", {"framework": "megatron_legacy"}, {0}),
+    ],
+)
+def test_tp_is_overlapped_and_not_where_users_choose(model, recipe, overlaps):
+    tensor = one(model=model, recipe=recipe).axes[5]
+    assert set(tensor["overlap_tp"]) == overlaps
+    assert np.all(tensor["sequence_parallel"][tensor["overlap_tp"] == 1] == 1)
+
+
+def test_recipes_in_nvfp4_overlap_no_tp():
+    case = one(hardware="b200", recipe={"framework": "megatron_bridge", "precision": "nvfp4"})
+    assert set(case.axes[5]["overlap_tp"]) == {0}
+
+
+def test_user_buffers_are_nvidias():
+    for framework, overlaps in (("megatron", {0}), ("megatron_bridge", {0}), ("torchtitan", {0, 1})):
+        assert set(one(hardware="mi300x", recipe={"framework": framework}).axes[5]["overlap_tp"]) == overlaps
+
+
+def test_an_overlap_that_is_written_is_what_is_searched():
+    assert set(one({"overlap_tp": True, "sequence_parallel": True}).axes[5]["overlap_tp"]) == {1}
 
 
 def test_a_framework_without_tensor_or_pipeline_parallelism_has_data_parallelism_alone():

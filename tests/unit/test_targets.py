@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.costmodel.estimate import estimate
+from dlcalc.costmodel.plans import Plans
+from dlcalc.hardware_registry import HardwareRegistry, load_hardware
 from dlcalc.search.exhaustive import search_block
 from dlcalc.search.study import scenarios_of
-from dlcalc.specs.framework_registry import framework_names
+from dlcalc.specs.framework_registry import framework_names, load_framework
+from dlcalc.specs.model_registry import load_model
+from dlcalc.specs.recipe import Recipe
 from dlcalc.specs.space import SpaceSpec
 from dlcalc.specs.target import PROFILES_OF_TARGET, TARGETS
 
@@ -65,3 +69,15 @@ def test_every_target_finds_a_plan_and_names_itself_in_what_it_refuses(target):
 def test_without_a_target_nothing_is_refused_for_one():
     found, _ = searched(scenario())
     assert not [reason for reason in found.refused if any(reason.startswith(f"{name} ") for name in TARGETS)]
+
+
+@pytest.mark.parametrize("target", ["megatron-lm", "megatron-bridge"])
+def test_megatron_overlaps_no_tp_in_latent_attention(target):
+    """Its layers have buffers for Q, K and V, out, up and down alone, and switch the overlap off for all others."""
+    recipe = Recipe(
+        seq_len=4096, global_batch=64, precision="bf16", framework=load_framework("megatron"), target=target
+    )
+    plan = Plans.point(tp=2, dp=8, ep=8, sequence_parallel=1, overlap_tp=1)
+    reason = f"{target} overlaps tp in no latent attention"
+    assert reason in estimate(load_model("deepseek-v2"), load_hardware("h100"), recipe, plan).refused
+    assert reason not in estimate(load_model("qwen3-30b-a3b"), load_hardware("h100"), recipe, plan).refused

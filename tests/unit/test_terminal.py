@@ -9,16 +9,11 @@ import time
 import pytest
 from rich.console import Console
 
+from dlcalc.report.listings import print_dry_run, print_hardware, print_models
 from dlcalc.report.plan_words import plan_words, shared_and_own
+from dlcalc.report.search_report import print_search
 from dlcalc.report.summary import miss_sentence, nothing_fits
-from dlcalc.report.terminal import (
-    SearchProgress,
-    make_console,
-    print_dry_run,
-    print_hardware,
-    print_models,
-    print_search,
-)
+from dlcalc.report.terminal import SearchProgress, make_console
 from dlcalc.utils import units
 
 GIB = 2.0**30
@@ -50,7 +45,8 @@ def scenario(name="llama3-70b on 256 h100, bf16", rows=None, **changes):
             "time_s": {"matmul_s": 9.0, "tp_comm_s": 2.0, "bubble_s": 1.0},
             "memory_bytes": {"weights_bytes": 30 * GIB, "activations_bytes": 31.3 * GIB},
         },
-        "memory_capacity_bytes": 79.1 * GIB, "n_not_told_apart": len(rows), "worth_measuring": rows[:2],
+        "memory_usable_bytes": 79.1 * GIB, "memory_limit_bytes": 75.1 * GIB,
+        "n_not_told_apart": len(rows), "worth_measuring": rows[:2],
         "n_within_2_percent": len(rows), "within_2_percent": rows, "nearest_misses": [],
     }  # fmt: skip
     return made | changes
@@ -58,19 +54,20 @@ def scenario(name="llama3-70b on 256 h100, bf16", rows=None, **changes):
 
 def hopeless(name="llama3-70b on 8 h100, bf16"):
     """A scenario in which nothing fits."""
-    miss = KNOBS | {"recompute": "full", "memory_bytes": 83.1 * GIB, "over_bytes": 4.0 * GIB, "reasons": ["memory"]}
-    misses = [miss, miss | {"tp": 4, "memory_bytes": 90 * GIB, "over_bytes": 10.9 * GIB}]
+    miss = KNOBS | {"recompute": "full", "memory_bytes": 83.1 * GIB, "over_bytes": 8.0 * GIB, "reasons": ["memory"]}
+    misses = [miss, miss | {"tp": 4, "memory_bytes": 90 * GIB, "over_bytes": 14.9 * GIB}]
     return scenario(
         name, [], n_fit=0, refused={"memory": 10_000, "layers": 400}, breakdown=None, n_within_2_percent=0,
         nearest_misses=misses,
     )  # fmt: skip
 
 
-def summary(*scenarios):
+def summary(*scenarios, sort="mfu"):
     n_plans = sum(each["n_plans"] for each in scenarios)
     n_fit = sum(each["n_fit"] for each in scenarios)
     return {
-        "study": "my-study", "n_plans": n_plans, "n_refused": n_plans - n_fit, "n_fit": n_fit, "seconds": 0.5,
+        "study": "my-study", "sort": sort, "n_plans": n_plans, "n_fit": n_fit, "seconds": 0.5,
+        "n_refused": n_plans - n_fit,
         "plans_per_s": 2 * n_plans, "peak_rss_bytes": 400 * 2**20, "result": "results/my-study",
         "scenarios": list(scenarios),
     }  # fmt: skip
@@ -84,8 +81,8 @@ def printed(show, *arguments, width=120):
     return stream.getvalue()
 
 
-def shown(*scenarios, top=10, width=120):
-    return printed(print_search, summary(*scenarios), top, width=width)
+def shown(*scenarios, top=10, width=120, sort="mfu"):
+    return printed(print_search, summary(*scenarios, sort=sort), top, width=width)
 
 
 def one_line(text):
@@ -121,10 +118,6 @@ def test_days_and_cost_are_said_when_there_is_a_token_budget():
     assert re.search(r"step s +MFU %.* days +cost", text)
     assert "days" not in shown(scenario())
     assert "cost" not in shown(scenario())
-
-
-def test_a_plan_that_is_best_by_memory_is_not_called_the_fastest():
-    assert "Best: tp8" in shown(scenario(rows=[row(1, step_time_s=20.0), row(2)]))
 
 
 def test_knobs_that_all_plans_share_are_said_once():
@@ -175,6 +168,43 @@ def test_refusals_are_counted_by_reason():
     assert re.search(r"6,000 +60\.0 +needs more memory than the device has", text)
 
 
+def test_free_is_what_is_usable_less_what_a_plan_needs_and_the_limit_is_named():
+    """17.8 GiB free of 79.1 beside 61.3 needed, whatever the study keeps free."""
+    text = one_line(shown(scenario()))
+    assert "61.3 of 79.1 GiB" in text
+    assert "Where the memory goes (61.3 GiB, 17.8 free)" in text
+    assert "Memory: limit 75.1 GiB, as 5.1 % of the memory is kept free." in text
+    assert "of 75.1" not in text
+    everything = one_line(shown(scenario(memory_limit_bytes=79.1 * GIB)))
+    assert "Memory: limit 79.1 GiB, which is all that is usable." in everything
+
+
+@pytest.mark.parametrize(
+    ("sort", "first", "by"),
+    [
+        ("mfu", "Fastest: tp8", "by MFU"),
+        ("step_time", "Fastest: tp8", "by step time"),
+        ("cost", "Cheapest, as it is the fastest: tp8", "by cost"),
+        ("memory", "Least memory: tp8", "by memory"),
+    ],
+)
+def test_headings_say_what_plans_are_sorted_by(sort, first, by):
+    text = one_line(shown(scenario(), scenario("another"), sort=sort))
+    assert f"my-study: the best plan of each scenario {by}, all with" in text
+    assert f"{first} pp4" in text
+    assert f"Best 3 plans {by}, all with" in text
+
+
+def test_beside_the_plan_that_needs_least_memory_stands_the_fastest():
+    """Which is none of the best by memory; what is within 2 % is so of the fastest."""
+    rows = [row(1, memory_bytes=20 * GIB, headroom_bytes=59.1 * GIB, step_time_s=30.0)]
+    text = one_line(shown(scenario(rows=rows, within_2_percent=[row(1, tp=4)], n_within_2_percent=7), sort="memory"))
+    assert "Least memory: tp8" in text
+    assert "The fastest: tp4 pp4 vpp5 dp8 mb1" in text
+    assert "12.00 s per step, 61.3 of 79.1 GiB; 6 more within 2 % of it." in text
+    assert "of the best" not in text.replace("the best plan of", "")
+
+
 def test_plans_refused_twice_are_explained():
     text = shown(scenario(refused={"memory": 5_000, "heads": 2_000}))
     assert "a plan may be refused for several reasons" in text
@@ -202,8 +232,8 @@ def test_nothing_fits_says_what_nearly_did():
     assert "No plan fits: all 10,000 were refused." in text
     assert re.search(r"\n10,000 +100\.0 +memory\n", re.sub(" +\n", "\n", text))
     assert "Nearest misses, all with pp4 vpp5 dp8 mb1 interleaved zero1 sp, full recompute" in one_line(text)
-    assert re.search(r"tp8 +83\.1 +79\.1 +4\.0 +memory", text)
-    assert re.search(r"tp4 +90\.0 +79\.1 +10\.9 +memory", text)
+    assert re.search(r"tp8 +83\.1 +75\.1 +8\.0 +memory", text)
+    assert re.search(r"tp4 +90\.0 +75\.1 +14\.9 +memory", text)
 
 
 def test_a_study_in_which_nothing_fits_is_an_error_of_its_own():
@@ -211,7 +241,8 @@ def test_a_study_in_which_nothing_fits_is_an_error_of_its_own():
     assert error.exit_code == 3
     assert str(error) == (
         "none of 10,000 plans fits: 10,000 memory; 400 layers\n"
-        "nearest in llama3-70b on 8 h100, bf16: tp=8 pp=4, micro_batch=1, full recompute needs 83.1 GiB of 79.1 GiB"
+        "nearest in llama3-70b on 8 h100, bf16: tp=8 pp=4, micro_batch=1, full recompute needs 83.1 GiB, "
+        "limit 75.1 GiB"
     )
     assert nothing_fits(summary(hopeless(), scenario())) is None
 
@@ -231,7 +262,7 @@ def test_several_scenarios_begin_with_an_overview():
     scenarios = [scenario(f"s-{devices}", [row(1, dp=devices // 32)]) for devices in (64, 128, 256)]
     text = shown(*scenarios, hopeless("s-8"))
     overview = text[: text.index("Fastest")]
-    assert "my-study: the best plan of each scenario, all with tp8 pp4 vpp5 mb1" in one_line(overview)
+    assert "my-study: the best plan of each scenario by MFU, all with tp8 pp4 vpp5 mb1" in one_line(overview)
     assert re.search(r"s-64 +dp2 +12\.00 +47\.2 +2,662 +61\.3", overview)
     assert re.search(r"s-256 +dp8 +12\.00", overview)
     assert re.search(r"s-8 +no plan fits +- +- +- +-", overview)

@@ -44,6 +44,7 @@ def refused(
     reasons = {
         **_by_model(model, plans),
         **_by_mesh(model, plans),
+        "overlaps tp in no latent attention": np.asarray((plans.overlap_tp == 1) & model.is_mla),
         **_by_experts(model, recipe, plans),
         **_by_memory(model, recipe, plans),
     }
