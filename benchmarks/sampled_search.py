@@ -34,12 +34,12 @@ CLOSE = 1.01
 
 
 def optimum_s(scenario: Scenario) -> float:
-    """The shortest step of all plans that fit."""
+    """The shortest step of all plans that fit; infinite where none does."""
     found = Found()
     for start, stop in scenario.blocks(BLOCK_PLANS):
         part = search_block(scenario, start, stop, keep=1, bound=found.bound(1, "step_time"), fastest=found.fastest)
         found.add(part, keep=1, key="step_time")
-    return float(found.leaders.step_time_s[0])
+    return float(found.leaders.step_time_s[0]) if found.n_fit else np.inf
 
 
 def plans_until_close(scenario: Scenario, sampler: str, seed: int, best_s: float, most: int) -> tuple[float, float]:
@@ -82,6 +82,9 @@ def main() -> int:
             if arguments.scenarios not in scenario.name:
                 continue
             best_s = optimum_s(scenario)
+            if best_s == np.inf:
+                print(f"{scenario.name:48} nothing fits", flush=True)
+                continue
             most = int(arguments.share * scenario.n_plans)
             for sampler in arguments.samplers.split(","):
                 began = time.perf_counter()
