@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dlcalc import __version__
+from dlcalc.doors import told_in_a_line
 from dlcalc.errors import DlcalcError
 
 if TYPE_CHECKING:
     from dlcalc.report.compare_facts import CompareFacts, Failures
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells count it."""
 STDOUT = Path("-")
 
 EPILOG = """
@@ -89,14 +87,8 @@ def main(
     """
     if as_json and csv_file == STDOUT:
         raise click.UsageError("--json and --csv - both print; give --csv a file")
-    try:
+    with told_in_a_line():
         compare(results, as_json=as_json, csv_file=csv_file, parquet_file=parquet_file, **choices)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
 
 
 def compare(

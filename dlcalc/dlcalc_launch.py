@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
+from dlcalc.doors import told_in_a_line
 from dlcalc.specs.target import TARGETS
 
 EPILOG = """
@@ -77,14 +76,11 @@ def main(
     RESULTS is the result directory of a search, of which --rank picks a plan; RUN is a run file. The folder's README
     says how to start the job, and what its first steps should show.
     """
-    try:
+    with told_in_a_line():
         chosen = kind if scheduler == "kubernetes" else scheduler
         launch(
             plan, chosen, out or Path(f"launch-{choices['target']}"), overwrite=overwrite, as_json=as_json, **choices
         )
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
 
 
 def launch(plan: str, scheduler: str, out: Path, *, overwrite: bool, as_json: bool, **choices: Any) -> None:  # noqa: ANN401

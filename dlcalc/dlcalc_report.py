@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells count it."""
+from dlcalc.doors import told_in_a_line
 
 EPILOG = """
 \b
@@ -50,14 +46,8 @@ def main(
     RESULTS is the result directory of dlcalc-search. With -o a page with charts is written; without, the same
     essentials are printed.
     """
-    try:
+    with told_in_a_line():
         report(results, out=out, rank=rank, scenario=scenario, sensitivity=not no_sensitivity, as_json=as_json)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
 
 
 def report(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError, ResultError
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells count it."""
+from dlcalc.doors import told_in_a_line
+from dlcalc.errors import ResultError
 
 EPILOG = """
 \b
@@ -42,14 +39,8 @@ def answering(command: Command) -> Command:
 
     @wraps(command)
     def guarded(*args: Any, **options: Any) -> None:  # noqa: ANN401
-        try:
+        with told_in_a_line():
             command(*args, **options)
-        except DlcalcError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
 
     return guarded  # type: ignore[return-value]
 

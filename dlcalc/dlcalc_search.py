@@ -13,12 +13,13 @@ from typing import Any
 import click
 
 from dlcalc import __version__
+from dlcalc.doors import INTERRUPTED
 from dlcalc.errors import DlcalcError
 from dlcalc.specs.target import READABLE, Target
 
 TOLD = ("hardware", "devices", "model", "seq_len", "global_batch")
 """What a trainer's own configuration may leave out."""
-INTERRUPTED, TERMINATED = 130, 143
+TERMINATED = 143
 """Exit codes after Ctrl-C and SIGTERM, as shells count them."""
 KEPT = "what was finished is kept; the same command goes on from there, with --resume or without"
 

@@ -19,15 +19,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @contextmanager
-def told_in_a_line() -> Iterator[None]:
-    """What a user got wrong is one line and an exit code, Ctrl-C a word and its own; never a traceback."""
+def told_in_a_line(*, interrupted: str = "") -> Iterator[None]:
+    """What a user got wrong is one line and an exit code, Ctrl-C a word and its own; never a traceback.
+
+    ``interrupted``: what is left after Ctrl-C.
+    """
     try:
         yield
     except DlcalcError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+        click.echo(f"interrupted: {interrupted}" if interrupted else "interrupted", err=True)
         sys.exit(INTERRUPTED)
 
 

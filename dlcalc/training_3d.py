@@ -13,7 +13,7 @@ if not __package__:  # run as a file: python dlcalc/training_3d.py
 import click
 
 from dlcalc import __version__
-from dlcalc.errors import DlcalcError
+from dlcalc.doors import told_in_a_line
 from dlcalc.specs.target import READABLE
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def main(
     RUN is a run file (model, parallelism, data, hardware), or the result directory of a search, of which --rank picks a
     plan, or with --from what a trainer was called with: its arguments, its configuration file or the dump of it.
     """
-    try:
+    with told_in_a_line():
         from dlcalc.workflows.imports import open_any_run
         from dlcalc.workflows.run import write_trace
 
@@ -99,9 +99,6 @@ def main(
         if trace is not None:
             write_trace(source, trace)
             click.echo(f"trace in {trace}; open it in ui.perfetto.dev or chrome://tracing", err=True)
-    except DlcalcError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
 
 
 def show(
