@@ -1,6 +1,6 @@
 """A study of a billion plans: seconds, memory of all processes, one core against several, smaller studies beside it.
 
-    python benchmarks/billion.py [--jobs 1 2] [--sizes 6 7 8 9]
+    python benchmarks/billion.py [--jobs 1 2] [--sizes 6 7 8 9] [--no-single] [--markdown]
 
 ``benchmarks/billion.yaml`` holds 1,000 scenarios: five models on twenty machines in ten sizes; smaller studies take the
 first of each. After it, single scenarios of 15 million to 2.7 billion plans: every knob over its whole range. The
@@ -77,20 +77,45 @@ def measure(space: dict[str, Any], jobs: int) -> dict[str, float]:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         summary = json.loads(Path(folder, "out", "_summary.json").read_text())
     cores = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"plans": summary["n_plans"], "fit": summary["n_fit"], "s": seconds, "core_s": cores, "bytes": peak}
+    return {
+        "plans": summary["n_plans"],
+        "scenarios": len(summary["scenarios"]),
+        "fit": summary["n_fit"],
+        "s": seconds,
+        "core_s": cores,
+        "bytes": peak,
+    }
+
+
+def print_markdown(studies: list[dict[str, Any]], jobs: list[int]) -> None:
+    """A row a study, its core-seconds and memory with each number of jobs side by side."""
+    many = [f"{n} job{'s' if n > 1 else ''}" for n in jobs]
+    print(f"| plans | scenarios | core-seconds, {' | '.join(many)} | MiB, {' | '.join(many)} |")
+    print("|" + "---|" * (2 + 2 * len(jobs)))
+    for space in studies:
+        found = [measure(space, n) for n in jobs]
+        told = [f"{one['core_s']:.1f}" for one in found] + [f"{one['bytes'] / 2**20:.0f}" for one in found]
+        print(f"| {found[0]['plans']:,} | {found[0]['scenarios']:,} | {' | '.join(told)} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--sizes", type=int, nargs="+", choices=sorted(FIRST), default=sorted(FIRST))
+    parser.add_argument("--no-single", action="store_true", help="leave out the single scenarios")
+    parser.add_argument("--markdown", action="store_true", help="the table of docs/scaling.md")
     arguments = parser.parse_args()
-    print(f"{'plans':>15} {'fit':>12} {'jobs':>4} {'seconds':>8} {'core-s':>7} {'M plans/s':>10} {'MiB':>6}")
     studies = [study(exponent) for exponent in arguments.sizes]
     alone = {"hardware": "h100", "space": "full"}
-    studies += [
-        study(9) | alone | {"model": model, "cluster": {"devices": devices}} for model, devices in ONE_SCENARIO.items()
-    ]
+    if not arguments.no_single:
+        studies += [
+            study(9) | alone | {"model": model, "cluster": {"devices": devices}}
+            for model, devices in ONE_SCENARIO.items()
+        ]
+    if arguments.markdown:
+        print_markdown(studies, arguments.jobs)
+        return
+    print(f"{'plans':>15} {'fit':>12} {'jobs':>4} {'seconds':>8} {'core-s':>7} {'M plans/s':>10} {'MiB':>6}")
     for space in studies:
         for jobs in arguments.jobs:
             one = measure(space, jobs)

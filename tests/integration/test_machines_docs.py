@@ -116,3 +116,14 @@ def test_the_expectation_follows_from_what_was_measured():
     assert cores_s == pytest.approx(n_shards * shard_s / 1000, abs=0.1)
     assert scheduler_s == pytest.approx(n_shards * task_ms / 1000, abs=0.1)
     assert total == pytest.approx(start + max(cores_s, scheduler_s) + shard, abs=0.1)
+
+
+def test_what_is_measured_of_scaling_has_its_place():
+    """benchmarks/scaling_docs.py replaces what stands between these comments."""
+    page = (CHECKOUT / "docs/scaling.md").read_text(encoding="utf-8")
+    script = (CHECKOUT / "benchmarks/scaling_docs.py").read_text(encoding="utf-8")
+    names = re.findall(r'"(\w+)": ', script.partition("PARTS = {")[2].partition("}")[0])
+    assert re.findall(r"^<!-- (?!end)(\w+) -->$", page, re.MULTILINE) == names
+    assert page.count("<!-- end -->") == len(names)
+    for name in names:
+        assert page.partition(f"<!-- {name} -->\n")[2].partition("<!-- end -->")[0].strip()

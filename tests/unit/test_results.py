@@ -314,6 +314,24 @@ def test_any_rows_come_back_however_they_are_cut(tmp_path_factory, origin, parts
         assert table.column(column.name).to_pylist() == values, column.name
 
 
+def test_writing_imports_no_pandas(tmp_path):
+    """Which would take 0.2 s in every process that writes."""
+    (tmp_path / "small.yaml").write_text(
+        "{study: small, model: llama3-8b, hardware: h100, cluster: {devices: 8}, space: {micro_batch: 1}, "
+        "recipe: {seq_len: 8192, global_batch: 128, precision: bf16, framework: megatron}}"
+    )
+    code = """
+    import sys
+    from pathlib import Path
+    from dlcalc.workflows.search import run_search
+    assert run_search(Path("small.yaml"), out="r", jobs=1)["n_fit"]
+    assert "pyarrow.parquet" in sys.modules
+    assert "pandas" not in sys.modules
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env=environment, check=True)
+
+
 def test_columns_of_different_lengths_are_a_bug(tmp_path, origin):
     block = block_of(4) | {"tp": np.ones(3)}
     with (
