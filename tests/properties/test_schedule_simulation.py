@@ -470,8 +470,12 @@ def test_1f1b_is_exact_where_the_last_stage_is_slowest(pp, rounds, data):
 @given(pp=st.integers(1, 8), rounds=st.integers(1, 4), data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_1f1b_is_bounded_for_any_stages(pp, rounds, data):
-    """Never too short, and never longer than the docstring's four bounds."""
-    pipeline = Pipeline(ONE_F_ONE_B, pp, pp * rounds, *(random_times(data, pp, 0.2, 2.0) for _ in range(3)))
+    """Never longer than the docstring's four bounds; never too short where all stages are slow in the same passes."""
+    forward, inputs, weights = (random_times(data, pp, 0.2, 2.0) for _ in range(3))
+    alike = data.draw(st.booleans())
+    if alike:
+        inputs, weights = ([ratio * one for one in forward] for ratio in (inputs[0], weights[0]))
+    pipeline = Pipeline(ONE_F_ONE_B, pp, pp * rounds, forward, inputs, weights)
     stage = np.add(pipeline.forward, pipeline.backward)
     slowest = int(np.argmax(stage))
     behind = pp - 1 - slowest
@@ -483,7 +487,8 @@ def test_1f1b_is_bounded_for_any_stages(pp, rounds, data):
         behind * float(stage[slowest]) - work_behind,
     )
     excess = pipeline.estimate() - step_s(pipeline.run())
-    assert -1e-9 <= excess <= slack + 1e-9
+    assert excess <= slack + 1e-9
+    assert not alike or excess >= -1e-9
 
 
 @pytest.mark.parametrize(
