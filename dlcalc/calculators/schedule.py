@@ -102,10 +102,10 @@ def pipeline_time_s(
 
     Assumes: what ``bubble_time_s`` assumes. Exact for gpipe if one stage is slowest in both passes, for 1f1b if it is
     the last one. Otherwise, with n stages behind the slowest that take D together, 1f1b is too long by at most the
-    smallest of n f, n b, D and n (f + b) - D; it is too short only where one stage is slow in forward passes and another
-    in backward ones, 1% of wildly unequal stages, by up to 15%. Replayed with random stages within 20% of each other, on average (at
-    worst) too long by: 1f1b 1.2% (7%), interleaved 1.9% (12%), zb-h1 1.5% (4%), zb-v 1.4% (6%), dualpipe 2.0% (12%);
-    with only the last stage up to 30% off: 0.2%, 0.7%, 0.7%, 0.6%, 2.0%.
+    smallest of n f, n b, D and n (f + b) - D; too short only where one stage is slow in forward passes and another in
+    backward ones (1% of wildly unequal stages, by up to 15%). Replayed with random stages within 20% of each other,
+    on average (at worst) too long by: 1f1b 1.2% (7%), interleaved 1.9% (12%), zb-h1 1.5% (4%), zb-v 1.4% (6%), dualpipe
+    2.0% (12%); with only the last stage up to 30% off: 0.2%, 0.7%, 0.7%, 0.6%, 2.0%.
     Source: [derived] the slowest stage is busy from its first to its last pass; around it lie the first forward and the
     last backward passes of the others.
     """
