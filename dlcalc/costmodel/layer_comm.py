@@ -77,7 +77,7 @@ def tp_comm_s(
     Without sequence parallelism one all-reduce a pass, that of the backward pass behind the weight gradient where the
     trainer overlaps it (``apart`` of them where as many projections exchange it on their own). With it, an all-gather
     and a reduce-scatter a pass, and the input gathered once more for its weight gradient. With ``overlap_tp`` all but
-    the first of tp chunks hides behind the matmul it feeds.
+    the first of tp chunks hides behind the matmul it feeds, which it slows as hidden communication does anywhere.
     """
     size = 2.0 * elements
     rates = machine.hardware.calibration
@@ -92,9 +92,11 @@ def tp_comm_s(
     row = times[edges[1]] if edges[1] else None
     sharded, overlapped = plans.sequence_parallel, plans.overlap_tp
 
+    slowdown = machine.recipe.framework.overlap_slowdown
+
     def exposed(comm: Array, window: Array) -> Array:
         hidden_part = np.maximum(comm / plans.tp, comm - window)
-        return comm + overlapped * (hidden_part - comm) + copied
+        return comm + overlapped * (1.0 - slowdown) * (hidden_part - comm) + copied
 
     forward_sharded = backward_sharded = forward_whole = backward_whole = ZERO
     if column is not None:
