@@ -125,7 +125,7 @@ def _content_problem(path: Location, record: ShardRecord | TableRecord) -> str |
         with pq.ParquetFile(readable(path)) as file:
             known = SCHEMAS.get(path.name)
             schema, n_rows = file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return f"foreign: {NO_PARQUET}"
     problem = schema_problem(schema) if known is None else None if schema.equals(known) else "its columns differ"
     if problem:
@@ -140,7 +140,7 @@ def foreign_problem(path: Location) -> str | None:
     try:
         with pq.ParquetFile(readable(path)) as file:
             schema = file.schema_arrow
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
         return NO_PARQUET
     if (METADATA_PREFIX + "version").encode() not in (schema.metadata or {}):
         return "not written by dlcalc"

@@ -196,7 +196,10 @@ class Result:
         text = metadata.get((METADATA_PREFIX + key).encode())
         if text is None:
             raise ResultError(f"{path}: not written by dlcalc ({METADATA_PREFIX}{key} is missing)")
-        return str(text, "utf-8")
+        try:
+            return str(text, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ResultError(f"{path}: damaged: {key}: not text; run the search again with --resume") from error
 
 
 def open_result(directory: Location | str) -> Result:
@@ -248,6 +251,6 @@ def damage(path: Location) -> Iterator[None]:
     try:
         with store_errors(path):
             yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ResultError(f"{path}: damaged: {reason}; run the search again with --resume") from error

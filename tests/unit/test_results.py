@@ -726,6 +726,19 @@ def test_a_broken_footer_is_named(study_dir):
         open_result(study_dir)
 
 
+def test_a_footer_whose_text_is_none_is_named(study_dir):
+    path = study_dir / shard_name(0, 0)
+    table = pq.ParquetFile(path).read()
+    metadata = {**table.schema.metadata, b"dlcalc.scenario": b"\xbd"}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    document = json.loads((study_dir / MANIFEST_NAME).read_text())
+    document["shards"][0]["n_bytes"] = path.stat().st_size
+    (study_dir / MANIFEST_NAME).write_text(json.dumps(document))
+    result = open_result(study_dir)
+    with pytest.raises(ResultError, match=rf"{shard_name(0, 0)}: damaged: scenario: not text"):
+        result.origin(result.scenarios[0])
+
+
 def test_a_foreign_file_under_our_name_is_refused(study_dir):
     path = study_dir / shard_name(0, 0)
     pq.write_table(pa.table({"x": [1]}), path)
