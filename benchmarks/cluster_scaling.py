@@ -49,7 +49,7 @@ study: reference
 model: llama3-70b
 hardware: h100
 cluster: {{devices: DEVICES}}
-recipe: {{seq_len: 8192, global_batch: 4096, precision: bf16, framework: megatron}}
+recipe: {{seq_len: 8192, global_batch: 4096, precision: bf16, framework: megatron, profile: {{cp_exchanges: [ring]}}}}
 space: full
 keep: {{top: {KEPT}}}
 """
