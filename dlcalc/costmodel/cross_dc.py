@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dlcalc.calculators.cross_dc import cross_dc_exchange_time_s
-from dlcalc.costmodel.anatomy import model_exchange_bytes, n_buckets
+from dlcalc.costmodel.anatomy.exchanges import model_exchange_bytes, n_buckets
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.plans import Array
 from dlcalc.specs.run import CrossDcSection

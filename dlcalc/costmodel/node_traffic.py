@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dlcalc.costmodel.anatomy import CollectiveFacts, axis_facts
+from dlcalc.costmodel.anatomy.traffic import CollectiveFacts, axis_facts
 from dlcalc.costmodel.estimate import Estimate
 
 

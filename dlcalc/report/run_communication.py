@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dlcalc.costmodel.anatomy import AxisFacts
+from dlcalc.costmodel.anatomy.traffic import AxisFacts
 from dlcalc.costmodel.cross_dc import CrossDcFacts
 from dlcalc.report.run_facts import RunFacts
 from dlcalc.report.run_words import rate, times, whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlcalc.costmodel.anatomy import AttentionFacts, MatmulFacts, Shape
+from dlcalc.costmodel.anatomy.kernels import AttentionFacts, MatmulFacts, Shape
 from dlcalc.report.run_facts import RunFacts
 from dlcalc.report.run_words import whole
 from dlcalc.report.sections import Grid, Section

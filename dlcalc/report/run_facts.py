@@ -9,14 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dlcalc.costmodel.anatomy import (
-    AttentionFacts,
-    AxisFacts,
-    MatmulFacts,
-    OpActivation,
-    PipelineFacts,
-    StageMemory,
-)
+from dlcalc.costmodel.anatomy.kernels import AttentionFacts, MatmulFacts
+from dlcalc.costmodel.anatomy.memory import OpActivation, StageMemory
+from dlcalc.costmodel.anatomy.pipeline import PipelineFacts
+from dlcalc.costmodel.anatomy.traffic import AxisFacts
 from dlcalc.costmodel.cross_dc import CrossDcFacts
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from dlcalc.costmodel.anatomy import pipeline_time_s
+from dlcalc.costmodel.anatomy.pipeline import pipeline_time_s
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.plans import value_of
 from dlcalc.costmodel.timeline import Event, Timeline

@@ -11,7 +11,7 @@ from typing import Any, Protocol, get_args
 import numpy as np
 
 from dlcalc.calculators.stages import EVEN, first_layer_count
-from dlcalc.costmodel.anatomy import bucket_bytes
+from dlcalc.costmodel.anatomy.exchanges import bucket_bytes
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.costmodel.plans import KNOBS, LAYER_WORDS, PER_STAGE, Plans

@@ -15,7 +15,10 @@ import numpy as np
 
 from dlcalc.calculators import flops, params
 from dlcalc.calculators.references import REFERENCES
-from dlcalc.costmodel import anatomy
+from dlcalc.costmodel.anatomy.kernels import SUBLAYERS, attention_facts, block_terms, common_block, matmul_facts
+from dlcalc.costmodel.anatomy.memory import op_activations, stage_memory
+from dlcalc.costmodel.anatomy.pipeline import pipeline_facts
+from dlcalc.costmodel.anatomy.traffic import axis_facts
 from dlcalc.costmodel.cross_dc import CrossDcFacts, across_data_centres
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
 from dlcalc.costmodel.placement import Crossing, PlacedRates
@@ -168,7 +171,7 @@ def _refusals(found: Estimate, *, memory: bool = True) -> list[str]:
 
 def _facts(run: Run, found: Estimate, cross: CrossDcFacts | None) -> RunFacts:
     plan = {knob: value_of(knob, float(getattr(run.plan, knob))) for knob in KNOBS}
-    attention, mlp = anatomy.common_block(found)
+    attention, mlp = common_block(found)
     return RunFacts(
         name=run.name,
         configuration=run.written,
@@ -188,12 +191,12 @@ def _facts(run: Run, found: Estimate, cross: CrossDcFacts | None) -> RunFacts:
         ),
         model=_model(run, found),
         memory=_memory(run, found),
-        matmuls=anatomy.matmul_facts(found),
-        attention=anatomy.attention_facts(found),
-        communication=anatomy.axis_facts(found),
+        matmuls=matmul_facts(found),
+        attention=attention_facts(found),
+        communication=axis_facts(found),
         cross_dc=cross,
-        pipeline=anatomy.pipeline_facts(found, run.custom_split),
-        block=BlockFacts(attention, mlp, anatomy.block_terms(found)),
+        pipeline=pipeline_facts(found, run.custom_split),
+        block=BlockFacts(attention, mlp, block_terms(found)),
         step={name: float(value) for name, value in found.step.terms().items()},
         results=_results(run, found),
     )
@@ -250,10 +253,10 @@ def _model(run: Run, found: Estimate) -> ModelFacts:
 
 
 def _memory(run: Run, found: Estimate) -> MemoryFacts:
-    stages = anatomy.stage_memory(found, run.custom_split)
-    activations = anatomy.op_activations(found)
-    block = anatomy.common_block(found)
-    attention = anatomy.KINDS["full"] if any(op.sublayer == anatomy.KINDS["full"] for op in activations) else block[0]
+    stages = stage_memory(found, run.custom_split)
+    activations = op_activations(found)
+    block = common_block(found)
+    attention = SUBLAYERS["full"] if any(op.sublayer == SUBLAYERS["full"] for op in activations) else block[0]
     return MemoryFacts(
         total_bytes=float(found.memory_bytes),
         usable_bytes=run.hardware.device.hbm_bytes,

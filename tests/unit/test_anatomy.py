@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlcalc.costmodel import anatomy
-from dlcalc.costmodel.anatomy import AxisFacts
+from dlcalc.costmodel.anatomy.kernels import SUBLAYERS, matmul_facts
+from dlcalc.costmodel.anatomy.memory import op_activations, stage_memory
+from dlcalc.costmodel.anatomy.pipeline import pipeline_facts
+from dlcalc.costmodel.anatomy.traffic import AxisFacts, axis_facts
 from dlcalc.costmodel.cross_dc import across_data_centres
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.every_stage import times_of
@@ -42,14 +44,14 @@ def one(name: str, profile: FrameworkProfile | None = None, **more: float) -> Es
 
 
 def axes(found: Estimate) -> dict[str, AxisFacts]:
-    return {axis.axis: axis for axis in anatomy.axis_facts(found)}
+    return {axis.axis: axis for axis in axis_facts(found)}
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_matmuls_have_the_flops_of_the_model(name):
     """On one device, all layers of a kind: 2 per parameter and token, but for what tensor parallelism replicates."""
     found = one(name)
-    for row in anatomy.matmul_facts(found):
+    for row in matmul_facts(found):
         groups, tokens, inner, outer = row.device_shape
         assert row.forward_flops == 2 * groups * tokens * inner * outer
         assert row.forward_flops_per_s < found.machine.hardware.device.peak_flops_per_s("bf16")
@@ -61,7 +63,7 @@ def test_matmuls_have_the_flops_of_the_model(name):
 
 def test_partitioned_shapes_of_llama_70b():
     """8,192 wide, 64 heads of 128 and 8 KV heads, 28,672 in the MLP, gate and up in one matmul, tp = 8."""
-    shapes = {row.name: (row.shape, row.device_shape) for row in anatomy.matmul_facts(one("dense"))}
+    shapes = {row.name: (row.shape, row.device_shape) for row in matmul_facts(one("dense"))}
     assert shapes["qkv"] == ((1, 4096, 8192, 10240), (1, 4096, 8192, 1280))
     assert shapes["out"] == ((1, 4096, 8192, 8192), (1, 4096, 1024, 8192))
     assert shapes["up"] == ((1, 4096, 8192, 57344), (1, 4096, 8192, 7168))
@@ -72,7 +74,7 @@ def test_partitioned_shapes_of_llama_70b():
 @pytest.mark.parametrize("name", PLANS)
 def test_the_fullest_of_all_stages_is_the_estimates_peak(name):
     found = one(name)
-    stages = anatomy.stage_memory(found, None)
+    stages = stage_memory(found, None)
     assert len(stages) == int(found.plans.pp)
     assert max(stage.total_bytes for stage in stages) == pytest.approx(float(found.memory_bytes), rel=1e-12)
     for stage in stages:
@@ -85,9 +87,9 @@ def test_activations_by_operation_are_those_of_the_footprint(name):
     found = one(name)
     tokens = found.plans.micro_batch * found.machine.recipe.seq_len / found.plans.cp
     layer = layer_activations(found.model, found.plans, found.machine, tokens)
-    rows = anatomy.op_activations(found)
+    rows = op_activations(found)
     for kind, kept in layer.kept.items():
-        own = [row for row in rows if row.sublayer == anatomy.KINDS[kind]]
+        own = [row for row in rows if row.sublayer == SUBLAYERS[kind]]
         if own:
             assert sum(row.kept_bytes for row in own) == pytest.approx(float(kept), rel=1e-12)
             assert sum(row.without_recompute_bytes for row in own) == pytest.approx(float(layer.whole[kind]), rel=1e-12)
@@ -96,7 +98,7 @@ def test_activations_by_operation_are_those_of_the_footprint(name):
 
 @pytest.mark.parametrize("name", PLANS)
 def test_what_is_sent_is_hidden_or_exposed(name):
-    for axis in anatomy.axis_facts(one(name)):
+    for axis in axis_facts(one(name)):
         listed_s = sum(call.calls_per_step * call.call_s for call in axis.collectives)
         assert axis.sent_s == pytest.approx(listed_s, rel=1e-9 if axis.axis != "DP" else 2e-3)
         assert axis.exposed_s <= axis.sent_s * (1 + 1e-9)
@@ -159,7 +161,7 @@ def test_sends_between_stages_are_those_of_the_step():
 
 def test_pipeline_facts_add_up():
     found = one("dense")
-    pipe = anatomy.pipeline_facts(found, None)
+    pipe = pipeline_facts(found, None)
     assert pipe.work_s + pipe.imbalance_s + pipe.bubble_s == pytest.approx(pipe.pipeline_s)
     assert pipe.bubble_fraction == pytest.approx(float(found.step.bubble_s) / pipe.pipeline_s)
     slowest = max(stage.forward_s + stage.backward_s for stage in pipe.stages)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlcalc.calculators import context_parallel as context
-from dlcalc.costmodel.anatomy import axis_facts
+from dlcalc.costmodel.anatomy.traffic import axis_facts
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import Plans
 from dlcalc.hardware_registry import load_hardware

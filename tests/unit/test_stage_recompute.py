@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dlcalc.calculators.schedule import DUALPIPE, INTERLEAVED, ONE_F_ONE_B, SCHEDULES, ZB_V
 from dlcalc.calculators.stages import CUSTOM, EMBEDDING_AND_LOSS, EVEN
-from dlcalc.costmodel.anatomy import stage_memory
+from dlcalc.costmodel.anatomy.memory import stage_memory
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.every_stage import chunks_of, device_times
 from dlcalc.costmodel.plans import PER_STAGE, Plans

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlcalc.calculators.schedule import SCHEDULES, bubble_time_s, in_flight_micro_batches_count
-from dlcalc.costmodel.anatomy import pipeline_time_s
+from dlcalc.costmodel.anatomy.pipeline import pipeline_time_s
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.every_stage import ChunkTimes, chunks_of, device_times
 from dlcalc.costmodel.plans import Plans
