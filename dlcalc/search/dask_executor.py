@@ -47,6 +47,7 @@ class DaskExecutor:
     def __init__(self, address: str) -> None:
         self.address = address
         self._threads, self._counted_at_s = 0, -REFRESH_S
+        self._alone_since_s: float | None = None
         self._client: Any = None
 
     def __enter__(self) -> Self:
@@ -188,7 +189,7 @@ class DaskExecutor:
             while True:
                 ended.append(done.get_nowait())
         try:
-            results = self._client.gather(ended)
+            results = self._gathered(ended)
         except DlcalcError:
             raise
         except Exception as error:
@@ -200,22 +201,43 @@ class DaskExecutor:
 
     def _ended(self, done: queue.SimpleQueue[Any]) -> Any:  # noqa: ANN401 - a Future of Dask
         """A future that ended; ``DlcalcError`` when nobody is left who could end one."""
-        alone_since_s: float | None = None
+        self._alone_since_s = None
         while True:
             try:
                 return done.get(timeout=REFRESH_S)
             except queue.Empty:
-                if self._client.status != "running":
-                    raise self._lost() from None
-                if self._count_threads():
-                    alone_since_s = None
-                    continue
-                alone_since_s = alone_since_s or time.monotonic()
-                if time.monotonic() - alone_since_s >= WORKERS_S:
-                    raise DlcalcError(
-                        f"--scheduler {self.address}: all workers were lost, and none came back within "
-                        f"{WORKERS_S:g} s; {KEPT}"
-                    ) from None
+                self._watch()
+
+    def _gathered(self, ended: Sequence[Any]) -> list[Any]:
+        """Results of futures that ended; a result that went with its worker is worked out again, if one is left."""
+        self._alone_since_s = None
+        gathering = asyncio.run_coroutine_threadsafe(
+            self._client.gather(ended, asynchronous=True), self._client.loop.asyncio_loop
+        )
+        while True:
+            try:
+                return list(gathering.result(timeout=REFRESH_S))
+            except TimeoutError:
+                if gathering.done():
+                    raise
+                try:
+                    self._watch()
+                except DlcalcError:
+                    gathering.cancel()
+                    raise
+
+    def _watch(self) -> None:
+        """After another while in vain: ``DlcalcError`` when the scheduler is gone, or has had no worker for long."""
+        if self._client.status != "running":
+            raise self._lost()
+        if self._count_threads():
+            self._alone_since_s = None
+            return
+        self._alone_since_s = self._alone_since_s or time.monotonic()
+        if time.monotonic() - self._alone_since_s >= WORKERS_S:
+            raise DlcalcError(
+                f"--scheduler {self.address}: all workers were lost, and none came back within {WORKERS_S:g} s; {KEPT}"
+            )
 
     def _explained(self, error: Exception) -> Exception:
         """What Dask says, in one line; an error of the work itself stays what it is."""
