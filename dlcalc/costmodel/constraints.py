@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcalc.calculators.context_parallel import ALL_TO_ALL, CP_EXCHANGES
+from dlcalc.calculators.context_parallel import ALL_TO_ALL
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import CUSTOM, EMBEDDING_AND_LOSS, EVEN, StageLayers
@@ -104,15 +104,14 @@ def refused_by_recompute(model: ModelSpec, plans: Plans, stages: StageLayers) ->
 def refused_by_tensor(model: ModelSpec, recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
     """Refusals of sequence parallelism, of what context-parallel ranks exchange, and of the overlaps inside a layer."""
     sharded = plans.sequence_parallel == 1
-    usual = CP_EXCHANGES.index(recipe.framework.cp_exchanges[0])
     reasons = {
         "sequence parallelism needs tp > 1": sharded & (plans.tp == 1),
         "sequence parallelism needs tp x cp to divide the sequence": sharded
         & _indivisible(recipe.seq_len, plans.tp * plans.cp),
         "overlapping tp needs sequence parallelism": (plans.overlap_tp == 1) & ~sharded,
         "overlapping experts needs ep > 1": (plans.overlap_ep == 1) & (plans.ep == 1),
-        "exchanging over cp in another way needs cp > 1": (plans.cp == 1) & (plans.cp_exchange != usual),
-        "all-to-all over cp needs tp x cp to divide the KV heads": (plans.cp_exchange == ALL_TO_ALL)
+        "all-to-all over cp needs tp x cp to divide the KV heads": (plans.cp > 1)
+        & (plans.cp_exchange == ALL_TO_ALL)
         & _indivisible(model.n_kv_heads, plans.tp * plans.cp),
     }
     if model.is_moe:

@@ -72,6 +72,8 @@ class OtherCosts:
     """Whose costs these are, and why they are worth knowing."""
     step_time_s: float
     memory_bytes: float
+    fits: bool
+    """Whether a device holds that."""
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,8 @@ def _expected(job: Job) -> Iterator[str]:
     for other in job.other_costs:
         yield from _prose(
             f"These are with the costs of {_plain(job.recipe.framework.name)}. {other.meaning}: "
-            f"{duration(other.step_time_s)} a step, {gib(other.memory_bytes)} GiB."
+            f"{duration(other.step_time_s)} a step, {gib(other.memory_bytes)} GiB"
+            f"{'' if other.fits else ', more than a device holds: expect it to run out of memory'}."
         )
     yield from _prose(
         "Compare the first 20 steps with this: leave out the first 5, in which kernels are compiled and buffers are "

@@ -29,7 +29,7 @@ def no_progress(candidates: Sequence[Candidate], failures: Failures) -> str:
     more = "" if len(counts) == 1 else f" on {counts[0]:,} and more often on more"
     return (
         f"No progress on {' or '.join(f'{count:,}' for count in counts)} devices: the job fails every {every}{more}, "
-        f"while a restart and a checkpoint take {needed}. It never ends, whatever is spent."
+        f"while a restart and a checkpoint take {needed}. What is done in between is mostly lost again."
     )
 
 

@@ -101,7 +101,7 @@ KNOB_COLUMNS = (
     Column("overlap_param", "switch", "1", "parameter gather behind forward"),
     Column("overlap_tp", "switch", "1", "tensor parallel communication behind matmuls"),
     Column("overlap_ep", "switch", "1", "expert all-to-all behind compute"),
-    Column("cp_exchange", "word", "1", "what context parallel ranks exchange"),
+    Column("cp_exchange", "word", "1", "what context parallel ranks exchange: ring, all_to_all or all_gather"),
     Column("offload_optimizer", "switch", "1", "optimizer state and step on the host"),
     Column("offload_layers", "whole", "layer", "layers per device whose activations go to the host"),
     Column("split", "word", "1", "how layers are split over pipeline stages"),

@@ -106,13 +106,16 @@ def n_changes(columns: Columns, knobs: Knobs) -> NDArray[np.int64]:
         differs = np.zeros(len(count), dtype=np.bool_)
         for knob in choice:
             differs |= columns[knob] != code_of(knob, knobs[knob])
+        if choice == ("cp_exchange",):
+            differs &= (columns["cp"].astype(float) > 1) & (float(knobs["cp"]) > 1)  # else it means nothing
         count += differs
     return count
 
 
 def changed(before: Knobs, after: Knobs) -> tuple[str, ...]:
-    """Knobs whose values differ."""
-    return tuple(knob for knob in KNOBS if before[knob] != after[knob])
+    """Knobs whose values differ; what context-parallel ranks exchange, where both plans have such."""
+    unshared = before["cp"] == 1 or after["cp"] == 1
+    return tuple(knob for knob in KNOBS if before[knob] != after[knob] and not (knob == "cp_exchange" and unshared))
 
 
 def _at(columns: Columns, row: int, changes: int) -> Alternative:

@@ -39,16 +39,17 @@ def machine_inputs(machines: Mapping[str, HardwareSpec], asked: Asked) -> dict[s
     prices = _by_label("--price", asked.prices, machines)
     powers = _by_label("--power", asked.powers, machines)
     found = {}
+    whole = all(hardware.node.host_w_per_device for label, hardware in machines.items() if label not in powers)
     for label, hardware in machines.items():
         price = hardware.price
-        device_w, host_w = (None, None) if label in powers else _watts(hardware)
+        device_w, host_w = (None, None) if label in powers else _watts(hardware, with_host=whole)
         found[label] = MachineInputs(
             machine=label,
             usd_per_device_hour=prices.get(label, price.usd_per_device_hour if price else None),
             price_source="--price" if label in prices else _price_source(hardware),
             watts_per_device=powers.get(label, device_w and device_w + (host_w or 0.0)),
             host_watts_per_device=host_w,
-            power_source="--power" if label in powers else _power_source(hardware),
+            power_source="--power" if label in powers else _power_source(hardware, with_host=whole),
             is_measured=hardware.calibration.measured,
         )
     return found
@@ -59,14 +60,14 @@ def _price_source(hardware: HardwareSpec) -> str:
     return f"{price.source} ({price.date})" if price else "not known; give --price"
 
 
-def _watts(hardware: HardwareSpec) -> tuple[float | None, float | None]:
-    """Of the device, and its share of the rest of the node."""
-    device, host = hardware.device.tdp_w, hardware.node.host_w_per_device
+def _watts(hardware: HardwareSpec, *, with_host: bool) -> tuple[float | None, float | None]:
+    """Of the device, and its share of the rest of the node, where that is known of every machine compared."""
+    device, host = hardware.device.tdp_w, hardware.node.host_w_per_device if with_host else None
     return device.value if device else None, host.value if host and device else None
 
 
-def _power_source(hardware: HardwareSpec) -> str:
-    device, host = hardware.device.tdp_w, hardware.node.host_w_per_device
+def _power_source(hardware: HardwareSpec, *, with_host: bool) -> str:
+    device, host = hardware.device.tdp_w, hardware.node.host_w_per_device if with_host else None
     if device is None:
         return "not published; give --power"
     if host is None:

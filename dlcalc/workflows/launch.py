@@ -170,12 +170,15 @@ def _second_costs(asked: Run, run: Run, job: Job) -> OtherCosts | None:
 
 def _costs_with(profile: FrameworkProfile, run: Run, meaning: str) -> OtherCosts:
     found = replace(run, recipe=run.recipe.model_copy(update={"framework": profile})).estimate()
-    return OtherCosts(profile.name, meaning, float(found.step_time_s), float(found.memory_bytes))
+    memory_bytes = float(found.memory_bytes)
+    fits = memory_bytes <= found.capacity_bytes
+    return OtherCosts(profile.name, meaning, float(found.step_time_s), memory_bytes, fits)
 
 
 def _cost_words(other: OtherCosts) -> str:
     step, memory = units.duration(other.step_time_s, 4), other.memory_bytes / units.GIB
-    return f"{other.meaning}: {step} a step, {memory:.1f} GiB"
+    full = "" if other.fits else ", more than a device holds: expect it to run out of memory"
+    return f"{other.meaning}: {step} a step, {memory:.1f} GiB{full}"
 
 
 def _refusals(run: Run) -> list[str]:

@@ -178,13 +178,6 @@ CASES = [
     ),
     ("overlapping experts needs ep > 1", LATENT, {"overlap_ep": 1}, {"overlap_ep": 1, "ep": 2, "dp": 2}, "megatron"),
     (
-        "exchanging over cp in another way needs cp > 1",
-        DENSE,
-        {"cp_exchange": 1},
-        {"cp_exchange": 1, "cp": 2},
-        "megatron",
-    ),
-    (
         "all-to-all over cp needs tp x cp to divide the KV heads",
         DENSE,
         {"cp_exchange": 1, "cp": 3},

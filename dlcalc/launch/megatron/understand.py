@@ -93,7 +93,7 @@ def _context_exchange(said: Said) -> dict[str, str]:
     ours = {theirs: word for word, theirs in CP_COMM_TYPES.items()} | {"allgather": "all_gather"}
     if len(kinds) == 1 and kinds <= set(ours):
         return {"cp_exchange": ours[kinds.pop()]}
-    said.notes.append(f"cp_comm_type {' '.join(sorted(kinds))} is counted as a ring.")
+    said.notes.append(f"cp_comm_type {' '.join(sorted(kinds))} is counted as a ring")
     return {"cp_exchange": "ring"}
 
 
