@@ -49,13 +49,16 @@ def head_exchange_bytes(
     )
 
 
-def ring_exposed_s(exchange_s: Numeric, attention_s: Numeric, *, cp: Numeric) -> Array:
+def ring_exposed_s(exchange_s: Numeric, attention_s: Numeric, *, cp: Numeric, slowdown: float = 0.0) -> Array:
     """What attention does not hide of a ring: each of ``cp`` steps hides the next block's transfer, the first has none.
+
+    What it hides slows it by the fraction ``slowdown``.
 
     Ignores: that smaller blocks run attention a little slower; that the mask is split unevenly by some trainers.
     Source: [liu2023] section 3.
     """
-    return np.maximum(0.0, exchange_s - attention_s * (cp - 1.0) / cp)
+    exposed_s = np.maximum(0.0, exchange_s - attention_s * (cp - 1.0) / cp)
+    return np.asarray(exposed_s + slowdown * (exchange_s - exposed_s))
 
 
 def gathered_key_value_bytes(key_value_bytes: Numeric, *, cp: Numeric, cp_exchange: Numeric) -> Array:

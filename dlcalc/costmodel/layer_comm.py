@@ -141,8 +141,9 @@ def cp_comm_s(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Exposed exchange of keys and values, by what the plan exchanges (mesh x batch x tensor).
 
-    A ring hides behind attention, twice as many bytes in the backward pass, where gradients go round as well. An
-    all-gather hides behind nothing, and its backward pass gathers again and scatters gradients; nor do all-to-alls.
+    A ring hides behind attention, which it slows, twice as many bytes in the backward pass, where gradients go round as
+    well. An all-gather hides behind nothing, and its backward pass gathers again and scatters gradients; no more do
+    all-to-alls.
     """
     tokens = plans.micro_batch * machine.recipe.seq_len
     widths = {"qk_head_dim": float(model.qk_head_dim), "value_head_dim": float(model.value_head_dim)}
@@ -151,8 +152,9 @@ def cp_comm_s(
     size = context.key_value_bytes(tokens, kv_heads=kv_heads, **widths)
     gather, scatter = ({"node": node[what], "fabric": fabric[what]} for what in ("all_gather", "reduce_scatter"))
     around = np.asarray(all_gather_time_s(size, ring_link(links.cp), **gather))
-    exposed_f = context.ring_exposed_s(around, core_f, cp=plans.cp)
-    exposed_b = context.ring_exposed_s(2.0 * around, core_b, cp=plans.cp)
+    slowdown = machine.recipe.framework.overlap_slowdown
+    exposed_f = context.ring_exposed_s(around, core_f, cp=plans.cp, slowdown=slowdown)
+    exposed_b = context.ring_exposed_s(2.0 * around, core_b, cp=plans.cp, slowdown=slowdown)
     if np.any(plans.cp_exchange == context.ALL_GATHER):
         gathers = plans.cp_exchange == context.ALL_GATHER
         gathered = np.asarray(all_gather_time_s(size, links.cp, **gather))
