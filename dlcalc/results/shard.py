@@ -69,8 +69,13 @@ class ShardWriter:
         self._labels: dict[str, pa.Array] = {}
 
     def __enter__(self) -> Self:
-        with disk_errors(self.path):
-            self._file = parquet_writer(self._partial, self._header.metadata)
+        try:
+            with disk_errors(self.path):
+                self._file = parquet_writer(self._partial, self._header.metadata)
+        except BaseException:  # a disk may have room for a name and for nothing else
+            with suppress(OSError):
+                self._partial.unlink()
+            raise
         return self
 
     def write(self, block: Block) -> None:

@@ -228,10 +228,10 @@ def test_an_object_path_is_named_joined_and_sent(store):
 
 
 def test_trials_are_kept_beside_a_result_on_this_machine(store, space):
-    space.write_text(space.read_text() + "search: {n_trials: 10}\n")
+    space.write_text(space.read_text() + "search: {n_trials: 10, storage: journal}\n")
     said = run(dlcalc_search, space, "-o", store.address("sampled"))
     assert said.exit_code == 2
-    assert "give -o a directory, not an object store" in said.stderr
+    assert "no file grows in an object store" in said.stderr
     elsewhere = run(dlcalc_search, space, "-o", "here", "--executor", "dask", "--scheduler", "tcp://127.0.0.1:1")
     assert elsewhere.exit_code == 2
     assert "leave out --executor dask" in elsewhere.stderr

@@ -197,7 +197,7 @@ def test_a_dry_run_says_how_plans_would_be_sampled(exhaustive):
     assert "tp 1/2/4/8, pp 1/2/4/8/16" in text
     assert counts["seconds"] > said["seconds_of_all_plans"]
     assert f"All {counts['n_plans']:,} plans take about" in text
-    assert counts["result_bytes"] <= 300 * 15 * 45
+    assert counts["result_bytes"] <= 300 * 15 * 48
 
 
 def test_a_dry_run_says_which_designs_would_be_tried():
@@ -386,7 +386,7 @@ def test_the_dashboard_shows_a_study(tmp_path):
     fits = [all(value <= 0 for value in trial["constraints"]) for trial in trials]
     assert all(len(trial["constraints"]) == 1 for trial in trials)
     assert 0 < sum(fits) < 48
-    capacity = answer["scenarios"][0]["memory_capacity_bytes"] / 2**30
+    capacity = answer["scenarios"][0]["memory_limit_bytes"] / 2**30
     assert fits == [trial["values"][1] <= capacity for trial in trials]
     best_mfu = max(trial["values"][0] for trial, fit in zip(trials, fits, strict=True) if fit)
     assert best_mfu == pytest.approx(answer["scenarios"][0]["sampled"]["front"][0]["mfu"])

@@ -125,7 +125,8 @@ def _recomputation(said: Said) -> dict[str, int | bool | str]:
 def _full(said: Said) -> dict[str, int | bool | str]:
     n_layers = said.count("recompute_num_layers", 1)
     if said.get("recompute_method") == "block":
-        layers = said.whole("num_layers")
+        uneven = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
+        layers = said.whole("num_layers") + sum(said.on(name) for name in uneven)
         chunks = said.count("pipeline_model_parallel_size", 1)
         return {"recompute": "full", "recompute_layers": n_layers if n_layers * chunks < layers else -1}
     if n_layers > 1:
