@@ -37,7 +37,7 @@ def imported(said: Said, source: Target, *, devices: int | None = None) -> Impor
         "ep": said.count("expert_model_parallel_size", 1) if model.is_moe else 1,
         "etp": (expert_ranks if isinstance(expert_ranks, int) else ranks) if model.is_moe else 1,
         "micro_batch": said.whole("micro_batch_size"),
-        **_recomputation(said),
+        **_recomputation(said, custom_split),
         **_sharding(said),
         "sequence_parallel": said.on("sequence_parallel") and ranks > 1,
         "overlap_grad": said.on("overlap_grad_reduce"),
@@ -97,10 +97,10 @@ def _context_exchange(said: Said) -> dict[str, str]:
     return {"cp_exchange": "ring"}
 
 
-def _recomputation(said: Said) -> dict[str, int | bool | str]:
+def _recomputation(said: Said, custom_split: tuple[int, ...] | None) -> dict[str, int | bool | str]:
     granularity = "selective" if said.on("recompute_activations") else said.get("recompute_granularity")
     if granularity == "full":
-        return _full(said)
+        return _full(said, custom_split)
     if granularity is None:
         return {"recompute": "none", "recompute_layers": -1}
     given = said.get("recompute_modules")
@@ -122,13 +122,13 @@ def _recomputation(said: Said) -> dict[str, int | bool | str]:
     return {"recompute": found, "recompute_layers": -1}
 
 
-def _full(said: Said) -> dict[str, int | bool | str]:
+def _full(said: Said, custom_split: tuple[int, ...] | None) -> dict[str, int | bool | str]:
     n_layers = said.count("recompute_num_layers", 1)
     if said.get("recompute_method") == "block":
         uneven = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
         layers = said.whole("num_layers") + sum(said.on(name) for name in uneven)
-        chunks = said.count("pipeline_model_parallel_size", 1)
-        return {"recompute": "full", "recompute_layers": n_layers if n_layers * chunks < layers else -1}
+        most = max(custom_split) if custom_split else layers / said.count("pipeline_model_parallel_size", 1)
+        return {"recompute": "full", "recompute_layers": n_layers if n_layers < most else -1}
     if n_layers > 1:
         said.notes.append(
             f"Layers are recomputed {n_layers} at a time; the estimate keeps every layer's input, which is more memory."
