@@ -20,7 +20,7 @@ from dlcalc.specs.target import READABLE, Target
 TOLD = ("hardware", "devices", "model", "seq_len", "global_batch")
 """What a trainer's own configuration may leave out."""
 TERMINATED = 143
-"""Exit codes after Ctrl-C and SIGTERM, as shells count them."""
+"""Exit code after SIGTERM, as shells count it."""
 KEPT = "what was finished is kept; the same command goes on from there, with --resume or without"
 
 EPILOG = """

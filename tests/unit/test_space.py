@@ -457,3 +457,18 @@ def test_a_cluster_larger_than_any_is_refused_at_once():
     )
     with pytest.raises(DlcalcError, match="more than any cluster has"):
         scenarios_of(space, Path(), HardwareRegistry())
+
+
+def test_what_is_exchanged_over_cp_takes_no_plan_without_it_and_adds_none():
+    """At cp = 1 there is nothing to exchange: such plans are there once, whatever exchanges are searched."""
+    rings, heads, all_three = (
+        evaluate(case, 0, case.shape[0])
+        for case in (one({"cp": [1, 2], "cp_exchange": kinds}) for kinds in ("ring", "all_to_all", list(CP_EXCHANGES)))
+    )
+
+    def count(found, cp):
+        runs = np.broadcast_to(found.runs & (found.plans.cp == cp), found.step_time_s.shape)
+        return int(np.count_nonzero(runs))
+
+    assert count(rings, 1) == count(heads, 1) == count(all_three, 1) > 0
+    assert count(all_three, 2) > count(rings, 2) > 0
