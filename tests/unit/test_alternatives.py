@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlcalc.costmodel.estimate import estimate
-from dlcalc.costmodel.plans import KNOBS, Plans, code_of, value_of
+from dlcalc.costmodel.plans import DEFAULTS, KNOBS, Plans, code_of, value_of
 from dlcalc.hardware_registry import load_hardware
 from dlcalc.search.alternatives import CHOICES, alternatives, changed, n_changes, scenario_around
 from dlcalc.search.run import Run
@@ -100,3 +100,17 @@ def test_changed_names_the_knobs_that_differ():
 def test_nothing_fits_on_a_machine_that_is_too_small():
     run = run_of(dp=2, headroom=0.95)
     assert alternatives(scenario_around(run), knobs_of(run)) == ()
+
+
+def test_what_would_be_exchanged_at_cp_1_is_no_change():
+    """torchtitan's plans carry its all-gather; to another trainer's ring that is none where nothing is sent."""
+    gathers = {knob: value_of(knob, value) for knob, value in DEFAULTS.items()} | {"cp_exchange": "all_gather"}
+    ring = gathers | {"cp_exchange": "ring"}
+    assert changed(gathers, ring) == ()
+    assert changed(gathers | {"cp": 2}, ring | {"cp": 2}) == ("cp_exchange",)
+
+    def count(cp):
+        columns = {knob: np.array([code_of(knob, value)]) for knob, value in (ring | {"cp": cp}).items()}
+        return int(n_changes(columns, gathers | {"cp": cp})[0])
+
+    assert (count(1), count(2)) == (0, 1)
