@@ -71,8 +71,8 @@ class RunReader:
     def setting(self, run: MeasuredRun) -> RunSetting:
         """What ``run`` says; DlcalcError with the reason if it cannot be modelled."""
         remarks: list[str] = []
-        run = corrected(run, remarks)
         model = self._model(run)
+        run = corrected(run, model.n_layers, remarks)
         hardware = self._hardware(run, remarks)
         mesh = mesh_of(run, remarks)
         profile = self._profile(run, model, hardware, mesh, remarks)

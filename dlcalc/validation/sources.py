@@ -15,10 +15,11 @@ from dlcalc.validation.rows import COLUMNS, MeasuredRun
 
 
 class Erratum(Spec):
-    """A setting that a source's own figures contradict: what it says, what is read instead, and why."""
+    """A setting that a source's own words or figures contradict or give without naming it: what is read, and why."""
 
     column: Annotated[str, Field(pattern="^(" + "|".join(COLUMNS) + ")$")]
     published: str
+    """What its rows say; empty where they do not say."""
     meant: str
     because: Annotated[str, Field(min_length=8)]
 
@@ -44,11 +45,24 @@ def known_sources() -> Mapping[str, Source]:
     return load_spec(config_dir() / "measured" / "sources.yaml", Sources).sources
 
 
-def corrected(run: MeasuredRun, remarks: list[str]) -> MeasuredRun:
-    """``run`` with its source's errata; a remark for each that its row needed."""
+def corrected(run: MeasuredRun, n_layers: int, remarks: list[str]) -> MeasuredRun:
+    """``run``, of a model of so many layers, with its source's errata; a remark for each that its row needed."""
     source = known_sources().get(run.source)
-    needed = [erratum for erratum in source.errata if run.text(erratum.column) == erratum.published] if source else []
+    needed = [erratum for erratum in source.errata if _concerns(erratum, run, n_layers)] if source else []
     if not needed:
         return run
-    remarks += [f"{e.column} {e.published} of {run.source} taken as {e.meant}: {e.because}" for e in needed]
+    remarks += [
+        f"{e.column} {e.published}{' ' if e.published else ''}of {run.source} taken as {e.meant}: {e.because}"
+        for e in needed
+    ]
     return replace(run, fields={**run.fields, **{e.column: e.meant for e in needed}})
+
+
+def _concerns(erratum: Erratum, run: MeasuredRun, n_layers: int) -> bool:
+    """Whether the row says what is wrong; chunks of a stage (vpp) where there are stages whose layers divide so."""
+    if run.text(erratum.column) != erratum.published:
+        return False
+    if erratum.column != "vpp":
+        return True
+    stages = run.whole("pp", 1)
+    return stages > 1 and n_layers % (stages * int(erratum.meant)) == 0

@@ -328,6 +328,19 @@ def test_a_source_that_contradicts_itself_is_read_by_its_times():
     assert knobs(setting(recompute="full"))["recompute"] == "full"
 
 
+def test_what_a_source_implies_without_saying_is_read_so():
+    """Micro-batches of two from three step times; interleaved chunks from overlapped sends, where layers divide."""
+    found = setting(source="mt_nlg")
+    assert knobs(found)["micro_batch"] == 2
+    assert any(remark.startswith("micro_batch of mt_nlg taken as 2") for remark in found.remarks)
+    assert knobs(setting(source="mt_nlg", micro_batch=1))["micro_batch"] == 1
+    staged = {"source": "megatron_lm_readme", "pp": 2, "tp": 8}
+    assert (knobs(setting(**staged))["vpp"], knobs(setting(**staged))["schedule"]) == (2, "interleaved")
+    assert knobs(setting(**staged, vpp=1))["vpp"] == 1
+    assert knobs(setting(**staged, extras="n_layers_override=34"))["vpp"] == 1
+    assert knobs(setting(source="megatron_lm_readme"))["vpp"] == 1
+
+
 def test_every_shipped_row_is_of_a_known_source():
     named = {run.source for file in MEASURED.glob("*.csv") for run in read_runs(file)}
     assert named == set(known_sources())
