@@ -20,6 +20,7 @@ from dlcalc.calculators.communication import (
     reduce_scatter_time_s,
     send_time_s,
 )
+from dlcalc.calculators.stragglers import last_arrival_s
 from dlcalc.costmodel.layer_matmuls import ZERO, MatmulTime, sum_of
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
@@ -78,6 +79,8 @@ def tp_comm_s(
     trainer overlaps it (``apart`` of them where as many projections exchange it on their own). With it, an all-gather
     and a reduce-scatter a pass, and the input gathered once more for its weight gradient. With ``overlap_tp`` all but
     the first of tp chunks hides behind the matmul it feeds, which it slows as hidden communication does anywhere.
+
+    An exchange that hides behind nothing waits for the last of its ranks (``exchange_wait_us`` of the profile).
     """
     size = 2.0 * elements
     rates = machine.hardware.calibration
@@ -92,26 +95,29 @@ def tp_comm_s(
     row = times[edges[1]] if edges[1] else None
     sharded, overlapped = plans.sequence_parallel, plans.overlap_tp
 
-    slowdown = machine.recipe.framework.overlap_slowdown
+    profile = machine.recipe.framework
+    slowdown, hides = profile.overlap_slowdown, profile.overlaps_input_grad
+    wait = last_arrival_s(plans.tp, spread_s=profile.exchange_wait_s) if profile.exchange_wait_us else ZERO
+    blocked = wait * (1.0 - overlapped)
 
     def exposed(comm: Array, window: Array) -> Array:
         hidden_part = np.maximum(comm / plans.tp, comm - window)
-        return comm + overlapped * (1.0 - slowdown) * (hidden_part - comm) + copied
+        return comm + overlapped * (1.0 - slowdown) * (hidden_part - comm) + copied + blocked
 
     forward_sharded = backward_sharded = forward_whole = backward_whole = ZERO
     if column is not None:
         forward_sharded = forward_sharded + exposed(gather, column.forward_s)
         # the input gathered again, behind the input gradient, unless it was kept
-        gathers_again = not machine.recipe.framework.keeps_gathered_inputs
-        hides = machine.recipe.framework.overlaps_input_grad
+        gathers_again = not profile.keeps_gathered_inputs
         again = gathers_again * (np.maximum(0.0, gather - column.input_grad_s * hides) + copied)
         behind = column.weight_grad_s * hides
-        backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + copied + again
-        backward_whole = backward_whole + np.maximum(0.0, apart * both - behind)
+        waited = wait * (1.0 - hides)
+        backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + copied + again + waited
+        backward_whole = backward_whole + np.maximum(0.0, apart * both - behind) + waited
     if row is not None:
         forward_sharded = forward_sharded + exposed(scatter, row.forward_s)
         backward_sharded = backward_sharded + exposed(gather, row.input_grad_s)
-        forward_whole = forward_whole + both
+        forward_whole = forward_whole + both + wait
     return (
         sharded * forward_sharded + (1.0 - sharded) * forward_whole,
         sharded * backward_sharded + (1.0 - sharded) * backward_whole,

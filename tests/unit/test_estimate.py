@@ -53,6 +53,30 @@ def test_launches_that_the_device_waits_for_come_on_top(micro_batch):
     assert both - device == pytest.approx(host_s, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("plan", "profile", "exchanges"),
+    [
+        pytest.param({"tp": 8}, {"overlaps_input_grad": False}, 4, id="two all-reduces a pass"),
+        pytest.param({"tp": 8}, {"overlaps_input_grad": True}, 2, id="those of the backward pass hide"),
+        pytest.param({"tp": 8, "sequence_parallel": True}, {"overlaps_input_grad": False}, 8, id="gathers and scatters"),
+        pytest.param({"tp": 8, "sequence_parallel": True}, {"overlaps_input_grad": True}, 6, id="all but one scatter each"),
+        pytest.param(
+            {"tp": 8, "sequence_parallel": True, "overlap_tp": True}, {"overlaps_input_grad": True}, 0, id="overlapped"
+        ),
+        pytest.param({"tp": 1}, {"overlaps_input_grad": False}, 0, id="nobody to wait for"),
+    ],
+)
+def test_ranks_wait_for_the_last_of_them_at_exchanges_that_block(plan, profile, exchanges):
+    """Per layer; the head exchanges once more each way."""
+    changes = {**profile, "host_launch_us": 1e-9}
+    promptly, unevenly = (
+        float(estimated(changes={**changes, "exchange_wait_us": wait}, **plan, micro_batch=1).step_time_s)
+        for wait in (0.0, 100.0)
+    )
+    waits = (unevenly - promptly) / (64 * 142.360e-6)
+    assert waits == pytest.approx(32 * exchanges, abs=3)
+
+
 # --- what is recomputed ----------------------------------------------------------------------------------------------
 
 
