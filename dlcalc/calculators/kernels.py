@@ -112,6 +112,11 @@ QUERY_TILE = 128.0
 BACKWARD_SEQ_FACTOR = 1.25
 """``seq_half`` of the backward kernel over the forward one's: rates against sequence length in [shah2024]."""
 
+BACKWARD_TAIL_FACTORS = {"te_flash": 0.25}
+"""``tail_tiles`` of a backward kernel over the forward one's; 1 where nobody measured. cuDNN's: what heads of 128 take
+between 8 and 128 heads a device in [moorethreads2025], within 14 %; with the forward tail 8 come out 1.5 times too slow.
+"""
+
 BACKWARD_SOFTMAX_FACTOR = 1.75
 """Softmax work per pair of the backward kernel over the forward one's: heads of 64 against 128 in [shah2024]."""
 
@@ -172,6 +177,7 @@ def attention_forward_time_s(
         width=_width(qk_head_dim + v_head_dim, rates.softmax_width, 256.0),
         flops_per_s=peak_flops_per_s * rates.rate_fraction * rates.kernel_fractions.get(kernel, 1.0),
         n_sms=n_sms,
+        tail_tiles=rates.tail_tiles,
         rates=rates,
         arithmetic_factor=arithmetic_factor,
     )
@@ -204,7 +210,7 @@ def attention_backward_time_s(
     Assumes: the backward kernel's rate is a constant share of the forward one's: 0.86 to 0.87 for three kernels in
     [shah2024], 0.86 on the A100 in [dao2023].
     Ignores: dropout, and what grouped-query heads save in writing dK and dV.
-    Source: [dao2023] section 3.1.2; [shah2024] section 4.1.
+    Source: [dao2023] section 3.1.2; [shah2024] section 4.1; [moorethreads2025] for the tail.
     """
     seconds = _flash_time_s(
         attended_pairs_count(seq_q, seq_k, causal=causal, window=window),
@@ -216,6 +222,7 @@ def attention_backward_time_s(
         width=_width(3.0 * qk_head_dim + 2.0 * v_head_dim, BACKWARD_SOFTMAX_FACTOR * rates.softmax_width, 640.0),
         flops_per_s=peak_flops_per_s * rates.backward_fraction * rates.kernel_fractions.get(kernel, 1.0),
         n_sms=n_sms,
+        tail_tiles=BACKWARD_TAIL_FACTORS.get(kernel, 1.0) * rates.tail_tiles,
         rates=rates,
         arithmetic_factor=arithmetic_factor,
     )
@@ -248,11 +255,12 @@ def _flash_time_s(
     width: float,
     flops_per_s: float,
     n_sms: float,
+    tail_tiles: float,
     rates: AttentionRates,
     arithmetic_factor: Numeric | None,
 ) -> Numeric:
     """Arithmetic of all heads of all sequences over all SMs, and the last tiles, on which few SMs work."""
-    pairs_per_sm = lanes * (pairs + edges * edge_keys * seq_q) * (1.0 / n_sms) + (rates.tail_tiles * QUERY_TILE) * reach
+    pairs_per_sm = lanes * (pairs + edges * edge_keys * seq_q) * (1.0 / n_sms) + (tail_tiles * QUERY_TILE) * reach
     cool_s = pairs_per_sm * (2.0 * width * n_sms / flops_per_s)
     return arithmetic_time_s(cool_s, loss=rates.sustained_loss, factor=arithmetic_factor)
 

@@ -122,6 +122,12 @@ REFERENCES: dict[str, Reference] = {
         2021,
         "2104.04473",
     ),
+    "moorethreads2025": Reference(
+        "SimuMax: rates of kernels measured on one B200, configs/system/b200_bf16_ceperm.json",
+        "Moore Threads",
+        2025,
+        "https://github.com/MooreThreads/SimuMax/blob/e691807a7ef8a7eca3d4aa199c34b1591181f11b/configs/system/b200_bf16_ceperm.json",
+    ),
     "nccl_docs": Reference(
         "NCCL documentation and nccl-tests performance notes",
         "NVIDIA",

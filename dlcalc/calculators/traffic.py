@@ -56,6 +56,9 @@ GATHER_COPY_BYTES, SCATTER_COPY_BYTES = 4.0, 8.0
 PERMUTE = Traffic(14, 14)
 """Routed tokens are gathered (4), sorted by local expert on arrival (4), sorted back (4), and summed with their weights
 (2 and a share)."""
+GATHERED_COST = 4.0 / 3.0
+"""A byte of rows gathered by index over one of a contiguous pass: 0.50 and 0.51 of the peak bandwidth against 0.67 in
+[moorethreads2025]. One device's kernels; taken for all."""
 ROUTER = Traffic(24, 24)
 """Scores in fp32: cast, softmax or sigmoid, top-k, mask, auxiliary loss."""
 LOSS = {"fused": Traffic(2, 4), "parallel": Traffic(34, 14), "gathered": Traffic(26, 18)}
@@ -151,12 +154,14 @@ def sharding_copy_traffic_bytes(params: Array, *, gathers: Array, scatters: Arra
 def routing_traffic_bytes(tokens: Array, routed_elements: Array, *, n_experts: int) -> tuple[Array, Array]:
     """Forward and backward bytes of scoring, permuting and combining; ``routed_elements`` = routed tokens x hidden.
 
+    Rows that are gathered count :data:`GATHERED_COST` times.
+
     Ignores: padding of tokens per expert to a tile, a few per cent of the routed elements.
-    Source: [derived] operand by operand, see ``PERMUTE`` and ``ROUTER``.
+    Source: [derived] operand by operand, see ``PERMUTE`` and ``ROUTER``; [moorethreads2025] for gathered rows.
     """
-    scores = tokens * n_experts
-    forward = scores * ROUTER.forward + routed_elements * PERMUTE.forward
-    backward = scores * ROUTER.backward + routed_elements * PERMUTE.backward
+    scores, gathered = tokens * n_experts, routed_elements * GATHERED_COST
+    forward = scores * ROUTER.forward + gathered * PERMUTE.forward
+    backward = scores * ROUTER.backward + gathered * PERMUTE.backward
     return forward, backward
 
 

@@ -1,0 +1,62 @@
+"""SimuMax, configs/system/b200_bf16_ceperm.json: kernels timed alone on one B200, sequences of 4,096 tokens.
+
+The constants of the B200 come from other measurements (docs/kernels.md). Read from this table were two factors: that
+the backward kernel has a quarter of the forward one's tail, and what gathering rows costs. Its heads of 128 check the
+level and the ramp over heads that follow. The table counts full attention, backward as 2.5 times forward.
+"""
+
+import numpy as np
+import pytest
+
+from dlcalc.calculators.kernels import attention_backward_time_s, matmul_time_s
+from dlcalc.calculators.traffic import GATHERED_COST
+from dlcalc.hardware_registry import load_hardware
+
+B200 = load_hardware("b200")
+PEAK = 2250e12
+
+
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv_heads", "published_share"),
+    [
+        (8, 1, 0.6586), (16, 2, 0.7553), (32, 4, 0.7963), (64, 8, 0.7294), (128, 16, 0.8316),
+        (8, 2, 0.6326), (16, 4, 0.7416), (32, 8, 0.7870),
+    ],
+)  # fmt: skip
+def test_backward_attention_from_few_heads_to_many(n_heads, n_kv_heads, published_share):
+    seconds = attention_backward_time_s(
+        4096.0,
+        4096.0,
+        batch=1.0,
+        n_heads=float(n_heads),
+        n_kv_heads=float(n_kv_heads),
+        qk_head_dim=128.0,
+        v_head_dim=128.0,
+        rates=B200.calibration.attention["bf16"],
+        peak_flops_per_s=PEAK,
+        hbm_bytes_per_s=B200.device.hbm_bytes_per_s,
+        n_sms=B200.device.n_sms.value,
+        kernel="te_flash",
+    )
+    flops = 2.5 * 2 * 4096**2 * n_heads * (128 + 128)
+    assert flops / PEAK / seconds == pytest.approx(published_share, rel=0.2)
+
+
+def test_adding_to_fp32_gradients_shows_in_the_weight_gradients_of_experts():
+    """20 experts of 1,232 tokens: weight gradients 1.57 times as long as the forward pass of as many flops."""
+
+    def seconds(m: float, n: float, k: float, output_bytes: float) -> float:
+        return float(
+            matmul_time_s(
+                m, n, k, groups=20.0, output_bytes=output_bytes, rates=B200.calibration.matmul["bf16"],
+                peak_flops_per_s=PEAK, hbm_bytes_per_s=B200.device.hbm_bytes_per_s, n_sms=B200.device.n_sms.value,
+                arithmetic_factor=B200.calibration.slowing_in_training("bf16"),
+            )
+        )  # fmt: skip
+
+    forward, weights = seconds(1232.0, 3072.0, 5120.0, 2.0), seconds(3072.0, 5120.0, 1232.0, 8.0)
+    assert weights / forward == pytest.approx(0.5134 / 0.3276, rel=0.1)
+
+
+def test_rows_gathered_by_index_move_at_three_quarters_of_the_rate_of_others():
+    assert pytest.approx(0.666 / np.mean([0.5008, 0.5108]), rel=0.02) == GATHERED_COST
