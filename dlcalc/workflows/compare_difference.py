@@ -27,6 +27,8 @@ from dlcalc.utils import units
 
 MACHINE, RECIPE, PLAN = "machine", "recipe", "plan"
 RECIPE_WORDS = ("precision", "framework", "seq_len", "global_batch")
+ROUNDING = 1e-12
+"""A term whose factor is nearer to 1 has not changed."""
 KNOBS_SAID = 5
 
 
@@ -181,7 +183,8 @@ def _factors(states: Sequence[tuple[str, Run]], winner: Contender, other: Conten
         before_s, after_s = np.array([old[term] for term in old]), np.array([new[term] for term in old])
         shares = np.asarray(term_factor(slow_term_s=before_s, fast_term_s=after_s, slow_s=slow, fast_s=fast))
         split = [TermFactor(term, old[term], new[term], float(share)) for term, share in zip(old, shares, strict=True)]
-        split = sorted((one for one in split if one.factor != 1.0), key=lambda one: -abs(np.log(one.factor)))
+        changed = [one for one in split if abs(one.factor - 1.0) > ROUNDING]
+        split = sorted(changed, key=lambda one: -abs(np.log(one.factor)))
         change = _change_words(what, before[1], after[1], winner, other)
         found.append(Factor(what, change, slow / fast, tuple(split)))  # type: ignore[arg-type] # one of the changes
     return found
