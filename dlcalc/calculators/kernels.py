@@ -114,7 +114,7 @@ BACKWARD_SEQ_FACTOR = 1.25
 
 BACKWARD_TAIL_FACTORS = {"te_flash": 0.25}
 """``tail_tiles`` of a backward kernel over the forward one's; 1 where nobody measured. cuDNN's: what heads of 128 take
-between 8 and 128 heads a device in [moorethreads2025], within 14 %; with the forward tail 8 come out 1.5 times too slow.
+between 8 and 128 heads a device in [moorethreads2025], within 14 %; with the forward tail, 8 heads take 1.5 times that.
 """
 
 BACKWARD_SOFTMAX_FACTOR = 1.75

@@ -29,7 +29,7 @@ from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, Array, Plans, code_of
-from dlcalc.errors import DlcalcError, UnknownNameError
+from dlcalc.errors import DlcalcError
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
@@ -185,8 +185,8 @@ def _batch_axis(recipe: Recipe, ranges: KnobRanges) -> Axis:
 
 def _pipe_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     """Schedules with the chunk counts and splits that make sense for them."""
-    names = _words(ranges.schedule, auto=recipe.framework.schedules, full=SCHEDULES, kind="schedule", known=SCHEDULES)
-    splits = _words(ranges.split, auto=SPLITS[:2], full=SPLITS[:2], kind="split", known=SPLITS)
+    names = _words(ranges.schedule, auto=recipe.framework.schedules, full=SCHEDULES)
+    splits = _words(ranges.split, auto=SPLITS[:2], full=SPLITS[:2])
     chunks = [
         v for v in range(2, MOST_CHUNKS + 1) if any(total % v == 0 for total in (model.n_layers, model.n_layers + 2))
     ]
@@ -203,7 +203,7 @@ def _redo_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     """Recompute modes; full recomputation also of k layers a stage; activation offload only without recomputation."""
     full_modes = [m for m in RECOMPUTE_MODES if m != "mla_up_proj" or model.is_mla]
     offered = [m for m in recipe.framework.recompute_modes if m in full_modes]
-    modes = _words(ranges.recompute, auto=offered, full=full_modes, kind="recompute", known=RECOMPUTE_MODES)
+    modes = _words(ranges.recompute, auto=offered, full=full_modes)
     if isinstance(ranges.recompute_layers, str):
         counts = AUTO_LAYERS if ranges.recompute_layers == "auto" else FULL_LAYERS
         layers = [ALL_LAYERS, *(k for k in counts if k < model.n_layers)]
@@ -226,7 +226,7 @@ def _tensor_axis(model: ModelSpec, hardware: HardwareSpec, recipe: Recipe, range
     ep_overlaps = _flags(ranges.overlap_ep, auto=[profile.overlap_ep]) if model.is_moe else [False]
     offered = profile.cp_exchanges
     usual = offered if model.sliding_window or model.attention_sinks else offered[:1]  # of kernels, few know all
-    exchanges = _words(ranges.cp_exchange, auto=usual, full=offered, kind="cp_exchange", known=CP_EXCHANGES)
+    exchanges = _words(ranges.cp_exchange, auto=usual, full=offered)
     rows = dict.fromkeys(
         (sp, overlap_tp and (sp or not isinstance(ranges.overlap_tp, str)), overlap_ep, CP_EXCHANGES.index(exchange))
         for sp, overlap_tp, overlap_ep, exchange in product(sharded, tp_overlaps, ep_overlaps, exchanges)
@@ -290,14 +290,9 @@ def _flags(written: str | Sequence[bool], *, auto: Sequence[bool]) -> list[bool]
     return sorted(set(written))
 
 
-def _words(
-    written: str | Sequence[str], *, auto: Sequence[str], full: Sequence[str], kind: str, known: Sequence[str]
-) -> list[str]:
+def _words(written: str | Sequence[str], *, auto: Sequence[str], full: Sequence[str]) -> list[str]:
     if written in ("auto", "full"):
         return list(auto if written == "auto" else full)
-    for word in written:
-        if word not in known:
-            raise UnknownNameError(kind, word, known)
     return list(dict.fromkeys(written))
 
 

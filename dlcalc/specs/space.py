@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from dlcalc.specs.base import Degree, NonNegativeInt, PositiveInt, Spec, TupleFromList
+from dlcalc.specs.framework import CpExchange
 from dlcalc.specs.hardware import Precision
+from dlcalc.specs.plan import Recompute, Schedule, Split, ZeroStage
 from dlcalc.specs.recipe import MfuConvention, Scaling
 from dlcalc.specs.sampling import SearchSpec
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
@@ -27,10 +29,13 @@ Choice = Literal["auto", "full"]
 CountsOrAuto = Choice | Counts
 Flags = Annotated[tuple[bool, ...], OneOrMore, Field(min_length=1)]
 FlagsOrAuto = Choice | Flags
-Words = Annotated[tuple[str, ...], OneOrMore, Field(min_length=1)]
+Schedules = Annotated[tuple[Schedule, ...], OneOrMore, Field(min_length=1)]
+Splits = Annotated[tuple[Split, ...], OneOrMore, Field(min_length=1)]
+Recomputes = Annotated[tuple[Recompute, ...], OneOrMore, Field(min_length=1)]
+CpExchanges = Annotated[tuple[CpExchange, ...], OneOrMore, Field(min_length=1)]
 LayerCount = Annotated[int, Field(ge=0)]
 LayerCounts = Annotated[tuple[LayerCount | Literal["all", "per_stage"], ...], OneOrMore, Field(min_length=1)]
-ZeroStage = Annotated[int, Field(ge=0, le=3)]
+Names = Annotated[tuple[str, ...], OneOrMore, Field(min_length=1)]
 ZeroStages = Annotated[tuple[ZeroStage, ...], OneOrMore, Field(min_length=1)]
 OffloadCounts = Annotated[tuple[LayerCount, ...], OneOrMore, Field(min_length=1)]
 AUTO: Choice = "auto"
@@ -47,10 +52,10 @@ class KnobRanges(Spec):
     ep: CountsOrAuto = AUTO
     etp: CountsOrAuto = AUTO
     vpp: CountsOrAuto = AUTO
-    schedule: Choice | Words = AUTO
-    split: Choice | Words = AUTO
+    schedule: Choice | Schedules = AUTO
+    split: Choice | Splits = AUTO
     micro_batch: CountsOrAuto = AUTO
-    recompute: Choice | Words = AUTO
+    recompute: Choice | Recomputes = AUTO
     recompute_layers: Choice | LayerCounts = AUTO
     """Layers of a chunk under full recomputation: counts, ``all`` or ``per_stage`` (see ``stage_recompute``)."""
     zero_stage: Choice | ZeroStages = AUTO
@@ -60,7 +65,7 @@ class KnobRanges(Spec):
     overlap_param: FlagsOrAuto = AUTO
     overlap_tp: FlagsOrAuto = AUTO
     overlap_ep: FlagsOrAuto = AUTO
-    cp_exchange: Choice | Words = AUTO
+    cp_exchange: Choice | CpExchanges = AUTO
     offload_optimizer: FlagsOrAuto = AUTO
     offload_layers: Choice | OffloadCounts = AUTO
 
@@ -161,8 +166,8 @@ class SpaceSpec(Spec):
     """A study: every combination of model, hardware, devices and recipe is one scenario."""
 
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    model: Words
-    hardware: Words
+    model: Names
+    hardware: Names
     cluster: Cluster
     recipe: Annotated[tuple[RecipeSpec, ...], OneOrMore, Field(min_length=1)]
     space: Choice | KnobRanges = AUTO

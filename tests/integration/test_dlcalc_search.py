@@ -264,6 +264,13 @@ def test_a_scenario_of_which_nothing_fits_leaves_the_others_their_best(keep):
         (("hardware: h100", "hardwear: h100"), "space.yaml:4: hardwear: no such key; did you mean hardware"),
         (("global_batch: 64", "global_batch: -64"), "space.yaml:6: "),
         (("[1, 2]", "[1, x]"), "space.yaml:7: "),
+        (("[none, full]", "[none, ful]"), "space.yaml:7: space.recompute[1]: must be one of none, selective, full, "),
+        (("recompute_layers: all", "schedule: 1f2b"), "did you mean 1f1b"),
+        (("recompute_layers: all", "split: evn"), "did you mean even"),
+        (
+            ("recompute_layers: all", "cp_exchange: rng"),
+            "space.yaml:7: space.cp_exchange: must be auto or full or ",
+        ),
         (("precision: bf16", "precision: nvfp4"), "h100 has no nvfp4"),
         (("study: small", "study: [small"), "space.yaml:"),
     ],

@@ -23,6 +23,7 @@ from dlcalc.specs.recipe import Recipe
 
 H100 = load_hardware("h100")
 LLAMA = load_model("llama3-8b")  # 32 layers
+SHARDED = {"tp": 8, "sequence_parallel": True}
 
 
 def recipe(framework="megatron", changes=None, **settings) -> Recipe:
@@ -58,11 +59,9 @@ def test_launches_that_the_device_waits_for_come_on_top(micro_batch):
     [
         pytest.param({"tp": 8}, {"overlaps_input_grad": False}, 4, id="two all-reduces a pass"),
         pytest.param({"tp": 8}, {"overlaps_input_grad": True}, 2, id="those of the backward pass hide"),
-        pytest.param({"tp": 8, "sequence_parallel": True}, {"overlaps_input_grad": False}, 8, id="gathers and scatters"),
-        pytest.param({"tp": 8, "sequence_parallel": True}, {"overlaps_input_grad": True}, 6, id="all but one scatter each"),
-        pytest.param(
-            {"tp": 8, "sequence_parallel": True, "overlap_tp": True}, {"overlaps_input_grad": True}, 0, id="overlapped"
-        ),
+        pytest.param({**SHARDED, "overlap_tp": False}, {"overlaps_input_grad": False}, 8, id="gathers and scatters"),
+        pytest.param({**SHARDED, "overlap_tp": False}, {"overlaps_input_grad": True}, 6, id="but for one scatter each"),
+        pytest.param({**SHARDED, "overlap_tp": True}, {"overlaps_input_grad": True}, 0, id="overlapped"),
         pytest.param({"tp": 1}, {"overlaps_input_grad": False}, 0, id="nobody to wait for"),
     ],
 )

@@ -13,7 +13,7 @@ from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.plans import KNOBS
-from dlcalc.errors import DlcalcError, SpecError, UnknownNameError
+from dlcalc.errors import DlcalcError, SpecError
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.exhaustive import evaluate
 from dlcalc.search.space import constraint_names, default_profile_knobs, divisors, powers_of_two
@@ -237,19 +237,6 @@ def test_a_split_of_ones_own():
 
 
 # ---- what is refused by name --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("space", "named"),
-    [
-        ({"schedule": ["1f2b"]}, "did you mean 1f1b"),
-        ({"recompute": ["ful"]}, "did you mean full"),
-        ({"split": ["evn"]}, "did you mean even"),
-    ],
-)
-def test_unknown_words_are_named(space, named):
-    with pytest.raises(UnknownNameError, match=named):
-        one(space)
 
 
 @pytest.mark.parametrize(
