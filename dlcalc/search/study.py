@@ -67,8 +67,10 @@ def _scenario(
             f"recipe: custom_split: its chunks hold {sum(spec.custom_split)} layers, "
             f"but {model.name} has {model.n_layers}"
         )
-    if "custom" in space.ranges.split and not spec.custom_split:
-        raise DlcalcError("space: split: custom needs recipe: custom_split, the layers of each pipeline chunk in order")
+    if ("custom" in space.ranges.split) != (spec.custom_split is not None):
+        raise DlcalcError(
+            "space: split: custom and recipe: custom_split, the layers of each pipeline chunk in order, need each other"
+        )
     if ("per_stage" in space.ranges.recompute_layers) != (spec.stage_recompute is not None):
         raise DlcalcError(
             "space: recompute_layers: per_stage and recipe: stage_recompute, the layers of each stage, need each other"

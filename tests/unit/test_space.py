@@ -236,6 +236,14 @@ def test_a_split_of_ones_own():
     assert found.stages.most_layers.ravel()[of_four].tolist() == [9]
 
 
+@pytest.mark.parametrize(
+    ("space", "recipe"), [({"split": "custom"}, {}), ({"split": "even"}, {"custom_split": [7, 9, 9, 7]})]
+)
+def test_a_split_of_ones_own_is_asked_for_and_given(space, recipe):
+    with pytest.raises(DlcalcError, match="need each other"):
+        one(space, recipe=recipe)
+
+
 # ---- what is refused by name --------------------------------------------------------------------------------------
 
 
