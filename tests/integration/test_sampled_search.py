@@ -480,8 +480,8 @@ def test_the_report_shows_shapes_beside_the_model_as_it_is():
 
 
 def test_a_shape_cannot_have_the_chunks_of_another():
-    recipe = {**STUDY["recipe"], "custom_split": [16, 16]}
-    result = CliRunner().invoke(main, [space({"design": {"model": {"n_layers": [16, 24]}}}, recipe=recipe)])
+    custom = {"recipe": {**STUDY["recipe"], "custom_split": [16, 16]}, "space": {"split": "custom"}}
+    result = CliRunner().invoke(main, [space({"design": {"model": {"n_layers": [16, 24]}}}, **custom)])
     assert result.exit_code == 2
     assert "leave one of them out" in result.output
 
