@@ -1,4 +1,4 @@
-"""The slowest of many: nominally equal devices differ, ranks do not arrive together, and all wait for the last."""
+"""The slowest of many devices: nominally equal ones differ, and a step waits for the last."""
 
 from __future__ import annotations
 
@@ -28,28 +28,9 @@ def slowest_device_factor(n_devices: Numeric, *, spread: float = DEVICE_SPREAD) 
 
     Assumes: differences that last (silicon, cooling), the same for all arithmetic; jobs placed blindly on devices.
     Ignores: faulty devices (a health check removes them), and that memory and links differ less.
-    Source: [sinha2022] sections 4 and 5; [derived] the expected largest of n normals.
+    Source: [sinha2022] sections 4 and 5; [derived] E max = int (1 - F^n) over z > 0, less int F^n over z < 0.
     """
-    return 1.0 + spread * _expected_largest(n_devices)
-
-
-def last_arrival_s(n_ranks: Numeric, *, spread_s: float) -> Numeric:
-    """Time from the arrival of an average of ``n_ranks`` at an exchange to that of the last, for which all wait.
-
-    0 for one rank, 0.56 ``spread_s`` for 2, 1.03 for 4, 1.42 for 8.
-
-    Assumes: arrivals spread normally, and anew at each exchange: hosts that launch unevenly, not devices that lag.
-    Source: [derived] the expected largest of n normals.
-    """
-    return spread_s * _expected_largest(n_ranks)
-
-
-def _expected_largest(count: Numeric) -> Numeric:
-    """Expected largest of ``count`` standard normals.
-
-    Source: [derived] E max = int (1 - F^n) over z > 0, less int F^n over z < 0.
-    """
-    counts, where = np.unique(np.asarray(count, dtype=np.float64), return_inverse=True)  # one, in most batches
+    counts, where = np.unique(np.asarray(n_devices, dtype=np.float64), return_inverse=True)  # one, in most batches
     largest_below = _BELOW ** counts[:, None]
     expected = np.sum(np.where(_Z > 0.0, 1.0 - largest_below, -largest_below), axis=-1) * _STEP
-    return np.asarray(expected[where].reshape(np.shape(count)))
+    return np.asarray(1.0 + spread * expected[where].reshape(np.shape(n_devices)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from dlcalc.calculators.communication import (
     reduce_scatter_time_s,
     send_time_s,
 )
-from dlcalc.calculators.stragglers import last_arrival_s
 from dlcalc.costmodel.layer_matmuls import ZERO, MatmulTime, sum_of
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
@@ -69,6 +69,27 @@ def stage_send_s(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
     return (plans.pp > 1) * (links.pp_crosses * across + (1.0 - links.pp_crosses) * inside + gathered)
 
 
+class TpExchanges(NamedTuple):
+    """Seconds of the exchanges of one tensor between tensor-parallel ranks, hand-over included."""
+
+    gather: Array
+    scatter: Array
+    both: Array
+    """All-reduce."""
+
+
+def tp_exchanges(links: Links, machine: Machine, size_bytes: Array) -> TpExchanges:
+    """What exchanging ``size_bytes`` in all takes, each way; 0 for one rank."""
+    rates = machine.hardware.calibration
+    node, fabric = rates.node_collectives, rates.fabric_collectives
+    handover = machine.recipe.framework.exchange_handover_s * (np.asarray(links.tp.n_ranks) > 1.0)
+    ways = {"all_gather": all_gather_time_s, "reduce_scatter": reduce_scatter_time_s, "all_reduce": all_reduce_time_s}
+    return TpExchanges(*(
+        np.asarray(time_s(size_bytes, links.tp, node=node[way], fabric=fabric[way]) + handover)
+        for way, time_s in ways.items()
+    ))  # fmt: skip
+
+
 def tp_comm_s(
     plans: Plans, links: Links, machine: Machine, elements: Array, times: Mapping[str, MatmulTime],
     edges: tuple[str | None, str | None], apart: float = 1.0,
@@ -79,17 +100,9 @@ def tp_comm_s(
     trainer overlaps it (``apart`` of them where as many projections exchange it on their own). With it, an all-gather
     and a reduce-scatter a pass, and the input gathered once more for its weight gradient. With ``overlap_tp`` all but
     the first of tp chunks hides behind the matmul it feeds, which it slows as hidden communication does anywhere.
-
-    An exchange that hides behind nothing waits for the last of its ranks (``exchange_wait_us`` of the profile).
     """
     size = 2.0 * elements
-    rates = machine.hardware.calibration
-    node, fabric = rates.node_collectives, rates.fabric_collectives
-    gather = np.asarray(all_gather_time_s(size, links.tp, node=node["all_gather"], fabric=fabric["all_gather"]))
-    scatter = np.asarray(
-        reduce_scatter_time_s(size, links.tp, node=node["reduce_scatter"], fabric=fabric["reduce_scatter"])
-    )
-    both = np.asarray(all_reduce_time_s(size, links.tp, node=node["all_reduce"], fabric=fabric["all_reduce"]))
+    gather, scatter, both = tp_exchanges(links, machine, size)
     copied = _layout_copy_s(plans, machine, size)
     column = times[edges[0]] if edges[0] else None
     row = times[edges[1]] if edges[1] else None
@@ -97,12 +110,10 @@ def tp_comm_s(
 
     profile = machine.recipe.framework
     slowdown, hides = profile.overlap_slowdown, profile.overlaps_input_grad
-    wait = last_arrival_s(plans.tp, spread_s=profile.exchange_wait_s) if profile.exchange_wait_us else ZERO
-    blocked = wait * (1.0 - overlapped)
 
     def exposed(comm: Array, window: Array) -> Array:
         hidden_part = np.maximum(comm / plans.tp, comm - window)
-        return comm + overlapped * (1.0 - slowdown) * (hidden_part - comm) + copied + blocked
+        return comm + overlapped * (1.0 - slowdown) * (hidden_part - comm) + copied
 
     forward_sharded = backward_sharded = forward_whole = backward_whole = ZERO
     if column is not None:
@@ -111,13 +122,12 @@ def tp_comm_s(
         gathers_again = not profile.keeps_gathered_inputs
         again = gathers_again * (np.maximum(0.0, gather - column.input_grad_s * hides) + copied)
         behind = column.weight_grad_s * hides
-        waited = wait * (1.0 - hides)
-        backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + copied + again + waited
-        backward_whole = backward_whole + np.maximum(0.0, apart * both - behind) + waited
+        backward_sharded = backward_sharded + np.maximum(0.0, scatter - behind) + copied + again
+        backward_whole = backward_whole + np.maximum(0.0, apart * both - behind)
     if row is not None:
         forward_sharded = forward_sharded + exposed(scatter, row.forward_s)
         backward_sharded = backward_sharded + exposed(gather, row.input_grad_s)
-        forward_whole = forward_whole + both + wait
+        forward_whole = forward_whole + both
     return (
         sharded * forward_sharded + (1.0 - sharded) * forward_whole,
         sharded * backward_sharded + (1.0 - sharded) * backward_whole,

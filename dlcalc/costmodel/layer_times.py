@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from dlcalc.calculators import kernels, launches, traffic
-from dlcalc.calculators.communication import (
-    all_gather_time_s,
-    all_reduce_time_s,
-    reduce_scatter_time_s,
+from dlcalc.costmodel.layer_comm import (
+    cp_comm_s,
+    ep_comm_s,
+    sequence_shards,
+    tp_collectives_count,
+    tp_comm_s,
+    tp_exchanges,
 )
-from dlcalc.costmodel.layer_comm import cp_comm_s, ep_comm_s, sequence_shards, tp_collectives_count, tp_comm_s
 from dlcalc.costmodel.layer_matmuls import (
     ALIGNED_ELEMENTS,
     LATENT_UP,
@@ -211,6 +213,7 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
     )
     routing = traffic.routing_traffic_bytes(own_tokens, routed * hidden, n_experts=model.n_experts)
     cast = cast_traffic(matmuls, machine)
+    floors = (launches.ROUTING - 2.0) * machine.memory.launch_s  # but for those of the router's matmul and the traffic
     exchange_f, exchange_b = ep_comm_s(model, plans, links, machine, own_tokens, routed, times)
     if model.shared_ffn_hidden_size:
         comm_f, comm_b = tp_comm_s(plans, links, machine, tokens * hidden, times, ("shared up", "shared down"))
@@ -233,14 +236,14 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
             activation_s=_moved_s(machine, activation[0]),
             tp_comm_s=comm_f,
             ep_comm_s=exchange_f,
-            other_memory_s=_moved_s(machine, residual[0] + routing[0], cast[0]),
+            other_memory_s=_moved_s(machine, residual[0] + routing[0], cast[0]) + floors,
         ),
         Pass(
             norm_s=_moved_s(machine, norm[1]),
             activation_s=_moved_s(machine, activation[1]),
             tp_comm_s=comm_b,
             ep_comm_s=exchange_b,
-            other_memory_s=_moved_s(machine, residual[1] + routing[1], cast[1]),
+            other_memory_s=_moved_s(machine, residual[1] + routing[1], cast[1]) + launches.BACKWARD_FACTOR * floors,
         ),
     )
 
@@ -249,12 +252,7 @@ def embedding_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     """Token lookup on the first stage: a gather, and a reduction over the ranks that hold the vocabulary's shards."""
     tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
     moved = traffic.embedding_traffic_bytes(tokens * model.hidden_size)
-    size = 2.0 * tokens * model.hidden_size
-    rates = machine.hardware.calibration
-    node, fabric = rates.node_collectives, rates.fabric_collectives
-    gathered = all_gather_time_s(size, links.tp, node=node["all_gather"], fabric=fabric["all_gather"])
-    reduced = reduce_scatter_time_s(size, links.tp, node=node["reduce_scatter"], fabric=fabric["reduce_scatter"])
-    both = all_reduce_time_s(size, links.tp, node=node["all_reduce"], fabric=fabric["all_reduce"])
+    gathered, reduced, both = tp_exchanges(links, machine, 2.0 * tokens * model.hidden_size)
     sharded = plans.sequence_parallel
     return Sublayer(
         forward=Pass(
@@ -286,12 +284,9 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
     gathered = profile.cross_entropy == "gathered"
     logits = tokens * model.vocab_size / (1.0 if gathered else plans.tp)
     loss = traffic.loss_traffic_bytes(logits, profile=profile)
-    rates = machine.hardware.calibration
-    node, fabric = rates.node_collectives, rates.fabric_collectives
     comm_f, comm_b = tp_comm_s(plans, links, machine, tokens * hidden, times, ("head", None))
     if gathered:
-        size = 2.0 * logits
-        comm_f = comm_f + all_gather_time_s(size, links.tp, node=node["all_gather"], fabric=fabric["all_gather"])
+        comm_f = comm_f + tp_exchanges(links, machine, 2.0 * logits).gather
     return _sublayer(
         machine,
         matmuls,

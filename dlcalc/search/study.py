@@ -67,7 +67,7 @@ def _scenario(
             f"recipe: custom_split: its chunks hold {sum(spec.custom_split)} layers, "
             f"but {model.name} has {model.n_layers}"
         )
-    if ("custom" in space.ranges.split) != (spec.custom_split is not None):
+    if ("custom" in space.ranges.split) != bool(spec.custom_split):
         raise DlcalcError(
             "space: split: custom and recipe: custom_split, the layers of each pipeline chunk in order, need each other"
         )

@@ -129,8 +129,9 @@ class FrameworkProfile(Spec):
     unhidden_launches: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the host's launches that the device waits for however long its kernels are: the host does not run ahead
     there."""
-    exchange_wait_us: NonNegativeFloat = 0.0
-    """Standard deviation of when tensor-parallel ranks arrive at an exchange that blocks: all wait for the last."""
+    exchange_handover_us: NonNegativeFloat = 0.0
+    """Device time of an exchange between tensor-parallel ranks beyond moving its bytes: streams that wait for each
+    other, ranks that come late."""
     memory_pass_factor: PositiveFloat = 1.0
     """Bytes that memory-bound operations really move over those counted: layout changes and copies nobody lists."""
     step_overhead_us: NonNegativeFloat = 0.0
@@ -169,8 +170,8 @@ class FrameworkProfile(Spec):
         return self.host_launch_us * 1e-6
 
     @property
-    def exchange_wait_s(self) -> float:
-        return self.exchange_wait_us * 1e-6
+    def exchange_handover_s(self) -> float:
+        return self.exchange_handover_us * 1e-6
 
     @property
     def bucket_bytes(self) -> float:

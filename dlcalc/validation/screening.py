@@ -68,7 +68,7 @@ def screened(
             left_out.append(LeftOut(run, str(error), is_contradiction=True))
         except DlcalcError as error:
             left_out.append(LeftOut(run, " ".join(str(error).split())))
-    disagreeing = _disagreeing(usable)
+    disagreeing = disagreeing_runs(usable)
     left_out += disagreeing
     gone = {id(one.run) for one in disagreeing}
     return [one for one in usable if id(one.run) not in gone], left_out
@@ -111,7 +111,7 @@ def _timed(run: MeasuredRun, setting: RunSetting) -> UsableRun:
     return UsableRun(run, setting, measured_s)
 
 
-def _disagreeing(usable: Sequence[UsableRun]) -> list[LeftOut]:
+def disagreeing_runs(usable: Sequence[UsableRun]) -> list[LeftOut]:
     """Every run of a setting whose step times are further apart than noise."""
     by_setting: dict[Hashable, list[UsableRun]] = {}
     for one in usable:

@@ -13,11 +13,14 @@ from dlcalc.specs.base import Spec, TupleFromList
 from dlcalc.specs.load import config_dir, load_spec
 from dlcalc.validation.rows import COLUMNS, MeasuredRun
 
+CORRECTED = tuple(column for column in COLUMNS if column not in ("source", "case", "model", "extras", "citation"))
+"""What an erratum may be about: settings in columns, once the model is known."""
+
 
 class Erratum(Spec):
     """A setting that a source's own words or figures contradict or give without naming it: what is read, and why."""
 
-    column: Annotated[str, Field(pattern="^(" + "|".join(COLUMNS) + ")$")]
+    column: Annotated[str, Field(pattern="^(" + "|".join(CORRECTED) + ")$")]
     published: str
     """What its rows say; empty where they do not say."""
     meant: str

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dlcalc.calculators.schedule import DUALPIPE, INTERLEAVED, ONE_F_ONE_B
+from dlcalc.costmodel.anatomy.traffic import axis_facts
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.every_stage import device_times
 from dlcalc.costmodel.footprint import offloaded_layer_bytes
@@ -23,7 +24,7 @@ from dlcalc.specs.recipe import Recipe
 
 H100 = load_hardware("h100")
 LLAMA = load_model("llama3-8b")  # 32 layers
-SHARDED = {"tp": 8, "sequence_parallel": True}
+SHARDED = {"tp": 2, "sequence_parallel": True}
 
 
 def recipe(framework="megatron", changes=None, **settings) -> Recipe:
@@ -57,23 +58,43 @@ def test_launches_that_the_device_waits_for_come_on_top(micro_batch):
 @pytest.mark.parametrize(
     ("plan", "profile", "exchanges"),
     [
-        pytest.param({"tp": 8}, {"overlaps_input_grad": False}, 4, id="two all-reduces a pass"),
-        pytest.param({"tp": 8}, {"overlaps_input_grad": True}, 2, id="those of the backward pass hide"),
-        pytest.param({**SHARDED, "overlap_tp": False}, {"overlaps_input_grad": False}, 8, id="gathers and scatters"),
-        pytest.param({**SHARDED, "overlap_tp": False}, {"overlaps_input_grad": True}, 6, id="but for one scatter each"),
-        pytest.param({**SHARDED, "overlap_tp": True}, {"overlaps_input_grad": True}, 0, id="overlapped"),
-        pytest.param({"tp": 1}, {"overlaps_input_grad": False}, 0, id="nobody to wait for"),
+        pytest.param({"tp": 2}, {"overlaps_input_grad": False}, 4, id="two all-reduces a pass"),
+        pytest.param({"tp": 2}, {"overlaps_input_grad": True}, 2, id="those of the backward pass hide"),
+        pytest.param(
+            {"tp": 8}, {"overlaps_input_grad": False, "fused_projections": False}, 7, id="one for each projection"
+        ),
+        pytest.param({**SHARDED, "overlap_tp": False}, {"overlaps_input_grad": False}, 10, id="gathers and scatters"),
+        pytest.param({**SHARDED, "overlap_tp": False}, {"overlaps_input_grad": True}, 6, id="but for two that hide"),
+        pytest.param({"tp": 1}, {"overlaps_input_grad": False}, 0, id="nobody to hand over to"),
     ],
 )
-def test_ranks_wait_for_the_last_of_them_at_exchanges_that_block(plan, profile, exchanges):
-    """Per layer; the head exchanges once more each way."""
-    changes = {**profile, "host_launch_us": 1e-9}
-    promptly, unevenly = (
-        float(estimated(changes={**changes, "exchange_wait_us": wait}, **plan, micro_batch=1).step_time_s)
-        for wait in (0.0, 100.0)
+def test_an_exchange_is_handed_over(plan, profile, exchanges):
+    """So often a layer, where nothing hides it; the embedding and the head exchange a few times more."""
+    found = {
+        handover: estimated(
+            changes={**profile, "host_launch_us": 1e-9, "exchange_handover_us": handover}, **plan, micro_batch=4
+        )
+        for handover in (0.0, 100.0)
+    }
+    promptly, late = (float(one.step_time_s) for one in found.values())
+    assert (late - promptly) / (16 * 100e-6) == pytest.approx(32 * exchanges, abs=5)
+    for one in found.values():
+        talk = {axis.axis: axis for axis in axis_facts(one)}
+        assert not exchanges or talk["TP"].sent_s >= talk["TP"].exposed_s * (1 - 1e-9)
+
+
+def test_small_kernels_of_routing_take_a_floor_each():
+    """14 forward, besides the router's matmul and what moves the tokens, and twice that backward, in every layer."""
+    model, plan = load_model("qwen3-30b-a3b"), Plans.point(ep=8, dp=8, zero_stage=1)
+    floor_us = H100.calibration.memory.launch_us
+    slower = H100.calibration.memory.model_copy(update={"launch_us": floor_us + 1000.0})
+    machines = (H100, H100.model_copy(update={"calibration": H100.calibration.model_copy(update={"memory": slower})}))
+    quickly, slowly = (
+        float(estimate(model, machine, recipe(changes={"host_launch_us": 1e-9}), plan).step_time_s)
+        for machine in machines
     )
-    waits = (unevenly - promptly) / (64 * 142.360e-6)
-    assert waits == pytest.approx(32 * exchanges, abs=3)
+    routing = 3 * 14 * model.n_layers * 8e-3  # 8 micro-batches, a millisecond each
+    assert slowly - quickly > routing
 
 
 # --- what is recomputed ----------------------------------------------------------------------------------------------

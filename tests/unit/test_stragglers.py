@@ -1,11 +1,11 @@
-"""The slowest of many devices, the last of many ranks."""
+"""The slowest of many devices."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from dlcalc.calculators.stragglers import last_arrival_s, slowest_device_factor
+from dlcalc.calculators.stragglers import slowest_device_factor
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,3 @@ def test_more_devices_are_never_faster_and_equal_ones_wait_for_nobody():
     counts = 2.0 ** np.arange(0, 20)
     assert np.all(np.diff(slowest_device_factor(counts)) > 0)
     assert slowest_device_factor(counts, spread=0.0) == pytest.approx(np.ones(20))
-
-
-@pytest.mark.parametrize(("n_ranks", "waited_s"), [(1, 0.0), (2, 1e-4 * np.pi**-0.5), (4, 1.02938e-4), (8, 1.42360e-4)])
-def test_ranks_wait_for_the_last_of_them(n_ranks, waited_s):
-    assert last_arrival_s(float(n_ranks), spread_s=1e-4) == pytest.approx(waited_s, abs=1e-8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from dlcalc.calculators import context_parallel
@@ -128,6 +129,7 @@ class _Talk:
         link: GroupLink,
         calls: float,
         off_node_fraction: float = 1.0,
+        handover_s: float = 0.0,
     ) -> CollectiveFacts:
         time_s = _OPERATIONS[operation]
         rates = {"node": self.rates.node_collectives[operation], "fabric": self.rates.fabric_collectives[operation]}
@@ -143,7 +145,7 @@ class _Talk:
             ranks_per_node=plain(link.ranks_per_node),
             link="fabric" if crosses else "node",
             link_bytes_per_s=plain(link.fabric_bytes_per_s if crosses else link.node_bytes_per_s),
-            latency_s=latency_s,
+            latency_s=latency_s + handover_s,
             bandwidth_s=call_s - latency_s,
             calls_per_step=calls,
             off_node_fraction=off_node_fraction,
@@ -161,20 +163,28 @@ class _Talk:
         pairs = self.counts["full"] + self.counts["windowed"] + self.counts["dense"]
         if self.model.shared_ffn_hidden_size:
             pairs += self.counts["moe"]
-        link = self.links.tp
+        call = partial(self.call, link=self.links.tp, handover_s=self.recipe.framework.exchange_handover_s)
         gathered_loss = self.recipe.framework.cross_entropy == "gathered"
         if self.plan.sequence_parallel:
-            yield self.call("inputs of layers, forward", "all_gather", size, link, self.per_step(pairs + heads))
-            yield self.call("outputs of layers, forward", "reduce_scatter", size, link, self.per_step(pairs + 1))
-            yield self.call("inputs gathered again, backward", "all_gather", size, link, self.per_step(pairs + heads))
-            yield self.call("gradients of outputs, backward", "all_gather", size, link, self.per_step(pairs + 1))
-            yield self.call("gradients of inputs, backward", "reduce_scatter", size, link, self.per_step(pairs + heads))
+            yield call("inputs of layers, forward", "all_gather", size, calls=self.per_step(pairs + heads))
+            yield call("outputs of layers, forward", "reduce_scatter", size, calls=self.per_step(pairs + 1))
+            yield call("inputs gathered again, backward", "all_gather", size, calls=self.per_step(pairs + heads))
+            yield call("gradients of outputs, backward", "all_gather", size, calls=self.per_step(pairs + 1))
+            yield call("gradients of inputs, backward", "reduce_scatter", size, calls=self.per_step(pairs + heads))
         else:
-            yield self.call("outputs of layers, forward", "all_reduce", size, link, self.per_step(pairs + 1))
-            yield self.call("gradients of inputs, backward", "all_reduce", size, link, self.per_step(pairs + heads))
+            yield call("outputs of layers, forward", "all_reduce", size, calls=self.per_step(pairs + 1))
+            gradients = pairs + heads + self._of_projections_apart()
+            yield call("gradients of inputs, backward", "all_reduce", size, calls=self.per_step(gradients))
         if gathered_loss:
             logits = 2.0 * self.tokens * self.model.vocab_size
-            yield self.call("logits, forward", "all_gather", logits, link, self.per_step(heads))
+            yield call("logits, forward", "all_gather", logits, calls=self.per_step(heads))
+
+    def _of_projections_apart(self) -> float:
+        """All-reduces on top where query, key and value, or gate and up, exchange their gradients each on their own."""
+        if self.recipe.framework.fused_projections:
+            return 0.0
+        attention = (self.counts["full"] + self.counts["windowed"]) * (0.0 if self.model.is_mla else 2.0)
+        return attention + self.counts["dense"] * float(self.model.gated_mlp)
 
     def context(self) -> Iterable[CollectiveFacts]:
         """Keys and values round the ring or gathered; or heads for parts of the sequence."""
