@@ -6,7 +6,7 @@
 
 Constants are per device or per framework, never per model or per run (``run_fit/constants.py``). Each has bounds and a
 prior at its physical value, from which it moves only as far as the runs support: log errors squared, less of those far
-off (``run_fit/fitting.py``), each source weighing the same (``run_fit/runs.py``), plus squared distances from the prior.
+off (``run_fit/fitting.py``), each source weighing the same (``run_fit/runs.py``), plus distances from priors squared.
 """
 
 from __future__ import annotations
