@@ -56,7 +56,7 @@ The exponent was chosen after a fit had shown 1.3 to 1.4 for this device, so its
 SUSTAINED_PRIORS = {("b200", "bf16"): 1.46}
 """Where long matmuls were timed on a warm device: median of 26 of 0.5 ms and more over our equation of a cool one.
 
-From [moorethreads2025]; the quartiles are 1.35 and 1.52."""
+Of Llama 70B and 405B, from [moorethreads2025] (tests/published); the quartiles are 1.35 and 1.52."""
 
 
 def training_prior(device: str, precision: str) -> float:

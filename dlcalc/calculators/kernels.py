@@ -114,7 +114,7 @@ BACKWARD_SEQ_FACTOR = 1.25
 
 BACKWARD_TAIL_FACTORS = {"te_flash": 0.25}
 """``tail_tiles`` of a backward kernel over the forward one's; 1 where nobody measured. cuDNN's: between 8 and 128 heads
-of 128 a device times come out evenly 5 to 22 % above those in [moorethreads2025]; with the forward tail, 8 to 59 %.
+of 128 a device times come out evenly 6 to 22 % above those in [moorethreads2025]; with the forward tail, 13 to 61 %.
 """
 
 BACKWARD_SOFTMAX_FACTOR = 1.75
