@@ -38,6 +38,11 @@ class GroupLink:
     """Of the wire and switches between two nodes, on top of the step latency of ``CollectiveRates``."""
     device_bytes_per_s: float | None = None
     """Of all links of a device, in parts of which a copy is measured; None: of those to the other members."""
+    steps_in_node: Numeric | None = None
+    """Of a ring over the members inside a node, in one pass; None: to each of the others in turn."""
+    hops_factor: Numeric = 1.0
+    """What an all-to-all inside a node takes over what it would if every pair had the rate: in a torus bytes pass
+    through other devices."""
 
     @property
     def copied_bytes_per_s(self) -> Numeric:
@@ -46,6 +51,13 @@ class GroupLink:
     @property
     def n_nodes(self) -> Numeric:
         return np.maximum(self.n_ranks / self.ranks_per_node, 1.0)
+
+    @property
+    def node_steps(self) -> Numeric:
+        """Of a ring over all ranks in one pass, those inside nodes."""
+        if self.steps_in_node is None:
+            return self.n_ranks - self.n_nodes
+        return self.n_nodes * self.steps_in_node
 
 
 def ring_all_gather_time_s(
@@ -120,7 +132,7 @@ def _ring_time_s(
     """
     crosses = link.n_nodes > 1.0
     fabric_steps = link.n_nodes - 1.0
-    node_steps = passes * (link.n_ranks - 1.0 - fabric_steps)
+    node_steps = passes * link.node_steps
     floor_s = passes * fabric_steps * (fabric.latency_s + link.fabric_latency_s) + node.launch_s
     sent_bytes = size_bytes * (passes * (link.n_ranks - 1.0) / link.n_ranks)
     full_s = sent_bytes / _pace(link, node.bus_fraction, fabric.bus_fraction)
@@ -171,9 +183,9 @@ def all_to_all_time_s(
     per_rank_bytes = size_bytes / link.n_ranks
     off_node_bytes = per_rank_bytes * (link.n_ranks - link.ranks_per_node) * link.ranks_per_node
     off_node_s = np.where(crosses, off_node_bytes / (link.fabric_bytes_per_s * fabric.bus_fraction), 0.0)
-    floor_s = node.launch_s + (link.n_ranks - 1.0) * node.latency_s
+    floor_s = node.launch_s + (link.node_steps + link.n_nodes - 1.0) * node.latency_s
     floor_s = floor_s + np.where(crosses, fabric.latency_s + link.fabric_latency_s, 0.0)
-    in_node_bytes = per_rank_bytes * (link.ranks_per_node - 1.0)
+    in_node_bytes = per_rank_bytes * (link.ranks_per_node - 1.0) * link.hops_factor
     full_s = np.maximum(in_node_bytes / (link.node_bytes_per_s * node.bus_fraction), off_node_s)
     if node.copy_fraction is not None:
         full_s = full_s + per_rank_bytes / (link.copied_bytes_per_s * node.copy_fraction)

@@ -32,6 +32,7 @@ REFERENCES: dict[str, Reference] = {
         2005,
         "https://doi.org/10.1016/j.enpol.2003.10.010",
     ),
+    "austin2025": Reference("How to Scale Your Model", "Austin et al.", 2025, "https://jax-ml.github.io/scaling-book/"),
     "bang2024": _arxiv(
         "vTrain: A Simulation Framework for Evaluating Cost-effective and Compute-optimal "
         "Large Language Model Training",

@@ -15,9 +15,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from dlcalc.calculators import torus
 from dlcalc.calculators.communication import GroupLink
 from dlcalc.costmodel.plans import Array, Index, Plans, number, take_rows
-from dlcalc.specs.hardware import HardwareSpec, Node
+from dlcalc.specs.hardware import HardwareSpec, Node, Torus
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def links(plans: Plans, hardware: HardwareSpec, placed: PlacedRates | None = Non
         ep=group_link(plans.ep, plans.etp, n_devices, hardware, where.ep),
         expert_shard=group_link(stage_devices / expert_ranks, expert_ranks, n_devices, hardware, where.expert_shard),
         pp_bytes_per_s=np.where(
-            crosses, where.pp.bytes_per_s_per_device, node_bytes_per_s(neighbours, stage_devices, node)
+            crosses, where.pp.bytes_per_s_per_device, node_bytes_per_s(neighbours, stage_devices, node, n_devices)
         ),
         pp_latency_s=np.where(crosses, fabric.latency_s + where.pp.latency_s, node.link_latency_s),
         pp_crosses=crosses.astype(np.float64),
@@ -124,21 +125,48 @@ def group_link(
     return GroupLink(
         n_ranks=n_ranks,
         ranks_per_node=ranks_per_node,
-        node_bytes_per_s=node_bytes_per_s(ranks_per_node, stride, hardware.node),
+        node_bytes_per_s=node_bytes_per_s(ranks_per_node, stride, hardware.node, n_devices),
         device_bytes_per_s=hardware.node.device_bytes_per_s,
         fabric_bytes_per_s=ranks_per_node * where.bytes_per_s_per_device,
         fabric_latency_s=hardware.fabric.latency_s + where.latency_s,
+        **_through_the_torus(ranks_per_node, hardware.node, n_devices),
     )
 
 
-def node_bytes_per_s(n_ranks: Array, stride: Array, node: Node) -> Array:
-    """What ``n_ranks`` on a node that are ``stride`` apart get of one device's links.
+def _through_the_torus(n_ranks: Array, node: Node, n_devices: Array) -> dict[str, Array]:
+    """What a group's members on a node that is a torus cross on their way to each other; nothing of other nodes."""
+    if node.torus is None:
+        return {}
+    n_axes, inside = node.torus.n_axes, _slice(node, n_devices)
+    closes = _closes(node.torus, n_devices)
+    return {
+        "steps_in_node": torus.ring_steps_count(n_ranks, n_axes=n_axes, n_devices=inside),
+        "hops_factor": torus.all_to_all_hops_factor(n_ranks, n_axes=n_axes, n_devices=inside, closes=closes),
+    }
 
-    Assumes: groups of neighbours start at multiples of their size, as ranks do.
+
+def _slice(node: Node, n_devices: Array) -> Array:
+    """Devices of a job that share a torus."""
+    return np.minimum(n_devices, float(node.n_devices))
+
+
+def _closes(axes: Torus, n_devices: Array) -> Array:
+    return np.asarray(n_devices >= axes.closed_from, dtype=np.float64)
+
+
+def node_bytes_per_s(n_ranks: Array, stride: Array, node: Node, n_devices: Array | None = None) -> Array:
+    """What ``n_ranks`` on a node that are ``stride`` apart get of one device's links, in a job of ``n_devices``.
+
+    Assumes: groups of neighbours start at multiples of their size, as ranks do; without ``n_devices``, a whole node.
     """
     rate = number(node.link_bytes_per_s)
     if node.topology == "mesh" and node.n_devices > 1:
         rate = rate * np.where(n_ranks > 1, np.maximum(n_ranks - 1.0, 1.0) / (node.n_devices - 1.0), 1.0)
+    if node.torus is not None:
+        job = number(float(node.n_devices)) if n_devices is None else n_devices
+        closes = _closes(node.torus, job)
+        part = torus.ring_links_fraction(n_ranks, n_axes=node.torus.n_axes, n_devices=_slice(node, job), closes=closes)
+        rate = rate * np.where(n_ranks > 1, part, 1.0)
     for group in reversed(node.groups):
         rate = np.where((n_ranks > 1) & (n_ranks * stride <= group.n_devices), group.link_gb_per_s.value * 1e9, rate)
     return rate

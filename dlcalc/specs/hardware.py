@@ -94,6 +94,14 @@ class Group(Spec):
     """Of one device to the others of its group, one direction."""
 
 
+class Torus(Spec):
+    """How the devices of a node are joined to their neighbours, two links along every axis."""
+
+    n_axes: Annotated[int, Field(ge=1, le=6)]
+    closed_from: Degree
+    """Devices of a job from which its slice closes to rings along every axis; smaller ones have ends."""
+
+
 class Node(Spec):
     """Devices that share one domain of fast links: NVLink, Infinity Fabric, or PCIe where there is nothing else."""
 
@@ -102,7 +110,9 @@ class Node(Spec):
     """Devices that one operating system sees, where a node is several hosts (a rack of NVL72); None: all of them."""
     topology: Literal["switch", "mesh", "torus"] = "switch"
     """What the links form: through a switch any pair or group has the full rate; in a mesh each pair has its own
-    link, so a group of n has (n - 1) / (n_devices - 1) of it; a torus is treated like a switch."""
+    link, so a group of n has (n - 1) / (n_devices - 1) of it; in a torus a group has the links of its axes."""
+    torus: Torus | None = None
+    """Of the axes, where the topology is a torus."""
     link_gb_per_s: Quoted
     """Of all links of a device together, one direction."""
     groups: Annotated[tuple[Group, ...], TupleFromList] = ()
@@ -145,7 +155,7 @@ class Node(Spec):
             "groups": tuple(group for group in self.groups if group.n_devices < n_devices <= self.n_devices),
         }
         if n_devices > self.n_devices:
-            changes["topology"] = "torus" if self.topology == "torus" else "switch"
+            changes["topology"] = "torus" if self.torus else "switch"
         elif self.topology == "mesh" and n_devices > 1:
             share = (n_devices - 1) / (self.n_devices - 1)
             changes["link_gb_per_s"] = self.link_gb_per_s.model_copy(update={"value": self.link_gb_per_s.value * share})
@@ -156,6 +166,12 @@ class Node(Spec):
         sizes = [group.n_devices for group in self.groups]
         if sizes != sorted(set(sizes)) or (sizes and sizes[-1] >= self.n_devices):
             raise ValueError(f"groups of {sizes} devices must grow, and be smaller than the node's {self.n_devices}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_torus_has_axes(self) -> Self:
+        if (self.topology == "torus") != (self.torus is not None):
+            raise ValueError("topology: torus and torus: {n_axes: ..., closed_from: ...} need each other")
         return self
 
 

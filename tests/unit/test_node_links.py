@@ -23,7 +23,10 @@ def rate_gb_per_s(machine, n_ranks, stride=1):
     [
         pytest.param("h100", 2, 1, 450, id="a switch gives any pair everything"),
         pytest.param("h100", 4, 2, 450, id="strided behind a switch"),
-        pytest.param("tpu_v5p", 4, 1, 600, id="a torus is treated like a switch"),
+        pytest.param("tpu_v5p", 2, 1, 100, id="neighbours in a torus: one of six links"),
+        pytest.param("tpu_v5p", 4, 1, 200, id="a ring in a torus: one axis of three"),
+        pytest.param("tpu_v5e", 256, 1, 200, id="a whole torus"),
+        pytest.param("tpu_v5e", 16, 16, 100, id="one axis of two"),
         pytest.param("mi300x", 8, 1, 448, id="a whole mesh: seven links of 64"),
         pytest.param("mi300x", 2, 1, 64, id="a pair in a mesh: one of the seven"),
         pytest.param("mi300x", 4, 2, 192, id="strided in a mesh: three of the seven"),
@@ -69,6 +72,39 @@ def test_copies_of_a_devices_own_shard_do_not_depend_on_the_group():
     whole, pair = seconds(np.float64(448e9), 448e9), seconds(np.float64(64e9), 448e9)
     copied = 1e9 / (448e9 * rates.copy_fraction)
     assert pair - copied == pytest.approx(7 * (whole - copied))
+
+
+# ---- a torus
+
+
+def test_groups_that_divide_a_slice_share_its_axes():
+    """Tensor parallelism of 16 and data parallelism of 16 on 256 devices: an axis of four links each."""
+    found = links(Plans.point(tp=16, dp=16), load_hardware("tpu_v5e"))
+    assert float(found.tp.node_bytes_per_s) == pytest.approx(100e9)
+    assert float(found.shard.node_bytes_per_s) == pytest.approx(100e9)
+
+
+def test_a_small_slice_has_ends():
+    """4 x 4 of a v5e: the corners have two of four links; 4 x 4 x 4 of a v5p is a cube that closes."""
+    whole = {
+        name: links(Plans.point(dp=dp), load_hardware(name)).shard for name, dp in (("tpu_v5e", 16), ("tpu_v5p", 64))
+    }
+    assert float(whole["tpu_v5e"].node_bytes_per_s) == pytest.approx(100e9)
+    assert float(whole["tpu_v5p"].node_bytes_per_s) == pytest.approx(600e9)
+
+
+def test_a_ring_in_a_torus_takes_fewer_steps():
+    """256 devices, 16 x 16, both ways round: 8 steps an axis, not 255."""
+    assert float(links(Plans.point(dp=256), load_hardware("tpu_v5e")).shard.node_steps) == pytest.approx(16)
+    assert float(links(Plans.point(dp=512), load_hardware("tpu_v5e")).shard.node_steps) == pytest.approx(32)  # two pods
+    assert float(links(Plans.point(dp=16), load_hardware("h100")).shard.node_steps) == 14
+
+
+def test_a_torus_needs_axes():
+    node = load_hardware("tpu_v5e").node
+    for changes in ({"torus": None}, {"topology": "switch"}):
+        with pytest.raises(ValueError, match="need each other"):
+            type(node).model_validate({**node.model_dump(), **changes})
 
 
 # ---- nodes of another size
