@@ -142,13 +142,16 @@ def accumulation_traffic_bytes(params: Array, *, profile: FrameworkProfile) -> A
     return params * (ACCUMULATE_BYTES[min(profile.grad_bytes, 4)] + widens * WIDEN_BYTES)
 
 
-def sharding_copy_traffic_bytes(params: Array, *, gathers: Array, scatters: Array) -> Array:
+def sharding_copy_traffic_bytes(params: Array, *, profile: FrameworkProfile, gathers: Array, scatters: Array) -> Array:
     """Bytes that ZeRO 3 copies between its communication buffers and ``params`` weights in a step.
+
+    None where the program is compiled whole, and weights are used where they arrive.
 
     Source: [zhao2023fsdp] section 4: flat parameters and their views; [derived] a read and a write each, gradients
     widened.
     """
-    return params * (gathers * GATHER_COPY_BYTES + scatters * SCATTER_COPY_BYTES)
+    copies = float(profile.copies_shards)
+    return params * (copies * (gathers * GATHER_COPY_BYTES + scatters * SCATTER_COPY_BYTES))
 
 
 def routing_traffic_bytes(tokens: Array, routed_elements: Array, *, n_experts: int) -> tuple[Array, Array]:

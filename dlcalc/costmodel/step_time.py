@@ -474,9 +474,10 @@ def _gradient_passes_s(plans: Plans, params: StageParams, machine: Machine, micr
     """Passes over weights and gradients that come with every micro-batch: accumulation, and the copies of ZeRO 3."""
     held = params.dense + params.expert  # mesh x pipe
     stage_3 = plans.zero_stage == 3
+    profile = machine.recipe.framework
+    copied = traffic.sharding_copy_traffic_bytes(held, profile=profile, gathers=number(2.0), scatters=number(1.0))
     moved = micro_batches * (
-        (1.0 - stage_3) * traffic.accumulation_traffic_bytes(held, profile=machine.recipe.framework)
-        + stage_3 * traffic.sharding_copy_traffic_bytes(held, gathers=number(2.0), scatters=number(1.0))
+        (1.0 - stage_3) * traffic.accumulation_traffic_bytes(held, profile=profile) + stage_3 * copied
     )
     return np.asarray(moved / (machine.hbm_bytes_per_s * machine.memory.hbm_fraction))
 

@@ -43,6 +43,9 @@ class FrameworkProfile(Spec):
     input's gradient."""
     fused_grad_accumulation: bool = True
     """A weight's gradient is added to its buffer inside the matmul; False: in a pass of its own."""
+    copies_shards: bool = True
+    """Under ZeRO 3 weights are copied out of the buffer they are gathered into, and gradients into the one they are
+    scattered from; False: compiled whole, both are used where they are."""
     copies_widened_gradients: bool = False
     """In that pass a 16-bit gradient is copied to fp32 before it is added to an fp32 buffer."""
     cross_entropy: CrossEntropy

@@ -82,6 +82,12 @@ def test_a_copy_in_fp32_is_written_and_read_once_more(grad_bytes, moved):
     assert traffic.accumulation_traffic_bytes(1000.0, profile=FUSED.model_copy(update=copies)) == moved
 
 
+@pytest.mark.parametrize(("copies", "moved"), [(True, 16_000), (False, 0)])
+def test_weights_gathered_twice_and_gradients_scattered_once_are_copied_unless_used_where_they_are(copies, moved):
+    profile = FUSED.model_copy(update={"copies_shards": copies})
+    assert traffic.sharding_copy_traffic_bytes(1000.0, profile=profile, gathers=2.0, scatters=1.0) == moved
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "bf16"])
 def test_sixteen_bits_and_more_are_not_quantized(precision):
     assert traffic.cast_traffic_bytes(1000.0, precision=precision) == 0
