@@ -1,6 +1,7 @@
 """Every error a user can cause, as one tree.
 
     DlcalcError                 exit 2 unless said otherwise
+    ├── FieldError              a value that no schema can judge, by its field; a SpecError once the file is known
     ├── SpecError               a YAML or JSON file says something impossible: file, line, field, problem
     ├── UnknownNameError        a model, hardware, framework or knob name nobody knows (with the nearest ones)
     ├── InfeasibleSpaceError    exit 3: every plan of every scenario was refused
@@ -57,6 +58,18 @@ class SpecError(DlcalcError):
 
     def __reduce__(self) -> tuple[type[SpecError], tuple[Path, tuple[Problem, ...], int]]:
         return type(self), (self.file, self.problems, self.n_more)  # errors cross process boundaries
+
+
+class FieldError(DlcalcError):
+    """A value that does not go with the rest: what no schema sees, told of a field of a file not known here."""
+
+    def __init__(self, field: tuple[str | int, ...], text: str) -> None:
+        self.field, self.text = field, text
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in field)
+        super().__init__(f"{path.removeprefix('.')}: {text}")
+
+    def __reduce__(self) -> tuple[type[FieldError], tuple[tuple[str | int, ...], str]]:
+        return type(self), (self.field, self.text)
 
 
 class UnknownNameError(DlcalcError):

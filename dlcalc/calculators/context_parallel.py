@@ -61,6 +61,43 @@ def ring_exposed_s(exchange_s: Numeric, attention_s: Numeric, *, cp: Numeric, sl
     return np.asarray(exposed_s + slowdown * (exchange_s - exposed_s))
 
 
+ONE_COPY = 2.0
+"""Read and written."""
+HEAD_EXCHANGE_COPIES = 3.0
+"""Of each tensor that changes from a part of the sequence to a part of the heads: heads put outermost, parts of the
+sequence put side by side, and in the order of their tokens."""
+GATHER_COPIES = 2.0
+"""Of gathered keys and values: put in the order of their tokens, and cut to what each half of the queries sees. As many
+of their gradients."""
+MERGED = 3.0 * 0.75
+"""Two partial results read and one written; under a causal mask half of the steps concern half of the tokens."""
+
+
+def exchange_copies_bytes(
+    own_tokens: Numeric, *, cp: Numeric, cp_exchange: Numeric, heads: Numeric, kv_heads: Numeric,
+    qk_head_dim: float, value_head_dim: float,
+) -> tuple[Array, Array]:  # fmt: skip
+    """Bytes of memory that each pass moves because of the exchange: layouts changed, partial results merged.
+
+    A ring merges outputs with those of the blocks before, and gradients of queries, keys and values likewise.
+
+    Assumes: each rank has two parts of the sequence, an early and a late one.
+    Source: [transformer_engine] context parallelism, operand by operand.
+    """
+    parts = head_exchange_bytes(
+        own_tokens, heads=heads, kv_heads=kv_heads, qk_head_dim=qk_head_dim, value_head_dim=value_head_dim
+    )
+    queries, keys, values, outputs = parts
+    swapped = HEAD_EXCHANGE_COPIES * ONE_COPY * (queries + keys + values + outputs)
+    gathered = GATHER_COPIES * ONE_COPY * cp * (keys + values)
+    merged = MERGED * (cp - 1.0)
+    kind, shared = np.asarray(cp_exchange), np.asarray(cp) > 1.0
+    kinds = [kind == RING, kind == ALL_TO_ALL, kind == ALL_GATHER]
+    forward = np.select(kinds, [merged * outputs, swapped, gathered])
+    backward = np.select(kinds, [merged * (queries + keys + values), swapped, 2.0 * gathered])
+    return np.asarray(shared * forward), np.asarray(shared * backward)
+
+
 def gathered_key_value_bytes(key_value_bytes: Numeric, *, cp: Numeric, cp_exchange: Numeric) -> Array:
     """What an all-gather adds to a layer's working set in the backward pass: keys and values, and their gradients.
 

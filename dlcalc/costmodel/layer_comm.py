@@ -189,6 +189,23 @@ def cp_comm_s(
     return exposed_f, exposed_b
 
 
+def cp_copies_bytes(
+    model: ModelSpec, plans: Plans, tokens: Array, heads: Array, kv_heads: Array
+) -> tuple[Array, Array]:
+    """What each pass moves in memory because of what the plan exchanges over cp (mesh x batch)."""
+    if not np.any(plans.cp > 1):
+        return ZERO, ZERO
+    return context.exchange_copies_bytes(
+        tokens,
+        cp=plans.cp,
+        cp_exchange=plans.cp_exchange,
+        heads=heads,
+        kv_heads=kv_heads,
+        qk_head_dim=float(model.qk_head_dim),
+        value_head_dim=float(model.value_head_dim),
+    )
+
+
 def off_node_fraction(model: ModelSpec, links: Links, profile: FrameworkProfile) -> Array:
     """What tokens send across nodes on the way to their experts, over a copy for each expert that is elsewhere.
 

@@ -16,6 +16,7 @@ import numpy as np
 from dlcalc.calculators import kernels, launches, traffic
 from dlcalc.costmodel.layer_comm import (
     cp_comm_s,
+    cp_copies_bytes,
     ep_comm_s,
     sequence_shards,
     tp_collectives_count,
@@ -107,6 +108,7 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     if model.qk_norm:
         qk = traffic.norm_traffic_bytes(tokens * model.head_dim * (heads + kv_heads), profile=profile)
         norm = (norm[0] + qk[0], norm[1] + qk[1])
+    copies = cp_copies_bytes(model, plans, tokens, heads, kv_heads)
     cast = cast_traffic(matmuls, machine)
     apart = 1.0 if profile.fused_projections or model.is_mla else 3.0
     comm_f, comm_b = tp_comm_s(plans, links, machine, tokens * hidden, times, ("qkv", "out"), apart)
@@ -124,14 +126,14 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
             norm_s=_moved_s(machine, norm[0]),
             tp_comm_s=comm_f,
             cp_comm_s=cp_f,
-            other_memory_s=_moved_s(machine, residual[0] + rope[0], cast[0]),
+            other_memory_s=_moved_s(machine, residual[0] + rope[0], cast[0] + copies[0]),
         ),
         Pass(
             attention_s=core_b,
             norm_s=_moved_s(machine, norm[1]),
             tp_comm_s=comm_b,
             cp_comm_s=cp_b,
-            other_memory_s=_moved_s(machine, residual[1] + rope[1], cast[1]),
+            other_memory_s=_moved_s(machine, residual[1] + rope[1], cast[1] + copies[1]),
         ),
     )
 

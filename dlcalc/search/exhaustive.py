@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate, estimate
 from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.costmodel.plans import KNOBS, SWITCHES, Array, Index, Plans, pick
@@ -30,8 +29,6 @@ from dlcalc.search.space import Scenario, constraint_names
 Keep = Literal["all", "feasible", "pareto", "top"]
 Columns = Mapping[str, NDArray[np.generic]]
 
-TENSOR = -1
-"""The axis of what happens inside a layer."""
 BLOCK_PLANS = 1 << 26
 """Plans whose refusals are held at once: on the axes that decide them, so these are a few MB."""
 
@@ -50,16 +47,7 @@ def evaluate(scenario: Scenario, start: int, stop: int, placed: PlacedRates | No
     )
     names = constraint_names(scenario, plans)
     written = {f"not {text}": ~holds(text, names) for text in scenario.constraints}
-    twice = plans_twice(scenario, plans)
-    return replace(found, refused={**found.refused, **twice, **written}) if written or twice else found
-
-
-def plans_twice(scenario: Scenario, plans: Plans) -> Mapping[str, Mask]:
-    """Plans of a space that another one already is: without context parallelism, what its ranks would exchange."""
-    first = scenario.axes[TENSOR]["cp_exchange"][0]
-    if np.all(scenario.axes[TENSOR]["cp_exchange"] == first):
-        return {}
-    return {"exchanging over cp in another way needs cp > 1": (plans.cp == 1) & (plans.cp_exchange != first)}
+    return replace(found, refused={**found.refused, **written}) if written else found
 
 
 def search_block(

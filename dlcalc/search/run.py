@@ -15,7 +15,7 @@ from dlcalc.costmodel.anatomy.exchanges import bucket_bytes
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.placement import PlacedRates
 from dlcalc.costmodel.plans import KNOBS, LAYER_WORDS, PER_STAGE, Plans
-from dlcalc.errors import DlcalcError, SpecError, UnknownNameError
+from dlcalc.errors import DlcalcError, FieldError, SpecError, UnknownNameError
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.space import default_profile_knobs
 from dlcalc.search.study import adapted, located, resolved_recipes
@@ -154,6 +154,9 @@ class RunFile:
         for path in paths.get(kind, ()):
             if isinstance(_at(self.data, ".".join(path)), str):
                 return spec_error(self.file, self.marks, path, str(error))
+        if isinstance(error, FieldError):
+            section = next((one for one in ("recipe", "performance") if one in self.data), "recipe")
+            return spec_error(self.file, self.marks, (section, *error.field), error.text)
         return DlcalcError(f"{self.file}: {error}")
 
 
@@ -255,7 +258,8 @@ def resolved(
     recipe = _recipe_of(spec, folder, notes).on(hardware)
     knobs = _knobs_of(spec, model, recipe.framework, notes)
     knobs, custom_split = _split_of(spec, model, knobs, notes)
-    knobs = _recompute_by_stage(recipe.stage_recompute, knobs)
+    most = custom_split or (-(-model.n_layers // int(float(knobs["pp"]) * float(knobs["vpp"]))),)
+    knobs = _recompute_by_stage(recipe.stage_recompute, knobs, most)
     run = Run(
         name=name,
         written=written,
@@ -432,15 +436,25 @@ def _replicas(spec: RunSpec, knobs: Mapping[str, Knob]) -> int:
     return int(float(dp))
 
 
-def _recompute_by_stage(given: tuple[int, ...] | None, knobs: dict[str, Knob]) -> dict[str, Knob]:
-    """Layers recomputed stage by stage, where the recipe gives them and the plan does not say otherwise."""
+def _recompute_by_stage(
+    given: tuple[int, ...] | None, knobs: dict[str, Knob], chunk_layers: tuple[int, ...]
+) -> dict[str, Knob]:
+    """Layers recomputed stage by stage, where the recipe gives them and the plan does not say otherwise.
+
+    ``chunk_layers`` are the layers of every chunk, or of the largest.
+    """
     knobs = {**({"recompute": "full", "recompute_layers": PER_STAGE} if given is not None else {}), **knobs}
     if knobs.get("recompute_layers") != PER_STAGE:
         return knobs
     if given is None:
         raise DlcalcError("recompute_layers: per_stage needs recipe.stage_recompute, the layers of each stage")
     if len(given) != knobs["pp"]:
-        raise DlcalcError(f"stage_recompute: {len(given)} stages, but pp = {knobs['pp']}")
+        raise FieldError(("stage_recompute",), f"{len(given)} stages, but pp = {knobs['pp']}")
+    for stage, count in enumerate(given):
+        most = max(chunk_layers[stage :: len(given)] or chunk_layers)
+        if count > most:
+            text = f"stage {stage} recomputes {count} layers of a chunk, which has no more than {most}"
+            raise FieldError(("stage_recompute", stage), text)
     return knobs
 
 

@@ -1,16 +1,16 @@
 """The plans of a scenario as six axes, and the way from a plan's index to its knobs and back.
 
-    mesh    tp cp pp dp ep etp                        every product that is the number of devices
+    mesh    tp cp pp dp ep etp cp_exchange            every product that is the number of devices
     data    zero_stage dp_replicate overlap_grad overlap_param offload_optimizer
     pipe    schedule vpp split
     batch   micro_batch
     redo    recompute recompute_layers offload_layers
-    tensor  sequence_parallel overlap_tp overlap_ep cp_exchange
+    tensor  sequence_parallel overlap_tp overlap_ep
 
-Knobs tied by an equation share an axis, so an impossible mesh is never generated. The index of a plan is its position
-in the product of the axes in this order, the last one varying fastest; it does not depend on how the space is cut into
-blocks. The order is the one that is fastest to evaluate: what depends on mesh, data and pipe alone is a scalar to the
-long inner loops over the other three.
+Knobs tied by an equation share an axis, so an impossible mesh is never generated, and none twice that exchanges
+nothing. The index of a plan is its position in the product of the axes in this order, the last one varying fastest; it
+does not depend on how the space is cut into blocks. The order is the one that is fastest to evaluate: what depends on
+mesh, data and pipe alone is a scalar to the long inner loops over the other three.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, Array, Plans, code_of
-from dlcalc.errors import DlcalcError
+from dlcalc.costmodel.targets.transformer_engine import unknown_exchanges
+from dlcalc.errors import FieldError
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
@@ -39,6 +40,7 @@ from dlcalc.specs.uncertainty import Uncertainty, load_uncertainty
 
 Axis = Mapping[str, Array]
 
+DEGREES = ("tp", "cp", "pp", "dp", "ep", "etp")
 AUTO_TP_MOST = 16
 AUTO_CP_TOKENS = 4096
 """Under ``auto`` a context-parallel rank keeps at least this many tokens of a sequence."""
@@ -105,7 +107,8 @@ def axes_of(
 ) -> tuple[Axis, ...]:
     """The six axes of a scenario."""
     if devices > MOST_DEVICES:
-        raise DlcalcError(f"cluster: devices: {devices:,} are more than any cluster has; at most {MOST_DEVICES:,}")
+        text = f"{devices:,} are more than any cluster has; at most {MOST_DEVICES:,}"
+        raise FieldError(("cluster", "devices"), text)
     return (
         _mesh_axis(model, hardware, devices, recipe, ranges),
         _data_axis(devices, recipe, ranges),
@@ -128,7 +131,10 @@ def powers_of_two(most: int) -> list[int]:
 
 
 def _mesh_axis(model: ModelSpec, hardware: HardwareSpec, devices: int, recipe: Recipe, ranges: KnobRanges) -> Axis:
-    """Every (tp, cp, pp, dp, ep, etp) with tp cp pp dp = devices and etp ep dividing the devices of a stage."""
+    """Every (tp, cp, pp, dp, ep, etp) with tp cp pp dp = devices and etp ep dividing the devices of a stage.
+
+    Of those with context parallelism, one for each exchange.
+    """
     whole = divisors(devices)
     profile = recipe.framework
     node = hardware.node.n_devices
@@ -152,6 +158,7 @@ def _mesh_axis(model: ModelSpec, hardware: HardwareSpec, devices: int, recipe: R
         full=[d for d in whole if d <= model.n_layers + 2],
     )
     dps = None if ranges.dp in ("auto", "full") else set(ranges.dp)
+    exchanges, none = _exchanges(model, profile, ranges), [CP_EXCHANGES.index(profile.cp_exchanges[0])]
     rows: list[tuple[int, ...]] = []
     for tp, cp, pp in product(tps, cps, pps):
         if devices % (tp * cp * pp):
@@ -159,8 +166,21 @@ def _mesh_axis(model: ModelSpec, hardware: HardwareSpec, devices: int, recipe: R
         dp = devices // (tp * cp * pp)
         if dps is not None and dp not in dps:
             continue
-        rows += [(tp, cp, pp, dp, ep, etp) for ep, etp in _expert_meshes(model, tp, devices // pp, ranges)]
-    return _axis(("tp", "cp", "pp", "dp", "ep", "etp"), rows)
+        rows += [
+            (tp, cp, pp, dp, ep, etp, exchange)
+            for ep, etp in _expert_meshes(model, tp, devices // pp, ranges)
+            for exchange in (exchanges if cp > 1 else none)
+        ]
+    return _axis((*DEGREES, "cp_exchange"), rows)
+
+
+def _exchanges(model: ModelSpec, profile: FrameworkProfile, ranges: KnobRanges) -> list[int]:
+    """Codes of what context-parallel ranks may exchange; under ``auto``, what kernels know for the model."""
+    gaps = unknown_exchanges(model).values() if profile.attention == "te_flash" else ()
+    unknown = {CP_EXCHANGES[code] for gap in gaps for code in gap}
+    known = [name for name in profile.cp_exchanges if name not in unknown]
+    words = _words(ranges.cp_exchange, auto=known or profile.cp_exchanges, full=profile.cp_exchanges)
+    return [CP_EXCHANGES.index(word) for word in words]
 
 
 def _expert_meshes(model: ModelSpec, tp: int, stage_devices: int, ranges: KnobRanges) -> list[tuple[int, int]]:
@@ -224,14 +244,11 @@ def _tensor_axis(model: ModelSpec, hardware: HardwareSpec, recipe: Recipe, range
     sharded = _flags(ranges.sequence_parallel, auto=[False, True])
     tp_overlaps = _flags(ranges.overlap_tp, auto=_tp_overlaps(model, hardware, recipe))
     ep_overlaps = _flags(ranges.overlap_ep, auto=[profile.overlap_ep]) if model.is_moe else [False]
-    offered = profile.cp_exchanges
-    usual = offered if model.sliding_window or model.attention_sinks else offered[:1]  # of kernels, few know all
-    exchanges = _words(ranges.cp_exchange, auto=usual, full=offered)
     rows = dict.fromkeys(
-        (sp, overlap_tp and (sp or not isinstance(ranges.overlap_tp, str)), overlap_ep, CP_EXCHANGES.index(exchange))
-        for sp, overlap_tp, overlap_ep, exchange in product(sharded, tp_overlaps, ep_overlaps, exchanges)
+        (sp, overlap_tp and (sp or not isinstance(ranges.overlap_tp, str)), overlap_ep)
+        for sp, overlap_tp, overlap_ep in product(sharded, tp_overlaps, ep_overlaps)
     )
-    return _axis(("sequence_parallel", "overlap_tp", "overlap_ep", "cp_exchange"), list(rows))
+    return _axis(("sequence_parallel", "overlap_tp", "overlap_ep"), list(rows))
 
 
 def _tp_overlaps(model: ModelSpec, hardware: HardwareSpec, recipe: Recipe) -> list[bool]:

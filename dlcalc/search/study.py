@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
-from dlcalc.errors import DlcalcError, suggestion
+from dlcalc.errors import FieldError, suggestion
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.constraints import holds
 from dlcalc.search.space import Scenario, axes_of, constraint_names, divisors
 from dlcalc.specs.base import Quoted
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.hardware import HardwareSpec, Price
+from dlcalc.specs.load import about
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.recipe import Recipe
@@ -22,25 +23,37 @@ from dlcalc.specs.space import Cluster, RecipeSpec, SpaceSpec
 
 def scenarios_of(space: SpaceSpec, folder: Path, registry: HardwareRegistry) -> tuple[Scenario, ...]:
     """Every combination of model, hardware, devices and recipe; paths in the file are relative to ``folder``."""
-    models = [load_model(located(name, folder)) for name in space.model]
-    machines = [adapted(registry.load(located(name, folder)), space.cluster) for name in space.hardware]
-    wanted = [spec.model_copy(update={"target": spec.target or space.target}) for spec in space.recipe]
-    recipes = [(spec, recipe) for spec in wanted for recipe in resolved_recipes(spec, folder)]
+    with about("model"):
+        models = [load_model(located(name, folder)) for name in space.model]
+    with about("hardware"):
+        machines = [adapted(registry.load(located(name, folder)), space.cluster) for name in space.hardware]
+    recipes = []
+    for position, spec in enumerate(space.recipe):
+        with about(*_recipe_field(space, position)):
+            wanted = spec.model_copy(update={"target": spec.target or space.target})
+            recipes += [(position, wanted, recipe) for recipe in resolved_recipes(wanted, folder)]
     counts = [n for n in space.cluster.devices if space.max_devices is None or n <= space.max_devices]
     if not counts:
-        raise DlcalcError(
-            f"cluster: devices: all of {list(space.cluster.devices)} exceed max_devices = {space.max_devices}"
-        )
+        text = f"all of {list(space.cluster.devices)} exceed max_devices = {space.max_devices}"
+        raise FieldError(("cluster", "devices"), text)
     scenarios = [
-        _scenario(space, model, hardware, devices, spec, recipe)
-        for model, hardware, (spec, recipe), devices in product(models, machines, recipes, counts)
+        _scenario(space, model, hardware, devices, recipe)
+        for model, hardware, recipe, devices in product(models, machines, recipes, counts)
     ]
     return _with_unique_names(scenarios)
 
 
+def _recipe_field(space: SpaceSpec, position: int) -> tuple[str | int, ...]:
+    """Where a recipe stands in a space file: alone, or in a list."""
+    return ("recipe",) if len(space.recipe) == 1 else ("recipe", position)
+
+
 def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
     """One recipe per precision; the path of a framework profile is relative to ``folder``."""
-    profile = load_framework(located(spec.profile_name, folder), spec.profile)
+    name = located(spec.profile_name, folder)
+    with about("framework"):
+        load_framework(name)
+    profile = load_framework(name, spec.profile)
     return [
         Recipe(
             seq_len=spec.seq_len,
@@ -59,22 +72,21 @@ def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
 
 
 def _scenario(
-    space: SpaceSpec, model: ModelSpec, hardware: HardwareSpec, devices: int, spec: RecipeSpec, recipe: Recipe
+    space: SpaceSpec, model: ModelSpec, hardware: HardwareSpec, devices: int, of: tuple[int, RecipeSpec, Recipe]
 ) -> Scenario:
-    recipe = recipe.on(hardware)
+    position, spec, recipe = of
+    where = _recipe_field(space, position)
+    with about(*where):
+        recipe = recipe.on(hardware)
     if spec.custom_split and sum(spec.custom_split) != model.n_layers:
-        raise DlcalcError(
-            f"recipe: custom_split: its chunks hold {sum(spec.custom_split)} layers, "
-            f"but {model.name} has {model.n_layers}"
-        )
+        text = f"its chunks hold {sum(spec.custom_split)} layers, but {model.name} has {model.n_layers}"
+        raise FieldError((*where, "custom_split"), text)
     if ("custom" in space.ranges.split) != bool(spec.custom_split):
-        raise DlcalcError(
-            "space: split: custom and recipe: custom_split, the layers of each pipeline chunk in order, need each other"
-        )
+        text = "custom, and custom_split of the recipe, the layers of each pipeline chunk in order, need each other"
+        raise FieldError(("space", "split"), text)
     if ("per_stage" in space.ranges.recompute_layers) != (spec.stage_recompute is not None):
-        raise DlcalcError(
-            "space: recompute_layers: per_stage and recipe: stage_recompute, the layers of each stage, need each other"
-        )
+        text = "per_stage, and stage_recompute of the recipe, the layers of each stage, need each other"
+        raise FieldError(("space", "recompute_layers"), text)
     scenario = Scenario(
         name=f"{model.name} on {devices} {hardware.name}, {recipe.precision}",
         model=model,
@@ -88,14 +100,14 @@ def _scenario(
     )
     for knob, values in zip(AXIS_NAMES, scenario.axes, strict=True):
         if not len(next(iter(values.values()))):
-            raise DlcalcError(_no_axis(knob, space, scenario))
+            raise FieldError(("space",), _no_axis(knob, space, scenario))
     _check_constraints(scenario)
     return scenario
 
 
 def _no_axis(axis: str, space: SpaceSpec, scenario: Scenario) -> str:
     """Why an axis is empty: for a mesh, what the given degrees would have to divide."""
-    line = f"space: no {axis} is possible for {scenario.name} within the given values"
+    line = f"no {axis} is possible for {scenario.name} within the given values"
     if axis != "mesh":
         return line
     ranges = space.ranges
@@ -111,11 +123,11 @@ AXIS_NAMES = ("mesh", "sharding", "schedule", "micro_batch", "recomputation", "s
 def _check_constraints(scenario: Scenario) -> None:
     """A constraint that cannot be read is the user's mistake, found before any work is done."""
     names = constraint_names(scenario, scenario.plans(0, 1))
-    for text in scenario.constraints:
+    for position, text in enumerate(scenario.constraints):
         try:
             holds(text, names)
         except ValueError as error:
-            raise DlcalcError(f"constraints: {error}") from error
+            raise FieldError(("constraints", position), str(error)) from error
 
 
 def _with_unique_names(scenarios: Sequence[Scenario]) -> tuple[Scenario, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dlcalc.errors import DlcalcError, UnknownNameError, suggestion
+from dlcalc.errors import FieldError, UnknownNameError, suggestion
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.load import config_dir, load_spec
 
@@ -32,12 +32,10 @@ def load_framework(name_or_path: str, changes: Mapping[str, Any] | None = None) 
         return profile
     for key in changes:
         if key not in FrameworkProfile.model_fields:
-            raise DlcalcError(
-                f"recipe: profile.{key}: no such setting; {suggestion(key, FrameworkProfile.model_fields)}"
-            )
+            text = f"no such setting; {suggestion(key, FrameworkProfile.model_fields)}"
+            raise FieldError(("profile", key), text)
     try:
         return FrameworkProfile.model_validate({**profile.model_dump(), **changes})
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise DlcalcError(f"recipe: profile.{key}: {first['msg']}, not {first['input']!r}") from error
+        raise FieldError(("profile", *first["loc"]), f"{first['msg']}, not {first['input']!r}") from error

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dlcalc.errors import Problem, SpecError, nearest
+from dlcalc.errors import DlcalcError, FieldError, Problem, SpecError, nearest
 from dlcalc.specs import wording
 from dlcalc.specs.marked_yaml import Marks, Mistake, NotYaml, read_marked
 from dlcalc.specs.wording import data_path, path_text, shown, worded
@@ -74,6 +75,28 @@ def config_dir() -> Path:
 def spec_error(file: Path, marks: Marks, path: wording.Path, text: str) -> SpecError:
     """An error about the value at ``path`` of ``file``, for mistakes that only show outside the schema."""
     return SpecError(file, (Problem(marks.line_of(path), path_text(path) or file.name, text),))
+
+
+@contextmanager
+def about(*field: str | int) -> Iterator[None]:
+    """What goes wrong inside is about ``field`` of a file not known here, unless it names a file of its own."""
+    try:
+        yield
+    except SpecError:
+        raise
+    except FieldError as error:
+        raise FieldError((*field, *error.field), error.text) from error
+    except DlcalcError as error:
+        raise FieldError(field, str(error)) from error
+
+
+@contextmanager
+def told_by_line(file: Path) -> Iterator[None]:
+    """Mistakes about a field inside are told with the line of ``file`` on which it stands."""
+    try:
+        yield
+    except FieldError as error:
+        raise spec_error(file, load_yaml(file)[1], error.field, error.text) from error
 
 
 def load_yaml(file: Path) -> tuple[Any, Marks]:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import PositiveFloat, model_validator
 
-from dlcalc.errors import DlcalcError
+from dlcalc.errors import FieldError
 from dlcalc.specs.base import NonNegativeInt, PositiveInt, Spec, TupleFromList
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import HardwareSpec, Precision
@@ -53,10 +53,10 @@ class Recipe(Spec):
         return {**given, "framework": profile.in_precision(str(given.get("precision")))}
 
     def on(self, hardware: HardwareSpec) -> Self:
-        """The recipe as ``hardware`` runs it; DlcalcError if it has not the precision."""
+        """The recipe as ``hardware`` runs it; FieldError if it has not the precision."""
         if self.precision not in hardware.precisions:
             has = ", ".join(hardware.precisions)
-            raise DlcalcError(f"precision: {hardware.name} has no {self.precision}; it has {has}")
+            raise FieldError(("precision",), f"{hardware.name} has no {self.precision}; it has {has}")
         profile = self.framework.on_device(hardware.device.lacks_attention)
         return self if profile is self.framework else self.model_copy(update={"framework": profile})
 

@@ -32,7 +32,7 @@ from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
 from dlcalc.search.exhaustive import search_block
 from dlcalc.search.found import Found, Leaders
-from dlcalc.search.space import Scenario
+from dlcalc.search.space import DEGREES, Scenario
 from dlcalc.specs.load import load_yaml, spec_error
 from dlcalc.specs.space import TopologySpec
 from dlcalc.topology.assign import place
@@ -288,19 +288,20 @@ def _placed_meshes(
     known: dict[tuple[int, ...], Placement | str] = {}
     numbers: dict[tuple[tuple[str, ...], ...], int] = {}
     meshes: list[PlacedMesh] = []
+    jobs: set[JobShape] = set()  # meshes that differ in what they exchange alone are one
     reasons: Counter[str] = Counter()
     wanted, fastest_s = min(placing.meshes, len(order)), np.inf
     by_time = _all_rates_known(machines.fabric)
     for row in order:
-        if len(meshes) == wanted:
-            break
         if progress:
-            progress(len(meshes), wanted, "placing")
+            progress(len(jobs), wanted, "placing")
         try:
             job = _job_of(scenario, row)
         except TopologyError as error:
             reasons[str(error)] += 1
             continue
+        if job not in jobs and len(jobs) == wanted:
+            break
         alike = (job.n_rings, job.ring_nodes, job.tp_nodes)
         if alike not in known:
             try:
@@ -317,6 +318,7 @@ def _placed_meshes(
             fastest_s = min(fastest_s, placed_s)
         number = numbers.setdefault(mesh.placement.rings, len(numbers))
         meshes.append(replace(mesh, number=number))
+        jobs.add(job)
     if progress:
         progress(wanted, wanted, "placing")
     return meshes, dict(reasons.most_common())
@@ -351,7 +353,7 @@ def _placed_s(scenario: Scenario, mesh: PlacedMesh, plan: Index) -> float:
 
 
 def _job_of(scenario: Scenario, row: int) -> JobShape:
-    degrees = {knob: int(values[row]) for knob, values in scenario.axes[0].items()}
+    degrees = {knob: int(scenario.axes[0][knob][row]) for knob in DEGREES}
     return JobShape(**degrees, node_devices=scenario.hardware.node.n_devices)
 
 

@@ -40,9 +40,9 @@ from dlcalc.results.writer import StudyWriter, open_study
 from dlcalc.search.executors import Executor, LocalExecutor, shards_of, shared_out
 from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
 from dlcalc.search.found import Found, Leaders, SortKey
-from dlcalc.search.space import Scenario
+from dlcalc.search.space import DEGREES, Scenario
 from dlcalc.search.study import scenarios_of
-from dlcalc.specs.load import load_spec
+from dlcalc.specs.load import load_spec, told_by_line
 from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.space import SpaceSpec, TopRows
 from dlcalc.workflows.sweep import Progress, columns_of_rows, count_near, estimate_rows, executor_of, sweep
@@ -82,7 +82,10 @@ def run_search(
     began = time.perf_counter()
     space = load_spec(space_file, SpaceSpec)
     placing = _placing_of(space, space_file, topology=topology, place=place, meshes=place_meshes, sort=sort)
-    scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
+    with told_by_line(space_file):
+        scenarios = scenarios_of(
+            space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs))
+        )
     key: SortKey = "memory" if sort == "memory" else "step_time"
     n_kept, what = _keep_of(space, keep)
     directory = location(out or Path("results") / space.study)
@@ -271,7 +274,10 @@ def _place(
 def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: Sequence[Path] = ()) -> DryRun:
     """Count the space and estimate time and size of the result, from one block actually evaluated."""
     space = load_spec(space_file, SpaceSpec)
-    scenarios = scenarios_of(space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs)))
+    with told_by_line(space_file):
+        scenarios = scenarios_of(
+            space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs))
+        )
     n_plans = sum(scenario.n_plans for scenario in scenarios)
     largest = max(scenarios, key=lambda scenario: scenario.n_plans)
     start, stop = next(largest.blocks(BLOCK_PLANS))
@@ -452,9 +458,10 @@ def _rivals(scenario: Scenario, leaders: Leaders) -> Leaders:
 
 
 def _worth_measuring(scenario: Scenario, rivals: Leaders, most: int = 3) -> Index:
-    """The fastest rival of each mesh, the best meshes first: what differs most is what a run decides."""
-    mesh = rivals.index // (scenario.n_plans // scenario.shape[0])
-    _, first = np.unique(mesh, return_index=True)
+    """The fastest rival of each choice of degrees, the best first: what differs most is what a run decides."""
+    row = rivals.index // (scenario.n_plans // scenario.shape[0])
+    degrees = np.column_stack([scenario.axes[0][knob][row] for knob in DEGREES])
+    _, first = np.unique(degrees, axis=0, return_index=True)
     return rivals.index[np.sort(first)[:most]]
 
 

@@ -27,6 +27,7 @@ STRICTER = (
     "megatron-lm needs tp x cp to divide the KV heads",
     "megatron-lm has attention windows over cp",
     "megatron-lm has attention with sinks over cp",
+    "megatron-lm has latent attention over cp",
     "megatron-lm overlaps tp in no latent attention",
     "megatron-lm overlaps experts in no interleaved",
     "megatron-lm overlaps experts of sharded weights",

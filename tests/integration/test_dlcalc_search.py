@@ -271,7 +271,14 @@ def test_a_scenario_of_which_nothing_fits_leaves_the_others_their_best(keep):
             ("recompute_layers: all", "cp_exchange: rng"),
             "space.yaml:7: space.cp_exchange: must be auto or full or ",
         ),
-        (("precision: bf16", "precision: nvfp4"), "h100 has no nvfp4"),
+        (("precision: bf16", "precision: nvfp4"), "space.yaml:6: recipe.precision: h100 has no nvfp4"),
+        (("hardware: h100", "hardware: h10"), "space.yaml:4: hardware: unknown hardware 'h10'; did you mean h100"),
+        (("framework: megatron", "framework: megatro"), "space.yaml:6: recipe.framework: unknown framework 'megatro'"),
+        (("recompute_layers: all", "tp: 5"), "space.yaml:7: space: no mesh is possible for llama3-8b on "),
+        (
+            ("precision: bf16", "profile: {cross_entrpy: fused}"),
+            "space.yaml:6: recipe.profile.cross_entrpy: no such setting; did you mean cross_entropy",
+        ),
         (("study: small", "study: [small"), "space.yaml:"),
     ],
 )

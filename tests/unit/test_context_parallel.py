@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,10 +13,13 @@ from dlcalc.calculators import context_parallel as context
 from dlcalc.costmodel.anatomy.traffic import axis_facts
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import Plans
-from dlcalc.hardware_registry import load_hardware
+from dlcalc.hardware_registry import HardwareRegistry, load_hardware
+from dlcalc.search.exhaustive import evaluate, search_block
+from dlcalc.search.study import scenarios_of
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.recipe import Recipe
+from dlcalc.specs.space import SpaceSpec
 
 GROUPED, EVERY_HEAD = load_model("llama3-8b"), load_model("gpt3-175b")
 HARDWARE = load_hardware("h100")
@@ -48,6 +53,43 @@ def test_bytes_of_llama_3_8b_at_128k():
         131_072 / 8, heads=32, kv_heads=8, qk_head_dim=128, value_head_dim=128
     )
     assert (query, key, value, output) == (2**27, 2**25, 2**25, 2**27)
+
+
+@pytest.mark.parametrize(
+    ("kind", "forward", "backward"),
+    [
+        ("ring", 7 * 2.25 * 2**27, 7 * 2.25 * (2**27 + 2 * 2**25)),  # outputs merged seven times; gradients likewise
+        ("all_to_all", 6 * (2 * 2**27 + 2 * 2**25), 6 * (2 * 2**27 + 2 * 2**25)),  # three copies of all four
+        ("all_gather", 4 * 2**29, 8 * 2**29),  # two of 512 MiB; again, and of their gradients
+    ],
+)
+def test_what_llama_3_8b_copies_at_128k_over_eight(kind, forward, backward):
+    moved = context.exchange_copies_bytes(
+        131_072 / 8, cp=8.0, cp_exchange=context.CP_EXCHANGES.index(kind),
+        heads=32, kv_heads=8, qk_head_dim=128, value_head_dim=128,
+    )  # fmt: skip
+    assert tuple(map(float, moved)) == (forward, backward)
+
+
+@pytest.mark.parametrize("kind", context.CP_EXCHANGES)
+def test_copies_take_time_where_ranks_share_a_sequence(kind):
+    """What memory-bound passes take beyond a cp-th of those of a whole sequence."""
+    whole, shared = (float(np.asarray(estimated(cp=cp, dp=1, cp_exchange=kind).step.memory_bound_s)) for cp in (1, 8))
+    assert shared > whole / 8
+
+
+def test_a_default_search_finds_the_exchange_that_wins():
+    """Every head's keys over two nodes: the ring that a plan by hand takes is not the fastest."""
+    spec = {
+        "study": "exchange", "model": "llama2-7b", "hardware": "h100", "cluster": {"devices": 16},
+        "recipe": {"seq_len": 16_384, "global_batch": 8}, "space": {"cp": 16},
+    }  # fmt: skip
+    case = scenarios_of(SpaceSpec.model_validate(spec), Path(), HardwareRegistry())[0]
+    best = search_block(case, 0, case.shape[0], keep=1).leaders.index
+    found = evaluate(case, 0, case.shape[0])
+    ring = np.broadcast_to(found.plans.cp_exchange == context.RING, found.step_time_s.shape)
+    assert int(case.rows(best).cp_exchange[0]) != context.RING
+    assert float(found.step_time_s.ravel()[best[0]]) < float(np.min(found.step_time_s[found.fits & ring]))
 
 
 def test_a_long_sequence_hides_a_ring_inside_a_node_and_no_other_exchange():

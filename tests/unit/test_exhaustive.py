@@ -15,6 +15,7 @@ from dlcalc.costmodel.tiles import parts, tile_at, tiles
 from dlcalc.search.exhaustive import evaluate, search_block
 from dlcalc.search.found import Found
 from dlcalc.search.pareto import ParetoFilter, front
+from dlcalc.search.space import DEGREES
 from tests.scenarios import scenario
 
 
@@ -122,8 +123,9 @@ def test_every_mesh_is_a_product_of_the_devices():
     case = scenario("moe", "full")
     mesh = case.axes[0]
     np.testing.assert_array_equal(mesh["tp"] * mesh["cp"] * mesh["pp"] * mesh["dp"], case.devices)
-    rows = set(zip(*(mesh[k].tolist() for k in ("tp", "cp", "pp", "dp", "ep", "etp")), strict=True))
+    rows = set(zip(*(mesh[k].tolist() for k in (*DEGREES, "cp_exchange")), strict=True))
     assert len(rows) == case.shape[0]
+    assert all(mesh["cp_exchange"][mesh["cp"] == 1] == mesh["cp_exchange"][0])
     stage = mesh["tp"] * mesh["cp"] * mesh["dp"]
     assert np.all(stage % (mesh["ep"] * mesh["etp"]) == 0)
 

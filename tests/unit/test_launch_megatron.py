@@ -519,6 +519,7 @@ EP = {"dp": 8, "ep": 8, "overlap_ep": 1}
         (MIXTRAL.model_copy(update={"n_shared_experts": 1, "shared_ffn_hidden_size": 100}),
          {"tp": 8, "sequence_parallel": 1}, False, "needs tp to divide the width of the shared experts"),
         (load_model("gpt-oss-20b"), {"cp": 16}, False, "has attention with sinks over cp by all-to-all only"),
+        (load_model("deepseek-v2"), {"cp": 8, "ep": 8, "cp_exchange": 2}, False, "has latent attention over cp in"),
         (load_model("gpt-oss-20b"), {"tp": 2, "etp": 2, "sequence_parallel": 1}, False, "has no biases of experts"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import Field, PositiveInt, model_validator
 
 import dlcalc
-from dlcalc.errors import DlcalcError, Problem, SpecError, UnknownNameError
+from dlcalc.errors import DlcalcError, FieldError, Problem, SpecError, UnknownNameError
 from dlcalc.specs import marked_yaml
 from dlcalc.specs.base import Fraction, PositiveFloat, Spec, TupleFromList
 from dlcalc.specs.load import MAX_FILE_BYTES, config_dir, load_spec, load_yaml, parse_spec, spec_error
@@ -543,10 +543,12 @@ def test_no_value_ends_in_a_traceback(tmp_path_factory, data, as_json):
 def test_errors_survive_the_way_from_another_process():
     spec = SpecError(Path("m.yaml"), (Problem(3, "a", "is odd"),), n_more=2)
     name = UnknownNameError("model", "lama", ["llama", "gpt"])
-    for error in (spec, name):
+    field = FieldError(("recipe", 1, "precision"), "no device has it")
+    for error in (spec, name, field):
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert str(spec) == "m.yaml:3: a: is odd\nm.yaml: and 2 more"
     assert str(name) == "unknown model 'lama'; did you mean llama?"
+    assert str(field) == "recipe[1].precision: no device has it"
     assert str(UnknownNameError("model", "x" * 100, ["llama", "gpt"])).endswith("; known: gpt, llama")
 
 

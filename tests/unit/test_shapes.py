@@ -22,7 +22,7 @@ TIME = {
     "memory_bound_s": "mesh batch tensor",
     "launch_s": "mesh batch tensor",
     "tp_comm_s": "mesh batch tensor",
-    "cp_comm_s": "mesh batch tensor",
+    "cp_comm_s": "mesh batch",
     "ep_comm_s": "mesh batch",
     "pp_comm_s": "mesh pipe batch tensor",
     "recompute_s": "mesh pipe batch redo tensor",

@@ -201,8 +201,12 @@ def test_a_run_file_gives_them_too(tmp_path):
     run = RunFile.read(file, HardwareRegistry()).resolve({})
     assert (float(run.plan.recompute_layers), float(run.plan.recompute)) == (PER_STAGE, 2)
     file.write_text(file.read_text().replace("[4, 0]", "[4, 2, 0]"))
-    with pytest.raises(DlcalcError, match="stage_recompute: 3 stages, but pp = 2"):
+    with pytest.raises(DlcalcError, match=r"run\.yaml:5: recipe\.stage_recompute: 3 stages, but pp = 2"):
         RunFile.read(file, HardwareRegistry()).resolve({})
+    file.write_text(file.read_text().replace("[4, 2, 0]", "[4, 17]"))
+    with pytest.raises(DlcalcError, match="stage 1 recomputes 17 layers of a chunk, which has no more than 16"):
+        RunFile.read(file, HardwareRegistry()).resolve({})
+    file.write_text(file.read_text().replace("[4, 17]", "[4, 2, 0]"))
     file.write_text(
         file.read_text()
         .replace("stage_recompute: [4, 2, 0]", "cuda_graphs: false")

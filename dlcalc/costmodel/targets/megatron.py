@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from dlcalc.calculators.context_parallel import ALL_TO_ALL, RING
 from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.costmodel.constraints import FULL, NO_RECOMPUTE, NORM_ACT, Mask
 from dlcalc.costmodel.plans import Array, Plans
 from dlcalc.costmodel.targets.rules import TargetRules, everywhere, refused_by_rules
+from dlcalc.costmodel.targets.transformer_engine import unknown_exchanges
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
 
@@ -89,13 +89,10 @@ def _by_mesh(model: ModelSpec, plans: Plans) -> dict[str, Mask]:
         "needs replicas to divide the ranks that share an expert": (plans.dp_replicate > 1)
         & model.is_moe
         & (np.mod(expert_ranks, plans.dp_replicate) != 0),
-        # of Transformer Engine's kernels, those with sinks exchange heads, and those with windows know no ring
-        "has attention with sinks over cp by all-to-all only": (plans.cp > 1)
-        & model.attention_sinks
-        & (plans.cp_exchange != ALL_TO_ALL),
-        "has attention windows over cp in no ring": (plans.cp > 1)
-        & bool(model.sliding_window)
-        & (plans.cp_exchange == RING),
+        **{
+            reason: (plans.cp > 1) & np.isin(plans.cp_exchange, unknown)
+            for reason, unknown in unknown_exchanges(model).items()
+        },
     }
 
 
