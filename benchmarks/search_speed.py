@@ -23,7 +23,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, estimate
 from dlcalc.costmodel.tiles import parts, tiles
@@ -32,6 +31,7 @@ from dlcalc.search.exhaustive import BLOCK_PLANS, evaluate, search_block
 from dlcalc.search.found import Found
 from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 from dlcalc.specs.space import SpaceSpec
 
 T = TypeVar("T")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 from dlcalc.specs.space import SpaceSpec
 
 DENSE = {

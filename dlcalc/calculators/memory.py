@@ -22,14 +22,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from dlcalc.specs.framework import CrossEntropy, FrameworkProfile
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recompute import NONE, for_every_mode
 
 Numeric = float | NDArray[np.float64]
 Array = NDArray[np.float64]
-
-RECOMPUTE_MODES = ("none", "selective", "full", "norm_act", "mla_up_proj", "op_sac")
-NONE, SELECTIVE, FULL, NORM_ACT, MLA_UP_PROJ, OP_SAC = range(6)
-"""selective: the attention core; full: all but the layer's input; norm_act: outputs of norms and activation functions;
-mla_up_proj: heads made from latents; op_sac: all but the attention core and every other matmul (torchtitan)."""
 
 QUANTIZED_WEIGHT_BYTES: Mapping[str, float] = {"fp8": 2.0, "mxfp8": 2.0 * (1 + 1 / 32), "nvfp4": 2.0 * (0.5 + 1 / 16)}
 """Of one weight of a linear layer, as it is and transposed, scales included."""
@@ -59,13 +55,16 @@ KEPT: Mapping[str, tuple[float, ...]] = {
     "dropout_mask": (1, 1, 0, 1, 1, 0),
     "every_other_matmul": (0, 0, 0, 0, 0, 1),
 }
-"""Share of each op's bytes that is still there when the backward pass begins, by recompute mode."""
+"""Share of each op's bytes that is still there when the backward pass begins, by simple recompute mode."""
 
 KEPT_UNFUSED_NORM: Mapping[str, tuple[float, ...]] = {
     "layer_input": (0, 0, 1, 1, 0, 1),
     "norm_input": (0, 0, 0, 1, 0, 0),
 }
 """A norm in PyTorch operations keeps what it made of its input; the input itself only where it must run again."""
+
+KEPT_BY_MODE = {op: np.array(for_every_mode(shares, min)) for op, shares in KEPT.items()}
+UNFUSED_NORM_BY_MODE = {op: np.array(for_every_mode(shares, max)) for op, shares in KEPT_UNFUSED_NORM.items()}
 
 GATHERED_LOGIT_COPY_BYTES = 4.0
 """Per logit where the vocabulary is gathered over tp: the parts as they arrive, and the copy that joins them."""
@@ -459,9 +458,9 @@ def _kept(
 ) -> Activations:
     """The share of each op that the recompute mode leaves; ops that the sublayer does not have are dropped."""
     code = np.asarray(recompute, dtype=np.intp)
-    table = {**KEPT, **({} if profile.fused_norm else KEPT_UNFUSED_NORM)}
+    table = KEPT_BY_MODE if profile.fused_norm else {**KEPT_BY_MODE, **UNFUSED_NORM_BY_MODE}
     used = {op: size for op, size in per_token_bytes.items() if np.any(size)}
-    kept = {op: size * np.take(np.array(table[op], dtype=np.float64), code) for op, size in used.items()}
+    kept = {op: size * np.take(table[op], code) for op, size in used.items()}
     return Activations(np.asarray(tokens), {op: np.asarray(size) for op, size in kept.items()})
 
 

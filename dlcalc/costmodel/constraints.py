@@ -12,20 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.calculators.context_parallel import ALL_TO_ALL
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import CUSTOM, EMBEDDING_AND_LOSS, EVEN, StageLayers
 from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans
 from dlcalc.specs.hardware import Node
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
+from dlcalc.specs.recompute import FULL, MLA_UP_PROJ, RECOMPUTE_MODES, codes_with
 
 Mask = NDArray[np.bool_]
 ONE_F_ONE_B, INTERLEAVED = SCHEDULES.index("1f1b"), SCHEDULES.index("interleaved")
 NEEDS_TWO_CHUNKS = tuple(SCHEDULES.index(name) for name in ("zb-v",))
 DUALPIPE = SCHEDULES.index("dualpipe")
-NO_RECOMPUTE, FULL = RECOMPUTE_MODES.index("none"), RECOMPUTE_MODES.index("full")
-MLA_UP, NORM_ACT = RECOMPUTE_MODES.index("mla_up_proj"), RECOMPUTE_MODES.index("norm_act")
+
+NO_SCHEDULE = "the framework has no such schedule"
+NO_RECOMPUTATION = "the framework has no such recomputation"
+NO_ZERO_STAGE = "the framework has no such ZeRO stage"
+NOT_CHOSEN = frozenset({NO_SCHEDULE, NO_RECOMPUTATION, NO_ZERO_STAGE})
+"""Reasons that only say what users of a trainer choose from: a run that was measured shows more."""
 
 
 def refused_by_mesh(model: ModelSpec, recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
@@ -97,7 +101,8 @@ def refused_by_recompute(model: ModelSpec, plans: Plans, stages: StageLayers) ->
         "as many layers recomputed as a chunk holds, which is all": partial
         & (plans.recompute_layers * chunks >= stages.most_layers),
         "more layers offloaded than a stage holds": plans.offload_layers > stages.most_layers,
-        "recomputing latent projections needs latent attention": (plans.recompute == MLA_UP) & (not model.is_mla),
+        "recomputing latent projections needs latent attention": np.isin(plans.recompute, codes_with(MLA_UP_PROJ))
+        & (not model.is_mla),
     }
 
 
@@ -157,9 +162,9 @@ def refused_by_framework(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
     schedules = [SCHEDULES.index(name) for name in profile.schedules]
     modes = [RECOMPUTE_MODES.index(name) for name in profile.recompute_modes]
     return {
-        "the framework has no such schedule": ~np.isin(plans.schedule, schedules),
-        "the framework has no such recomputation": ~np.isin(plans.recompute, modes),
-        "the framework has no such ZeRO stage": ~np.isin(plans.zero_stage, profile.zero_stages),
+        NO_SCHEDULE: ~np.isin(plans.schedule, schedules),
+        NO_RECOMPUTATION: ~np.isin(plans.recompute, modes),
+        NO_ZERO_STAGE: ~np.isin(plans.zero_stage, profile.zero_stages),
         **offload,
     }
 

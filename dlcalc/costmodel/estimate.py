@@ -23,6 +23,7 @@ from dlcalc.costmodel.targets.refusals import refused_by_target
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
+from dlcalc.specs.recompute import for_every_mode
 
 QUIET = partial(np.errstate, divide="ignore", invalid="ignore", over="ignore")
 """Plans that are refused may divide by zero."""
@@ -159,9 +160,9 @@ def any_of(masks: list[Mask]) -> Mask:
     return left[0]
 
 
-# recompute mode: none selective full norm_act mla_up op_sac
-MATMULS_AGAIN = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.5])
-SCORES_AGAIN = np.array([0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+# recompute mode:              none selective full norm_act mla_up op_sac
+MATMULS_AGAIN = np.array(for_every_mode((0.0, 0.0, 1.0, 0.0, 0.0, 0.5), max))
+SCORES_AGAIN = np.array(for_every_mode((0.0, 1.0, 1.0, 0.0, 0.0, 0.0), max))
 
 
 def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans, stages: StageLayers) -> Array:

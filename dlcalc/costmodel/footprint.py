@@ -23,6 +23,7 @@ from dlcalc.costmodel.quantized_weights import copies_share
 from dlcalc.costmodel.stage_params import StageParams, state_shards
 from dlcalc.costmodel.step_time import recomputed_fraction
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recompute import NONE
 from dlcalc.utils.units import GIB
 
 OFFLOAD_WINDOW_LAYERS = 2.0
@@ -178,7 +179,7 @@ class LayerActivations:
 def layer_activations(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array) -> LayerActivations:
     """Per kind of sublayer, named like the counts of StageLayers."""
     return LayerActivations(
-        whole=_per_kind(model, plans, machine, tokens, number(memory.NONE)),
+        whole=_per_kind(model, plans, machine, tokens, number(NONE)),
         kept=_per_kind(model, plans, machine, tokens, plans.recompute),
     )
 
@@ -215,7 +216,7 @@ def offloaded_layer_bytes(model: ModelSpec, plans: Plans, machine: Machine) -> A
     if not np.any(plans.offload_layers):
         return number(0.0)
     tokens = plans.micro_batch * machine.recipe.seq_len / plans.cp
-    return _mean_layer(model, _per_kind(model, plans, machine, tokens, number(memory.NONE)))
+    return _mean_layer(model, _per_kind(model, plans, machine, tokens, number(NONE)))
 
 
 def _overlap_buffers(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array) -> Array:

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.calculators.context_parallel import CP_EXCHANGES
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

@@ -34,6 +34,7 @@ from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans, number
 from dlcalc.costmodel.stage_params import StageParams
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recompute import for_every_mode
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,12 @@ REPLAYED: Mapping[str, tuple[float, ...]] = {
     "cp_comm_s": (0.0, 1.0, 1.0, 0.0, 0.0, 0.0),
     "ep_comm_s": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
 }
-"""Share of each part of the forward pass that a recompute mode runs again."""
+"""Share of each part of the forward pass that a simple recompute mode runs again."""
+REPLAYED_BY_MODE = {term: np.array(for_every_mode(shares, max)) for term, shares in REPLAYED.items()}
 HOST_LINK_FRACTION = 0.8
 """Achieved over datasheet rate of the link to the host: an assumption, not measured here."""
-LAUNCHED_AGAIN = (0.0, 0.2, 1.0, 0.15, 0.1, 0.6)
-"""Share of its launches."""
+LAUNCHED_AGAIN = np.array(for_every_mode((0.0, 0.2, 1.0, 0.15, 0.1, 0.6), sum))
+"""Share of its launches, by mode."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +198,8 @@ def replay_s(forward: Pass, recompute: Array) -> Array:
     """Time of running again what ``recompute`` did not keep."""
     code = recompute.astype(np.int64)
     return sum_of(
-        np.take(np.array(shares), code) * getattr(forward, term)
-        for term, shares in REPLAYED.items()
+        np.take(shares, code) * getattr(forward, term)
+        for term, shares in REPLAYED_BY_MODE.items()
         if np.any(getattr(forward, term))
     ) + np.zeros_like(recompute)
 
@@ -238,7 +240,7 @@ def stage_times(
     # under dualpipe a device sees every micro-batch on one of its two stages
     share = 1.0 - 0.5 * (plans.schedule == schedule.DUALPIPE)
     totals = {name: float(count) for name, count in _layer_totals(model).items()}
-    again = np.take(np.array(LAUNCHED_AGAIN), plans.recompute.astype(np.int64))
+    again = np.take(LAUNCHED_AGAIN, plans.recompute.astype(np.int64))
     device_f, device_b, replayed, host = (_Sum() for _ in range(4))
     weight_grad: Array = ZERO
     for name, sublayer in times.kinds.items():

@@ -17,6 +17,7 @@ from dlcalc.costmodel.plans import ALL_LAYERS
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import is_file_name, load_hardware
 from dlcalc.launch.job import Job
+from dlcalc.launch.megatron.options import modules_of
 from dlcalc.specs.base import Spec
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
@@ -61,7 +62,7 @@ def measured_table(job: Job) -> MeasuredTable:
         "dp": plan.dp,
         "zero_stage": plan.zero_stage,
         "sequence_parallel": _switch(plan.sequence_parallel),
-        "recompute": _RECOMPUTE.get(plan.recompute, plan.recompute),
+        "recompute": _recompute(plan.recompute),
         "extras": ";".join(f"{key}={value}" for key, value in _extras(job).items()),
         "step_time_s": "",
         "memory_gib": "",
@@ -73,8 +74,10 @@ def measured_table(job: Job) -> MeasuredTable:
     return MeasuredTable(hardware, {TABLE: text.getvalue(), **files})
 
 
-_RECOMPUTE = {"norm_act": "other:layernorm+moe_act", "mla_up_proj": "other:mla_up_proj"}
-"""Modes that the table has another word for."""
+def _recompute(mode: str) -> str:
+    """The table's word for a mode: Megatron's modules, where that is what it is made of."""
+    modules = modules_of(mode)
+    return mode if mode == "selective" or not modules else f"other:{'+'.join(modules)}"
 
 
 def _extras(job: Job) -> dict[str, str | int]:

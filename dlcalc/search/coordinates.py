@@ -34,7 +34,10 @@ REDO = 4
 """The recomputation axis among the six of a scenario."""
 RECOMPUTATION = "recomputation"
 """Its coordinate: the rows of the axis, ordered by how much is computed again."""
-FROM_LEAST_TO_MOST = ("none", "norm_act", "mla_up_proj", "selective", "op_sac", "full")
+FROM_LEAST_TO_MOST = (
+    "none", "norm_act", "mla_up_proj", "norm_act+mla_up_proj", "selective", "selective+norm_act",
+    "selective+mla_up_proj", "selective+norm_act+mla_up_proj", "op_sac", "full",
+)  # fmt: skip
 OTHER_WORD = 2.0
 """Doublings that another word, or a switch turned, is away."""
 

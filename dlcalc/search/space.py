@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.calculators.context_parallel import CP_EXCHANGES
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, Array, Plans, code_of
@@ -35,6 +34,7 @@ from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
+from dlcalc.specs.recompute import RECOMPUTE_MODES, parts_of
 from dlcalc.specs.space import KnobRanges
 from dlcalc.specs.uncertainty import Uncertainty, load_uncertainty
 
@@ -221,7 +221,7 @@ def _pipe_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
 
 def _redo_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     """Recompute modes; full recomputation also of k layers a stage; activation offload only without recomputation."""
-    full_modes = [m for m in RECOMPUTE_MODES if m != "mla_up_proj" or model.is_mla]
+    full_modes = [m for m in RECOMPUTE_MODES if "mla_up_proj" not in parts_of(m) or model.is_mla]
     offered = [m for m in recipe.framework.recompute_modes if m in full_modes]
     modes = _words(ranges.recompute, auto=offered, full=full_modes)
     if isinstance(ranges.recompute_layers, str):

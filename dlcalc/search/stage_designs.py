@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import in_flight_micro_batches_count
 from dlcalc.calculators.stages import CUSTOM
 from dlcalc.costmodel.plans import PER_STAGE, Array
@@ -22,6 +21,7 @@ from dlcalc.errors import DlcalcError
 from dlcalc.search.designs import Described, Designs
 from dlcalc.search.space import Axis, Scenario
 from dlcalc.search.variables import Choice, Interval, Point, Variable
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 
 LEAST_END, MOST_END = 0.1, 1.3
 """Layers of the first and the last chunk over those of the others."""

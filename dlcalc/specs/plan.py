@@ -11,7 +11,10 @@ from dlcalc.specs.framework import CpExchange
 
 Schedule = Literal["1f1b", "interleaved", "zb-h1", "zb-v", "gpipe", "dualpipe"]
 Split = Literal["even", "embedding_and_loss", "custom"]
-Recompute = Literal["none", "selective", "full", "norm_act", "mla_up_proj", "op_sac"]
+Recompute = Literal[
+    "none", "selective", "full", "norm_act", "mla_up_proj", "op_sac",
+    "selective+norm_act", "selective+mla_up_proj", "norm_act+mla_up_proj", "selective+norm_act+mla_up_proj",
+]  # fmt: skip
 ZeroStage = Annotated[int, Field(ge=0, le=3)]
 
 

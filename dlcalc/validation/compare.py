@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlcalc.costmodel.constraints import NOT_CHOSEN
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.plans import KNOBS, Array, Plans
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
@@ -135,7 +136,7 @@ def _estimates_of(first: RunSetting, settings: Sequence[RunSetting], uncertainty
     peaks: dict[MemoryKind, Array] = {
         kind: np.broadcast_to(peak, n) for kind, peak in peak_bytes_by_kind(found).items()
     }
-    refused = {reason: np.broadcast_to(mask, n) for reason, mask in found.refused.items()}
+    refused = {reason: np.broadcast_to(mask, n) for reason, mask in found.refused.items() if reason not in NOT_CHOSEN}
     return [
         _Row(
             step_time_s=float(times[row]),

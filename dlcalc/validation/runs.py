@@ -255,6 +255,7 @@ def _plan(
     overlap_grad = _or(run.flag("dp_overlap_grad", "overlap_grad_reduce"), profile.overlap_grad)
     overlap_param = run.flag("dp_overlap_param", "opt_step_param_gather_overlap")
     overlap_tp = _or(run.flag("overlap_tp", "tp_comm_overlap", "async_tp"), profile.overlap_tp)
+    overlaps_experts = profile.overlap_ep or schedule.word == "dualpipe"  # which is made for that
     return Plans.point(
         tp=tp, cp=cp, pp=pp, dp=dp, vpp=mesh.vpp, schedule=schedule.word,
         ep=mesh.ep if expert else 1, etp=_expert_tp(mesh, profile) if expert else 1,
@@ -268,7 +269,7 @@ def _plan(
         overlap_param=zero > 0 and _or(overlap_param, profile.overlap_param and (overlap_grad or zero == 3)),
         overlap_tp=sequence_parallel and overlap_tp,
         cp_exchange=spelling.cp_exchange_name(extras.get("cp_comm", "") if cp > 1 else "", profile.cp_exchanges[0]),
-        overlap_ep=expert and mesh.ep > 1 and _or(run.flag("a2a_overlap"), profile.overlap_ep),
+        overlap_ep=expert and mesh.ep > 1 and _or(run.flag("a2a_overlap"), overlaps_experts),
         offload_optimizer=_or(run.flag("offload_optimizer"), False),
         offload_layers=_offloaded_layers(run, model, mesh),
     )  # fmt: skip

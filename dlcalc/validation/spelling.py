@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from dlcalc.costmodel.plans import ALL_LAYERS
+from dlcalc.specs.recompute import combined
 
 
 class Taken(NamedTuple):
@@ -140,19 +141,26 @@ class Recompute(NamedTuple):
 
 MODES = {
     "none": "none", "no": "none", "off": "none", "false": "none", "0": "none",
-    "selective": "selective", "core_attn": "selective", "other:core_attn": "selective",
+    "selective": "selective", "op_sac": "op_sac",
     "full": "full", "uniform": "full", "true": "full", "1": "full", "yes": "full", "on": "full",
-    "other:layernorm+moe_act": "norm_act", "other:layernorm": "norm_act",
-    "other:mla_up_proj": "mla_up_proj", "op_sac": "op_sac",
 }  # fmt: skip
 """Spellings that mean exactly one of our modes."""
 
+MODULES = {
+    "core_attn": "selective", "mla_up_proj": "mla_up_proj",
+    **dict.fromkeys(("layernorm", "rmsnorm", "norm", "moe_act", "act", "activation", "swiglu"), "norm_act"),
+}  # fmt: skip
+"""Megatron's and others' words for parts of a layer that are recomputed, one or several of them."""
+
 PARTS = (
-    (r"mla_?up", "mla_up_proj"),
-    (r"attn|attention|sdpa", "selective"),
-    (r"minimal|norm|act|swiglu|gelu|silu|mlp|moe|expert|ffn", "norm_act"),
+    (r"mla_?up", ("mla_up_proj",)),
+    (r"minimal_(flash|with_context)", ("norm_act",)),
+    (r"minimal", ("selective", "norm_act")),
+    (r"attn|attention|sdpa", ("selective",)),
+    (r"norm|act|swiglu|gelu|silu|mlp|moe|expert|ffn", ("norm_act",)),
 )
-"""Parts of a layer that are recomputed, and the mode that comes nearest; the first match counts."""
+"""Parts of a layer by other names, and what comes nearest; the first match counts. ``minimal`` is MaxText's: outputs of
+projections are kept."""
 
 
 def recompute_mode(
@@ -164,27 +172,34 @@ def recompute_mode(
         return Recompute(modes[0])
     if asked == "selective" and "selective" not in modes and "op_sac" in modes:
         return Recompute("op_sac")
-    if asked in MODES:
-        return _without_latents(Recompute(MODES[asked]), written, is_mla=is_mla)
     what = asked.removeprefix("other:")
+    if what in MODES:
+        return Recompute(MODES[what])
+    modules = [module for module in re.split(r"[\s+,&]+", what) if module]
+    known = [MODULES[module] for module in modules if module in MODULES]
+    if known:
+        unknown = [module for module in modules if module not in MODULES]
+        return _made_of(known, written, is_mla=is_mla, why=f"without {', '.join(unknown)}" if unknown else "")
     if re.search(r"\bop_?sac|sac\b|_sac_|selective_op", what):
         return Recompute("op_sac")
     if "selective" in what and not re.search(r"full|\d", what):
         return Recompute("selective", remark=f"recompute {written} taken as selective")
     if re.search(r"full|selective|block|uniform|checkpoint|ckpt", what):
         return _counted(what, layers_per_chunk)
-    for pattern, mode in PARTS:
+    for pattern, parts in PARTS:
         if re.search(pattern, what):
-            return _without_latents(
-                Recompute(mode, remark=f"recompute {written} taken as {mode}"), written, is_mla=is_mla
-            )
+            return _made_of(parts, written, is_mla=is_mla, why="which comes nearest")
     return Recompute("selective", remark=f"recompute {written} taken as selective")
 
 
-def _without_latents(found: Recompute, written: str, *, is_mla: bool) -> Recompute:
-    if found.mode != "mla_up_proj" or is_mla:
-        return found
-    return Recompute("norm_act", remark=f"recompute {written} taken as norm_act, as the model has no latent attention")
+def _made_of(parts: Sequence[str], written: str, *, is_mla: bool, why: str) -> Recompute:
+    """The mode of these parts, of latents only where the model has some; said where there is a reason (``why``) to."""
+    has = [part for part in parts if is_mla or part != "mla_up_proj"]
+    if len(has) < len(parts):
+        why = "as the model has no latent attention"
+    mode = combined(has or ("norm_act",))
+    assert mode is not None  # every set of them has one
+    return Recompute(mode, remark=f"recompute {written} taken as {mode}, {why}" if why else "")
 
 
 def _counted(what: str, layers_per_chunk: Callable[[], int]) -> Recompute:

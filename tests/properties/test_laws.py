@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlcalc.calculators.memory import FULL, NONE
 from dlcalc.calculators.schedule import GPIPE, INTERLEAVED, ONE_F_ONE_B
 from dlcalc.calculators.stages import EVEN
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import ALL_LAYERS
+from dlcalc.specs.recompute import FULL, NONE
 from tests.scenarios import scenario
 
 STUDIES = ["dense", "moe", "latent", "windowed"]

@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dlcalc.calculators.context_parallel import CP_EXCHANGES
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import KNOBS, Plans
 from dlcalc.dlcalc_calibrate import main as calibrate
@@ -20,6 +19,7 @@ from dlcalc.launch.measured_row import measured_table
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.load import config_dir
 from dlcalc.specs.model_registry import load_model, model_names
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 from dlcalc.validation.models import models_of_users
 from dlcalc.validation.rows import COLUMNS, HONOURED
 from dlcalc.validation.runs import RunReader, read_runs

@@ -15,7 +15,9 @@ from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.load import config_dir
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.validation import spelling
+from dlcalc.validation.compare import compare_runs
 from dlcalc.validation.layouts import expand_layout, layers_per_chunk
 from dlcalc.validation.models import model_of, read_models
 from dlcalc.validation.profiles import known_frameworks
@@ -241,6 +243,12 @@ def test_a_pipeline_of_absurd_length_is_refused():
         (DENSE, {"recompute": "other:layernorm+moe_act"}, "recompute", "norm_act"),
         (DENSE, {"recompute": "other:op_sac_save_sdpa_reducescatter_and_every_other_mm"}, "recompute", "op_sac"),
         (LATENT, {"recompute": "other:mla_up_proj"}, "recompute", "mla_up_proj"),
+        (LATENT, {"recompute": "other:moe_act+mla_up_proj"}, "recompute", "norm_act+mla_up_proj"),
+        (LATENT, {"recompute": "other:mla_up_proj+mlp"}, "recompute", "mla_up_proj"),
+        (DENSE, {"recompute": "other:core_attn+layernorm"}, "recompute", "selective+norm_act"),
+        (DENSE, {"recompute": "other:mla_up_proj+core_attn"}, "recompute", "selective"),
+        ({**DENSE, "framework": "maxtext"}, {"recompute": "minimal"}, "recompute", "selective+norm_act"),
+        ({**DENSE, "framework": "maxtext"}, {"recompute": "minimal_flash"}, "recompute", "norm_act"),
         (DENSE, {"recompute": "other:mla_up_proj"}, "recompute", "norm_act"),
         (DENSE, {"recompute": "other:core_attn"}, "recompute", "selective"),
         (DENSE, {"recompute": "other:mystery"}, "recompute", "selective"),
@@ -252,6 +260,29 @@ def test_a_pipeline_of_absurd_length_is_refused():
 )  # fmt: skip
 def test_a_setting_becomes_its_knob(fields, changes, knob, value):
     assert knobs(setting(fields, **changes))[knob] == value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"framework": "megatron", "pp": "4", "recompute": "op_sac"},
+        {"framework": "torchtitan", "recompute": "other:core_attn"},
+        {"framework": "nanotron", "zero_stage": "2"},
+    ],
+)
+def test_what_a_run_did_its_trainer_does(changes):
+    reader = RunReader({}, HardwareRegistry())
+    (found,) = compare_runs([run({**DENSE, "step_time_s": "5"}, **changes)], reader, load_uncertainty())
+    assert found.step_time_s is not None
+    assert "the framework" not in found.reason
+
+
+@pytest.mark.parametrize(
+    ("schedule", "told", "overlaps"), [("dualpipe", "", 1), ("1f1b", "", 0), ("dualpipe", ";a2a_overlap=0", 0)]
+)
+def test_dualpipe_runs_experts_behind_each_other(schedule, told, overlaps):
+    found = setting(LATENT, pp=4, ep=2, extras=f"schedule={schedule}{told}")
+    assert float(found.plan.overlap_ep) == overlaps
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Memory equations: against what autograd really keeps, against counts by hand, and their laws."""
 
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,14 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlcalc.calculators.memory import (
-    FULL,
     KEPT,
-    MLA_UP_PROJ,
-    NONE,
-    NORM_ACT,
-    OP_SAC,
-    RECOMPUTE_MODES,
-    SELECTIVE,
+    KEPT_BY_MODE,
     attention_activation_bytes,
     backward_working_set_bytes,
     bucket_buffer_bytes,
@@ -36,6 +30,21 @@ from dlcalc.calculators.memory import (
 )
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.plan import Recompute
+from dlcalc.specs.recompute import (
+    FULL,
+    MLA_UP_PROJ,
+    NONE,
+    NORM_ACT,
+    OP_SAC,
+    PARTS,
+    RECOMPUTE_MODES,
+    SELECTIVE,
+    SIMPLE_MODES,
+    codes_with,
+    combined,
+    parts_of,
+)
 
 FUSED = FrameworkProfile(
     name="fused",
@@ -400,9 +409,21 @@ def test_norm_act_drops_what_norms_and_activations_made():
 
 
 def test_recompute_modes_are_named_once():
-    assert all(len(shares) == len(RECOMPUTE_MODES) for shares in KEPT.values())
+    assert all(len(shares) == len(SIMPLE_MODES) for shares in KEPT.values())
     codes = (NONE, SELECTIVE, FULL, NORM_ACT, MLA_UP_PROJ, OP_SAC)
-    assert [RECOMPUTE_MODES[code] for code in codes] == list(RECOMPUTE_MODES)
+    assert [SIMPLE_MODES[code] for code in codes] == list(SIMPLE_MODES)
+    assert get_args(Recompute) == RECOMPUTE_MODES
+    assert len(set(RECOMPUTE_MODES)) == len(RECOMPUTE_MODES)
+
+
+@pytest.mark.parametrize("mode", PARTS)
+def test_a_combined_mode_keeps_what_all_of_its_parts_keep(mode):
+    code = RECOMPUTE_MODES.index(mode)
+    assert combined(parts_of(mode)[::-1]) == mode
+    for op, kept in KEPT_BY_MODE.items():
+        assert kept[code] == min(KEPT[op][part] for part in PARTS[mode]), op
+    for part in PARTS[mode]:
+        assert code in codes_with(part)
 
 
 @given(model=models, profile=profiles)
@@ -421,7 +442,7 @@ def test_a_grid_equals_its_points(model, profile):
     recompute, tokens = np.arange(len(RECOMPUTE_MODES)), np.array([1024.0, 4096.0])[:, None, None, None]
     plan = {"tokens": tokens, "tp": tp, "sequence_parallel": sequence_parallel, "recompute": recompute, "seq": 4096.0}
     grid = layer_bytes(model, profile, **plan)
-    assert grid.shape == (2, 3, 2, 6)
+    assert grid.shape == (2, 3, 2, len(RECOMPUTE_MODES))
     for where, value in np.ndenumerate(grid):
         point = {
             key: np.broadcast_to(array, grid.shape)[where] if isinstance(array, np.ndarray) else array

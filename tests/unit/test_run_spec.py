@@ -8,7 +8,6 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.plans import KNOBS, value_of
@@ -18,6 +17,7 @@ from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.search.run import Run, RunFile, parse_change
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.plan import PlanSection, Recompute, Schedule, Split
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 from dlcalc.specs.run import RunSpec
 
 OLD: dict[str, Any] = {

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dlcalc.calculators.context_parallel import CP_EXCHANGES
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.plans import KNOBS
@@ -20,6 +19,7 @@ from dlcalc.search.space import constraint_names, default_profile_knobs, divisor
 from dlcalc.search.study import located, scenarios_of
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.load import load_spec
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 from dlcalc.specs.space import SpaceSpec
 
 DENSE = {

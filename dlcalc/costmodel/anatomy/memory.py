@@ -17,6 +17,7 @@ from dlcalc.costmodel.every_stage import chunks_of
 from dlcalc.costmodel.footprint import Footprint, footprint
 from dlcalc.costmodel.plans import Array, number
 from dlcalc.costmodel.stage_params import stage_params
+from dlcalc.specs.recompute import NONE
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def op_activations(found: Estimate) -> tuple[OpActivation, ...]:
         )
     facts = []
     for kind, activations in of_kind.items():
-        kept, whole = activations(plan.recompute).terms, activations(number(memory.NONE)).terms
+        kept, whole = activations(plan.recompute).terms, activations(number(NONE)).terms
         facts += [
             OpActivation(SUBLAYERS[kind], op, plain(kept[op]), plain(whole[op]))
             for op in kept

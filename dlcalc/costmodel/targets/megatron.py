@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from dlcalc.calculators.memory import RECOMPUTE_MODES
-from dlcalc.costmodel.constraints import FULL, NO_RECOMPUTE, NORM_ACT, Mask
+from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.plans import Array, Plans
 from dlcalc.costmodel.targets.rules import TargetRules, everywhere, refused_by_rules
 from dlcalc.costmodel.targets.transformer_engine import unknown_exchanges
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
+from dlcalc.specs.recompute import FULL, NONE, NORM_ACT, RECOMPUTE_MODES, codes_with
 
 RULES = TargetRules(
     target="megatron-lm",
@@ -114,10 +114,11 @@ def _by_memory(model: ModelSpec, recipe: Recipe, plans: Plans) -> dict[str, Mask
     """Recomputation, and what goes to the host."""
     offloaded = plans.offload_layers > 0
     return {
-        "recomputes activation functions of experts only": (plans.recompute == NORM_ACT) & (model.n_moe_layers == 0),
+        "recomputes activation functions of experts only": np.isin(plans.recompute, codes_with(NORM_ACT))
+        & (model.n_moe_layers == 0),
         "offloads the optimizer only where it is sharded": (plans.offload_optimizer == 1) & (plans.zero_stage == 0),
         "offloads activations in no pipeline": offloaded & (plans.pp > 1),
-        "offloads activations or recomputes them, not both": offloaded & (plans.recompute != NO_RECOMPUTE),
+        "offloads activations or recomputes them, not both": offloaded & (plans.recompute != NONE),
         "offloads fewer layers than there are": plans.offload_layers >= model.n_layers,
         "offloads activations without CUDA graphs only": offloaded & recipe.cuda_graphs,
         "has no CUDA graphs of experts that are recomputed": (plans.recompute == FULL)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dlcalc.calculators.memory import RECOMPUTE_MODES
 from dlcalc.calculators.schedule import SCHEDULES
 from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.constraints import Mask
@@ -19,6 +18,7 @@ from dlcalc.costmodel.plans import PER_STAGE, Array, Plans
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 from dlcalc.specs.target import Target
 
 

@@ -9,7 +9,7 @@ from dlcalc.calculators.stages import SPLITS
 from dlcalc.costmodel.quantized_weights import gathers_quantized
 from dlcalc.launch.job import Job
 from dlcalc.launch.megatron.details import activation_settings, position_settings, routing_settings
-from dlcalc.launch.megatron.options import CP_COMM_TYPES, Value
+from dlcalc.launch.megatron.options import CP_COMM_TYPES, Value, modules_of
 from dlcalc.launch.megatron.patterns import layout_of, pattern_of
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
@@ -213,20 +213,10 @@ def _optimizer_numbers(job: Job) -> dict[str, Value]:
 
 def _recomputation(job: Job) -> dict[str, Value]:
     plan = job.plan
-    match plan.recompute:
-        case "selective":
-            modules: tuple[str, ...] = ("core_attn",)
-        case "mla_up_proj":
-            modules = ("mla_up_proj",)
-        case "norm_act":
-            modules = ("layernorm", "moe_act")
-        case "full" if plan.recompute_layers >= 0:
-            return _fully("block", plan.recompute_layers)
-        case "full":
-            return _fully("uniform", 1)
-        case _:
-            return {}
-    return {"recompute_granularity": "selective", "recompute_modules": modules}
+    if plan.recompute == "full":
+        return _fully("block", plan.recompute_layers) if plan.recompute_layers >= 0 else _fully("uniform", 1)
+    modules = modules_of(plan.recompute)
+    return {"recompute_granularity": "selective", "recompute_modules": modules} if modules else {}
 
 
 def _fully(method: str, n_layers: int) -> dict[str, Value]:

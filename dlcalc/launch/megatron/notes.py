@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dlcalc.launch.job import Job
 from dlcalc.launch.megatron.describe import router_groups
 from dlcalc.launch.megatron.details import position_settings, unsaid
+from dlcalc.specs.recompute import parts_of
 
 
 def notes_of(job: Job, *, real_data: str) -> tuple[str, ...]:
@@ -53,7 +54,7 @@ def _of_profile(job: Job) -> Iterator[str]:
 
 
 def _of_plan(job: Job) -> Iterator[str]:
-    if job.plan.recompute == "norm_act" and job.model.n_dense_layers:
+    if "norm_act" in parts_of(job.plan.recompute) and job.model.n_dense_layers:
         yield "Activations of the dense layers are kept: only those of experts can be recomputed by themselves."
     if job.plan.recompute == "full" and job.recipe.cuda_graphs:
         yield "The whole step is one graph, because layers that recompute themselves cannot be graphs of their own."

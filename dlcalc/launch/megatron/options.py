@@ -13,13 +13,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from dlcalc.specs.recompute import parts_of
+
 Value = int | float | str | bool | tuple[str, ...] | None
 Settings = Mapping[str, Value]
 """Values by the name of the option."""
 CP_COMM_TYPES = {"ring": "p2p", "all_to_all": "a2a", "all_gather": "all_gather"}
 """What ranks of one sequence exchange, in our words and in Megatron's."""
+RECOMPUTED_MODULES: Mapping[str, tuple[str, ...]] = {
+    "selective": ("core_attn",),
+    "norm_act": ("layernorm", "moe_act"),
+    "mla_up_proj": ("mla_up_proj",),
+}
+"""What Megatron recomputes by module, by our mode."""
 Kind = Literal["whole", "number", "text", "words", "on", "off"]
 """on and off: flags without a value, which set what their name says to true or to false."""
+
+
+def modules_of(mode: str) -> tuple[str, ...]:
+    """Megatron's modules that a recompute mode stands for; none where it recomputes otherwise, or nothing."""
+    return tuple(module for part in parts_of(mode) for module in RECOMPUTED_MODULES.get(part, ()))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dlcalc.specs.model import ModelSpec
 Knobs = dict[str, int | bool | str]
 
 
-def pipeline_knobs(said: Said, model: ModelSpec) -> tuple[Knobs, tuple[int, ...] | None]:
-    """pp, vpp, schedule and split; and the layers of every chunk, where no named split gives them."""
+def pipeline_knobs(said: Said, model: ModelSpec) -> tuple[Knobs, tuple[int, ...]]:
+    """pp, vpp, schedule and split; and the layers of every chunk."""
     pp = said.count("pipeline_model_parallel_size", 1)
     chunks = _laid_out(said, model, pp) or _dealt_out(said, model, pp)
     vpp = len(chunks) // pp
@@ -23,7 +23,7 @@ def pipeline_knobs(said: Said, model: ModelSpec) -> tuple[Knobs, tuple[int, ...]
     split = named[0] if named else "custom"
     schedule = "interleaved" if vpp > 1 else "1f1b"
     knobs: Knobs = {"pp": pp, "vpp": vpp, "schedule": schedule, "split": split}
-    return knobs, chunks if split == "custom" else None
+    return knobs, chunks
 
 
 def _chunks(n_layers: int, n_chunks: int, split: str) -> tuple[int, ...] | None:

@@ -9,17 +9,17 @@ from dlcalc.costmodel.quantized_weights import gathers_quantized
 from dlcalc.launch.imported import Imported
 from dlcalc.launch.megatron.contradictions import check
 from dlcalc.launch.megatron.network import model_of
-from dlcalc.launch.megatron.options import CP_COMM_TYPES
+from dlcalc.launch.megatron.options import CP_COMM_TYPES, RECOMPUTED_MODULES, modules_of
 from dlcalc.launch.megatron.said import Said
 from dlcalc.launch.megatron.stages import pipeline_knobs
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.hardware import Precision
+from dlcalc.specs.recompute import combined
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
 from dlcalc.utils.units import MIB
 
 FSDP_STAGES = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
 Scaling = Literal["tensor", "block"]
-ACTIVATIONS_ALONE = {"layernorm", "moe_act"}
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 
 
@@ -27,7 +27,7 @@ def imported(said: Said, source: Target, *, devices: int | None = None) -> Impor
     """One run, as far as its options tell it."""
     check(said)
     model = model_of(said)
-    pipeline, custom_split = pipeline_knobs(said, model)
+    pipeline, chunks = pipeline_knobs(said, model)
     ranks = said.count("tensor_model_parallel_size", 1)
     expert_ranks = said.get("expert_tensor_parallel_size")
     knobs: dict[str, int | bool | str] = {
@@ -37,7 +37,7 @@ def imported(said: Said, source: Target, *, devices: int | None = None) -> Impor
         "ep": said.count("expert_model_parallel_size", 1) if model.is_moe else 1,
         "etp": (expert_ranks if isinstance(expert_ranks, int) else ranks) if model.is_moe else 1,
         "micro_batch": said.whole("micro_batch_size"),
-        **_recomputation(said, custom_split),
+        **_recomputation(said, chunks),
         **_sharding(said),
         "sequence_parallel": said.on("sequence_parallel") and ranks > 1,
         "overlap_grad": said.on("overlap_grad_reduce"),
@@ -60,7 +60,7 @@ def imported(said: Said, source: Target, *, devices: int | None = None) -> Impor
         precision=precision,
         scaling=scaling,
         devices=devices,
-        custom_split=custom_split,
+        custom_split=chunks if pipeline["split"] == "custom" else None,
         cuda_graphs=said.get("cuda_graph_impl") != "none"
         or said.on("enable_cuda_graph")
         or said.on("external_cuda_graph"),
@@ -97,23 +97,17 @@ def _context_exchange(said: Said) -> dict[str, str]:
     return {"cp_exchange": "ring"}
 
 
-def _recomputation(said: Said, custom_split: tuple[int, ...] | None) -> dict[str, int | bool | str]:
+def _recomputation(said: Said, chunks: tuple[int, ...]) -> dict[str, int | bool | str]:
     granularity = "selective" if said.on("recompute_activations") else said.get("recompute_granularity")
     if granularity == "full":
-        return _full(said, custom_split)
+        return _full(said, chunks)
     if granularity is None:
         return {"recompute": "none", "recompute_layers": -1}
     given = said.get("recompute_modules")
     modules = set(given) if isinstance(given, tuple) else {"core_attn"}
-    found = "none"
-    for mode, its_modules in (
-        ("norm_act", ACTIVATIONS_ALONE),
-        ("mla_up_proj", {"mla_up_proj"}),
-        ("selective", {"core_attn"}),
-    ):
-        if modules & its_modules and found == "none":
-            found = mode
-            modules -= its_modules
+    parts = [part for part, its_modules in RECOMPUTED_MODULES.items() if modules & set(its_modules)]
+    found = combined(parts) or "none"
+    modules -= set(modules_of(found))
     if modules:
         said.notes.append(
             f"Recomputation of {', '.join(sorted(modules))} is not modelled: the plan has recompute = {found}, "
@@ -122,13 +116,10 @@ def _recomputation(said: Said, custom_split: tuple[int, ...] | None) -> dict[str
     return {"recompute": found, "recompute_layers": -1}
 
 
-def _full(said: Said, custom_split: tuple[int, ...] | None) -> dict[str, int | bool | str]:
+def _full(said: Said, chunks: tuple[int, ...]) -> dict[str, int | bool | str]:
     n_layers = said.count("recompute_num_layers", 1)
     if said.get("recompute_method") == "block":
-        uneven = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")
-        layers = said.whole("num_layers") + sum(said.on(name) for name in uneven)
-        most = max(custom_split) if custom_split else layers / said.count("pipeline_model_parallel_size", 1)
-        return {"recompute": "full", "recompute_layers": n_layers if n_layers < most else -1}
+        return {"recompute": "full", "recompute_layers": n_layers if n_layers < max(chunks) else -1}
     if n_layers > 1:
         said.notes.append(
             f"Layers are recomputed {n_layers} at a time; the estimate keeps every layer's input, which is more memory."
