@@ -16,7 +16,8 @@ from pathlib import Path
 
 from dlcalc.results.reader import open_result
 from dlcalc.workflows.report import study_report, write_page
-from dlcalc.workflows.search import peak_rss_bytes, run_search
+from dlcalc.workflows.search import run_search
+from dlcalc.workflows.search_summary import peak_rss_bytes
 
 SPACE = """
 study: million

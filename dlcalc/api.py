@@ -33,7 +33,8 @@ from dlcalc.specs.hardware import HardwareSpec, Precision
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.space import RecipeSpec
-from dlcalc.workflows.search import breakdown, run_search
+from dlcalc.workflows.search import run_search
+from dlcalc.workflows.search_summary import breakdown
 
 
 @dataclass(frozen=True)

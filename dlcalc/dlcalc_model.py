@@ -69,7 +69,7 @@ def show_models(*, as_json: bool) -> None:
     from dlcalc.report.listings import print_models
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows.search import list_models
+    from dlcalc.workflows.listings import list_models
 
     rows = list_models()
     if as_json:

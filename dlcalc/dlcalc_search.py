@@ -240,7 +240,7 @@ def show_dry_run(space_file: Path, *, as_json: bool, hardware_dirs: tuple[Path, 
     from dlcalc.report.listings import print_dry_run
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows.search import dry_run
+    from dlcalc.workflows.dry_run import dry_run
 
     counts = dry_run(space_file, out=out, hardware_dirs=hardware_dirs)
     if as_json:
@@ -254,7 +254,7 @@ def show_hardware(hardware_dirs: tuple[Path, ...], *, as_json: bool) -> None:
     from dlcalc.report.listings import print_hardware
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows.search import list_hardware
+    from dlcalc.workflows.listings import list_hardware
 
     rows = list_hardware(hardware_dirs=hardware_dirs)
     if as_json:
@@ -268,7 +268,7 @@ def show_models(*, as_json: bool) -> None:
     from dlcalc.report.listings import print_models
     from dlcalc.report.terminal import make_console
     from dlcalc.utils.jsontext import to_json
-    from dlcalc.workflows.search import list_models
+    from dlcalc.workflows.listings import list_models
 
     rows = list_models()
     if as_json:

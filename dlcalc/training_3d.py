@@ -117,10 +117,11 @@ def show(
     from dlcalc.report.run_report import sections
     from dlcalc.report.sections import print_sections
     from dlcalc.report.terminal import make_console
-    from dlcalc.search.run import parse_change
+    from dlcalc.search.run_file import parse_change
     from dlcalc.utils.jsontext import to_json
     from dlcalc.workflows.better import better_plans
-    from dlcalc.workflows.run import analyse, as_document, citations, compare, drawable_timeline, write_text
+    from dlcalc.workflows.citations import citations
+    from dlcalc.workflows.run import analyse, as_document, compare, drawable_timeline, write_text
 
     changes = dict(parse_change(text) for text in what_if)
     comparison = compare(source, changes) if changes else None

@@ -1,6 +1,6 @@
 """What there is to say of one run, as one object: printed, drawn on a page, and the document of ``--json``.
 
-Built by ``workflows.run`` and read by programs: names here are an interface. Base units throughout.
+Built by ``workflows.run_facts`` and read by programs: names here are an interface. Base units throughout.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from dlcalc.costmodel.plans import Array
 
 SHARED_VARIANCE = 0.75
 """Of the variance of an estimate's error, what two plans of one scenario have in common: they differ by half of its
-spread (workflows.search.RELATIVE_SPREAD)."""
+spread (workflows.search_summary.RELATIVE_SPREAD)."""
 CHOICES_APART = 3.0
 """Differing choices over which what plans share beyond that falls to 1 / e."""
 REPEATABILITY = 0.01

@@ -33,7 +33,7 @@ from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 from dlcalc.workflows.compare_choices import verdict
 from dlcalc.workflows.compare_difference import Contender
 from dlcalc.workflows.compare_inputs import Asked
-from dlcalc.workflows.run import row_of
+from dlcalc.workflows.result_rows import row_of
 
 
 @dataclass(frozen=True)

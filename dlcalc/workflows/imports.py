@@ -19,7 +19,8 @@ from dlcalc.launch.readers.beside import told_beside
 from dlcalc.launch.readers.read import read_trainer_file
 from dlcalc.report.summary import Summary
 from dlcalc.search.alternatives import ranges_around
-from dlcalc.search.run import RunFile, RunSource
+from dlcalc.search.run import RunSource
+from dlcalc.search.run_file import RunFile
 from dlcalc.search.study import located
 from dlcalc.specs.marked_yaml import Marks
 from dlcalc.specs.model import ModelSpec

@@ -23,7 +23,8 @@ from dlcalc.report.plan_words import plan_words
 from dlcalc.results.reader import open_result
 from dlcalc.results.storage import Location, is_directory, location
 from dlcalc.search.alternatives import Alternative, alternatives, changed, scenario_around
-from dlcalc.search.run import ResultRow, Run, RunSource
+from dlcalc.search.result_row import ResultRow
+from dlcalc.search.run import Run, RunSource
 from dlcalc.search.space import Scenario
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.framework_registry import framework_names, load_framework

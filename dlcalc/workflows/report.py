@@ -24,7 +24,7 @@ from dlcalc.report.study_page import study_page
 from dlcalc.results.manifest import ScenarioOrigin
 from dlcalc.results.reader import Result, Row, open_result
 from dlcalc.results.storage import Location, is_directory, location
-from dlcalc.search.run import ResultRow
+from dlcalc.search.result_row import ResultRow
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.utils import units
 from dlcalc.workflows.report_parts import (
@@ -39,8 +39,9 @@ from dlcalc.workflows.report_parts import (
     scenario_bests,
     why_of,
 )
-from dlcalc.workflows.run import drawable_timeline, row_of, scenario_name, write_text
-from dlcalc.workflows.search import RELATIVE_SPREAD
+from dlcalc.workflows.result_rows import row_of, scenario_name
+from dlcalc.workflows.run import drawable_timeline, write_text
+from dlcalc.workflows.search_summary import RELATIVE_SPREAD
 from dlcalc.workflows.sensitivity import sensitivity_of
 from dlcalc.workflows.survey import (
     BEYOND_CAPACITY,

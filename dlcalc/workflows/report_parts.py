@@ -24,13 +24,13 @@ from dlcalc.report.study_facts import (
 )
 from dlcalc.results.manifest import ScenarioOrigin
 from dlcalc.results.reader import Result, Row
-from dlcalc.search.run import ResultRow
+from dlcalc.search.result_row import ResultRow
 from dlcalc.specs.base import Quoted
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.uncertainty import Uncertainty
 from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
-from dlcalc.workflows.run import citations
-from dlcalc.workflows.search import breakdown
+from dlcalc.workflows.citations import citations
+from dlcalc.workflows.search_summary import breakdown
 from dlcalc.workflows.survey import (
     MESH,
     Leaders,

@@ -238,7 +238,7 @@ def sampled_summary(
     scenario: Scenario,
     spec: SearchSpec,
     sampled: Sampled,
-    plan_rows: Any,  # noqa: ANN401 - a function of workflows.search
+    plan_rows: Any,  # noqa: ANN401 - a function of workflows.search_summary
 ) -> SampledSummary:
     """How the scenario was searched, and what no plan beats in every objective."""
     trials = sampled.trials

@@ -1,59 +1,37 @@
-"""Use cases that doors call: load, estimate, search, write. Never click, never colours."""
+"""The use case behind ``dlcalc-search``: load a study, search it, write what is kept. Never click, never colours."""
 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from dlcalc.calculators import params
-from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
-from dlcalc.costmodel.plans import KNOBS, NAMES, Index, value_of
-from dlcalc.costmodel.uncertainty import step_time_interval_factors
+from dlcalc.costmodel.plans import NAMES
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
-from dlcalc.report.summary import (
-    Breakdown,
-    DesignSummary,
-    DryRun,
-    HardwareRow,
-    Miss,
-    ModelRow,
-    PlanRow,
-    SampledSummary,
-    ScenarioSummary,
-    SortName,
-    Summary,
-)
+from dlcalc.report.summary import DesignSummary, SampledSummary, SortName, Summary
 from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.reader import Result
-from dlcalc.results.schema import COLUMNS
 from dlcalc.results.shard import ShardHeader
 from dlcalc.results.storage import Location, ObjectPath, location
 from dlcalc.results.writer import StudyWriter, open_study
-from dlcalc.search.executors import Executor, LocalExecutor, shards_of, shared_out
-from dlcalc.search.exhaustive import BLOCK_PLANS, Keep, search_block
-from dlcalc.search.found import Found, Leaders, SortKey
-from dlcalc.search.space import DEGREES, Scenario
+from dlcalc.search.executors import Executor, LocalExecutor, shards_of
+from dlcalc.search.exhaustive import Keep
+from dlcalc.search.found import Found, SortKey
+from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec, told_by_line
-from dlcalc.specs.model_registry import load_model, model_names
 from dlcalc.specs.space import SpaceSpec, TopRows
-from dlcalc.workflows.sweep import Progress, columns_of_rows, count_near, estimate_rows, executor_of, sweep
+from dlcalc.workflows.search_summary import LEADERS, breakdown, rows_of_plans, scenario_summaries, study_summary
+from dlcalc.workflows.sweep import Progress, count_near, executor_of, sweep
 
 if TYPE_CHECKING:
     from dlcalc.workflows.placing import Placing
 
 MOST_ROWS = 20_000_000
 """Rows kept under ``keep: auto``; a study with more that fit keeps the best and the Pareto front."""
-LEADERS = 1000
-NEAR_ROWS = 20
 
 
 def run_search(
@@ -114,8 +92,8 @@ def run_search(
             found = _swept(scenarios, study, headers, None if counts_first else mode, n_kept, key, where, progress)
         seconds = time.perf_counter() - began
         forks = isinstance(where, LocalExecutor) and where.forks
-        said = _scenario_summaries(scenarios, found, top, key, jobs, forks)
-        summary = _summary(space, sort, found, said, directory, seconds)
+        said = scenario_summaries(scenarios, found, top, key, jobs, forks)
+        summary = study_summary(space, sort, found, said, directory, seconds)
         for position, how in sampled.items():
             summary["scenarios"][position]["sampled"] = how
         if designs:
@@ -178,7 +156,7 @@ def _sample(
         journal = _journal_beside(study.directory)
         sampled = sample_scenario(scenario, space.search, name, journal=journal, progress=progress)
         found[position] = write_sampled(scenario, sampled, study, headers[position], what, n_kept, key)
-        said[position] = sampled_summary(scenario, space.search, sampled, _rows_of_plans)
+        said[position] = sampled_summary(scenario, space.search, sampled, rows_of_plans)
     return said
 
 
@@ -269,273 +247,6 @@ def _place(
     for scenario, one, said in zip(scenarios, placed, summary["scenarios"], strict=True):
         said["placed"] = placed_summary(scenario, placing, one, breakdown, top)
     summary["placing_s"] = time.perf_counter() - began
-
-
-def dry_run(space_file: Path, *, out: Path | str | None = None, hardware_dirs: Sequence[Path] = ()) -> DryRun:
-    """Count the space and estimate time and size of the result, from one block actually evaluated."""
-    space = load_spec(space_file, SpaceSpec)
-    with told_by_line(space_file):
-        scenarios = scenarios_of(
-            space, space_file.parent, HardwareRegistry(folders=hardware_search_path(hardware_dirs))
-        )
-    n_plans = sum(scenario.n_plans for scenario in scenarios)
-    largest = max(scenarios, key=lambda scenario: scenario.n_plans)
-    start, stop = next(largest.blocks(BLOCK_PLANS))
-    began = time.perf_counter()
-    search_block(largest, start, stop, keep=LEADERS)
-    per_plan = (time.perf_counter() - began) / (largest.n_plans / largest.shape[0] * (stop - start))
-    axes = ("mesh", "data", "pipeline", "micro_batch", "recompute", "tensor")
-    counts: DryRun = {
-        "study": space.study,
-        "n_plans": n_plans,
-        "seconds": per_plan * n_plans,
-        "result_bytes": float(min(n_plans, MOST_ROWS) * BYTES_PER_ROW),
-        "result": str(out or Path("results") / space.study),
-        "scenarios": [
-            {
-                "name": scenario.name,
-                "model": scenario.model.name,
-                "hardware": scenario.hardware.name,
-                "devices": scenario.devices,
-                "precision": scenario.recipe.precision,
-                "n_plans": scenario.n_plans,
-                "axes": dict(zip(axes, scenario.shape, strict=True)),
-            }
-            for scenario in scenarios
-        ],
-    }
-    if space.search is None:
-        return counts
-    from dlcalc.workflows.sampled_dry_run import with_sampling
-
-    return with_sampling(counts, space, scenarios, bytes_per_row=BYTES_PER_ROW)
-
-
-BYTES_PER_ROW = 48
-"""Of a compressed row, as measured by benchmarks/write_speed.py."""
-
-
-def list_hardware(hardware_dirs: Sequence[Path] = ()) -> list[HardwareRow]:
-    """Every machine that can be named."""
-    registry = HardwareRegistry(folders=hardware_search_path(hardware_dirs))
-    rows: list[HardwareRow] = []
-    for name in registry.names():
-        spec = registry.load(name)
-        peaks = spec.device.peak_tflops
-        rows.append(
-            {
-                "name": spec.name,
-                "aliases": list(spec.aliases),
-                "description": spec.description,
-                "devices_per_node": spec.node.n_devices,
-                "hbm_gib": spec.device.hbm_gib.value,
-                "hbm_tb_per_s": spec.device.hbm_tb_per_s.value,
-                "bf16_tflops": peaks["bf16"].value if "bf16" in peaks else None,
-                "fp8_tflops": peaks["fp8"].value if "fp8" in peaks else None,
-                "link_gb_per_s": spec.node.link_gb_per_s.value,
-                "nic_gbit_per_s": spec.fabric.nic_gbit_per_s_per_device.value,
-                "usd_per_device_hour": spec.price.usd_per_device_hour if spec.price else None,
-                "measured": spec.calibration.measured,
-            }
-        )
-    return rows
-
-
-def list_models() -> list[ModelRow]:
-    """Every built-in model."""
-    return [
-        {
-            "name": name,
-            "parameters_total": float(params.total_params(model)),
-            "parameters_active": float(params.active_params(model)),
-            "n_layers": model.n_layers,
-            "hidden_size": model.hidden_size,
-            "n_heads": model.n_heads,
-            "n_experts": model.n_experts,
-            "vocab_size": model.vocab_size,
-        }
-        for name, model in ((name, load_model(name)) for name in model_names())
-    ]
-
-
-# ---- the summary --------------------------------------------------------------------------------------------------
-
-
-def _summary(
-    space: SpaceSpec,
-    sort: SortName,
-    found: Mapping[int, Found],
-    said: list[ScenarioSummary],
-    directory: Location,
-    seconds: float,
-) -> Summary:
-    n_plans = sum(f.n_plans for f in found.values())
-    return {
-        "study": space.study,
-        "sort": sort,
-        "n_plans": n_plans,
-        "n_refused": sum(f.n_refused for f in found.values()),
-        "n_fit": sum(f.n_fit for f in found.values()),
-        "seconds": seconds,
-        "plans_per_s": n_plans / seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "result": str(directory),
-        "scenarios": said,
-    }
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process and its workers so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return max(own, children) * unit
-
-
-WORTH_SHARING = 64
-"""Fewer scenarios are summed up sooner than another pool has started."""
-
-
-def _scenario_summaries(
-    scenarios: Sequence[Scenario], found: Mapping[int, Found], top: int, key: SortKey, jobs: int | None, forks: bool
-) -> list[ScenarioSummary]:
-    """One per scenario, in order; many are shared out like the shards were."""
-    tasks = [(scenario, found[position], top, key) for position, scenario in enumerate(scenarios)]
-    if len(tasks) < WORTH_SHARING:
-        return [_scenario_summary(*task) for task in tasks]
-    return shared_out(_scenario_summary, tasks, jobs=jobs, forks=forks)
-
-
-def _scenario_summary(scenario: Scenario, found: Found, top: int, key: SortKey) -> ScenarioSummary:
-    best = found.leaders.best(top, key).index
-    followed = found.leaders.best(LEADERS, "step_time") if key == "step_time" else Leaders.none()
-    rivals = _rivals(scenario, followed)
-    worth, near, missed = _worth_measuring(scenario, rivals), found.near.index[:NEAR_ROWS], _missed(found)
-    estimated, (best_rows, worth_rows, near_rows, missed_rows) = _plan_rows(scenario, [best, worth, near, missed])
-    recipe = scenario.recipe
-    said: ScenarioSummary = {
-        "name": scenario.name,
-        "model": scenario.model.name,
-        "hardware": scenario.hardware.name,
-        "devices": scenario.devices,
-        "precision": recipe.precision,
-        "framework": recipe.framework.name,
-        "seq_len": recipe.seq_len,
-        "global_batch": recipe.global_batch,
-        "mfu_convention": recipe.mfu_convention,
-        "n_plans": found.n_plans,
-        "n_fit": found.n_fit,
-        "refused": dict(found.refused.most_common()),
-        "best": best_rows,
-        "breakdown": breakdown(estimated) if estimated and len(best) else None,
-        "memory_usable_bytes": scenario.hardware.device.hbm_bytes,
-        "memory_limit_bytes": scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom),
-        "n_not_told_apart": len(rivals.index),
-        "worth_measuring": worth_rows,
-        "n_within_2_percent": found.n_near,
-        "within_2_percent": near_rows,
-        "nearest_misses": _misses(scenario, missed_rows),
-    }
-    if len(rivals.index) == len(followed.index) < found.n_fit:
-        said["more_not_told_apart"] = True
-    return said
-
-
-RELATIVE_SPREAD = 0.5
-"""Share of an estimate's error that two plans of one scenario do not share; device, model and trainer are the same."""
-
-
-def _rivals(scenario: Scenario, leaders: Leaders) -> Leaders:
-    """The plans that cannot be told apart from the fastest: within what differs between plans of one scenario."""
-    if not len(leaders.index):
-        return leaders
-    fastest = scenario.rows(leaders.index[:1])
-    _, high = step_time_interval_factors(
-        scenario.model, scenario.hardware, scenario.recipe, fastest, scenario.uncertainty
-    )
-    wide = float(np.broadcast_to(high, 1)[0]) - 1.0
-    return leaders.take(leaders.step_time_s <= leaders.step_time_s[0] * (1.0 + RELATIVE_SPREAD * wide))
-
-
-def _worth_measuring(scenario: Scenario, rivals: Leaders, most: int = 3) -> Index:
-    """The fastest rival of each choice of degrees, the best first: what differs most is what a run decides."""
-    row = rivals.index // (scenario.n_plans // scenario.shape[0])
-    degrees = np.column_stack([scenario.axes[0][knob][row] for knob in DEGREES])
-    _, first = np.unique(degrees, axis=0, return_index=True)
-    return rivals.index[np.sort(first)[:most]]
-
-
-def _plan_rows(scenario: Scenario, parts: Sequence[Index]) -> tuple[Estimate | None, list[list[PlanRow]]]:
-    """The rows of each part, and the estimate of all of them in order: one call costs more than its rows."""
-    index = np.concatenate(parts)
-    if not len(index):
-        return None, [[] for _ in parts]
-    estimated = estimate_rows(scenario, index)
-    columns = columns_of_rows(scenario, index, estimated)
-    rows, start = [], 0
-    for part in parts:
-        rows.append(_ranked(scenario, columns, range(start, start + len(part))))
-        start += len(part)
-    return estimated, rows
-
-
-def _rows_of_plans(scenario: Scenario, index: Index) -> list[PlanRow]:
-    return _plan_rows(scenario, [index])[1][0]
-
-
-def _ranked(scenario: Scenario, columns: Mapping[str, Any], positions: range) -> list[PlanRow]:
-    recipe, hardware = scenario.recipe, scenario.hardware
-    rows: list[PlanRow] = []
-    for position in positions:
-        row: dict[str, Any] = {"rank": position - positions.start + 1, **knobs_at(columns, position)}
-        for column in COLUMNS:
-            if column.kind == "quantity":
-                row[column.name] = float(columns[column.name][position])
-        row["plan_index"] = int(columns["plan_index"][position])
-        row["days"] = row["cost_usd"] = None
-        if recipe.token_budget:
-            seconds = recipe.token_budget / recipe.tokens_per_step * row["step_time_s"]
-            row["days"] = seconds / 86400.0
-            if hardware.price:
-                row["cost_usd"] = seconds / 3600.0 * scenario.devices * hardware.price.usd_per_device_hour
-        rows.append(row)  # type: ignore[arg-type]
-    return rows
-
-
-def knobs_at(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
-    """The knobs of one row as people write them."""
-    return {knob: value_of(knob, float(columns[knob][position])) for knob in KNOBS}
-
-
-def breakdown(found: Estimate, position: int = 0) -> Breakdown:
-    """Named terms of one plan: seconds of a step, bytes on its fullest stage."""
-    shape = np.shape(found.step_time_s)
-
-    def at(value: Any) -> float:  # noqa: ANN401 an array
-        return float(np.broadcast_to(value, shape).reshape(-1)[position])
-
-    time_s = {name.removesuffix("_s"): at(value) for name, value in found.step.terms().items()}
-    memory = {name.removesuffix("_bytes"): at(value) for name, value in found.footprint.terms_of_peak().items()}
-    return {
-        "time_s": {name: value for name, value in time_s.items() if value > 0},
-        "memory_bytes": {name: value for name, value in memory.items() if value > 0},
-    }
-
-
-def _missed(found: Found) -> Index:
-    """Of a scenario in which nothing fits, what comes closest."""
-    return found.misses.index[:0] if found.n_fit else found.misses.index
-
-
-def _misses(scenario: Scenario, rows: Sequence[PlanRow]) -> list[Miss]:
-    capacity = scenario.hardware.device.hbm_bytes * (1.0 - scenario.memory_headroom)
-    misses: list[Any] = []
-    for row in rows:
-        knobs: dict[str, Any] = {knob: row[knob] for knob in KNOBS}  # type: ignore[literal-required]
-        memory = row["memory_bytes"]
-        over = {"memory_bytes": memory, "over_bytes": memory - capacity, "reasons": [OUT_OF_MEMORY]}
-        misses.append(knobs | over)
-    return misses
 
 
 # ---- what is asked ------------------------------------------------------------------------------------------------

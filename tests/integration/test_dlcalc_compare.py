@@ -20,7 +20,7 @@ from dlcalc.dlcalc_compare import main
 from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.report.compare_rows import COLUMNS
 from dlcalc.results.reader import open_result
-from dlcalc.workflows import run as workflows_run
+from dlcalc.workflows.result_rows import row_of
 
 SHOOTOUT = """
 study: shootout
@@ -270,7 +270,7 @@ def test_the_machines_factor_is_what_3dtrn_says_of_the_same_plan_there():
         if one["as_if"] or one["factors"][0]["what"] != "machine":
             continue
         other, winner = named(section, one["other"]), named(section, one["winner"])
-        row = workflows_run.row_of(open_result("shootout"), Path("shootout"), 1, other["scenario"], registry)
+        row = row_of(open_result("shootout"), Path("shootout"), 1, other["scenario"], registry)
         before, after = (row.resolve(change).estimate() for change in ({}, {"hardware": winner["hardware"]}))
         assert machine["factor"] == pytest.approx(float(before.step_time_s / after.step_time_s), rel=1e-9)
         matmul = next(term for term in machine["terms"] if term["term"] == "matmul")

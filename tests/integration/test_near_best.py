@@ -12,7 +12,8 @@ from dlcalc.results.files import MANIFEST_NAME, SUMMARY_NAME
 from dlcalc.search import executors
 from dlcalc.search import found as searches
 from dlcalc.search.found import NEAR_BEST
-from dlcalc.workflows.search import NEAR_ROWS, run_search
+from dlcalc.workflows.search import run_search
+from dlcalc.workflows.search_summary import NEAR_ROWS
 from tests.studies import SMALL
 
 MOST = 2

@@ -29,7 +29,7 @@ from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.results.check import check_result
 from dlcalc.results.files import INPUTS_NAME, MANIFEST_NAME, SUMMARY_NAME
 from dlcalc.results.reader import open_result
-from dlcalc.search.run import RunFile
+from dlcalc.search.run_file import RunFile
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.huggingface import load_huggingface_config

@@ -14,7 +14,8 @@ from dlcalc.costmodel.plans import KNOBS, value_of
 from dlcalc.costmodel.stage_params import stage_params
 from dlcalc.errors import DlcalcError, SpecError, UnknownNameError
 from dlcalc.hardware_registry import HardwareRegistry
-from dlcalc.search.run import Run, RunFile, parse_change
+from dlcalc.search.run import Run
+from dlcalc.search.run_file import RunFile, parse_change
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.plan import PlanSection, Recompute, Schedule, Split
 from dlcalc.specs.recompute import RECOMPUTE_MODES

@@ -20,7 +20,7 @@ from dlcalc.costmodel.plans import PER_STAGE, Plans
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, load_hardware
 from dlcalc.report.plan_words import plan_words
-from dlcalc.search.run import RunFile
+from dlcalc.search.run_file import RunFile
 from dlcalc.search.stage_designs import stage_designs, stage_recompute, with_pipeline
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.model_registry import load_model

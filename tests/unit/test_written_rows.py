@@ -14,7 +14,7 @@ from dlcalc.search.found import Found
 from dlcalc.validation.rows import MeasuredRun, parse_extras
 from dlcalc.validation.runs import RunReader
 from dlcalc.validation.written import row_of_plan
-from dlcalc.workflows.search import LEADERS
+from dlcalc.workflows.search_summary import LEADERS
 from tests.scenarios import _scenario
 
 
