@@ -148,7 +148,7 @@ MODES = {
 
 MODULES = {
     "core_attn": "selective", "mla_up_proj": "mla_up_proj",
-    **dict.fromkeys(("layernorm", "rmsnorm", "norm", "moe_act", "act", "activation", "swiglu"), "norm_act"),
+    **dict.fromkeys(("layernorm", "rmsnorm", "norm", "moe_act", "swiglu"), "norm_act"),
 }  # fmt: skip
 """Megatron's and others' words for parts of a layer that are recomputed, one or several of them."""
 
