@@ -38,7 +38,8 @@ from dlcalc.search.executors import SHARD_PLANS, Shard
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec
 from dlcalc.specs.space import SpaceSpec
-from dlcalc.workflows.search import _origin_of, run_search
+from dlcalc.workflows.search import run_search
+from dlcalc.workflows.search_origin import origin_of
 from dlcalc.workflows.sweep import _shard, _Task
 
 KEPT = 100
@@ -88,7 +89,7 @@ def measured_shards(folder: Path) -> tuple[float, int, bytes]:
     space = load_spec(file, SpaceSpec)
     scenarios = scenarios_of(space, folder, HardwareRegistry())
     (scenario,) = scenarios
-    origin = _origin_of(space, file, scenarios, what="top", n_kept=KEPT, sort="step_time")
+    origin = origin_of(space, file, scenarios, what="top", n_kept=KEPT, sort="step_time")
     blocks = list(scenario.blocks(SHARD_PLANS))
     n_plans = scenario.n_plans
     with open_study(folder / "shards", origin) as study:

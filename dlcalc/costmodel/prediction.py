@@ -10,7 +10,10 @@ from typing import Self
 
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
+from dlcalc.specs.hardware import HardwareSpec
+from dlcalc.specs.recipe import Recipe
 from dlcalc.specs.uncertainty import load_uncertainty
+from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,18 @@ class Prediction:
             tokens_per_s_per_device=float(found.tokens_per_s_per_device),
             memory_bytes=float(found.memory_bytes),
         )
+
+
+def budget_days(recipe: Recipe, step_time_s: float) -> float | None:
+    """Days that the recipe's token budget takes; None without one."""
+    if not recipe.token_budget:
+        return None
+    return recipe.token_budget / recipe.tokens_per_step * step_time_s / SECONDS_PER_DAY
+
+
+def budget_usd(recipe: Recipe, hardware: HardwareSpec, devices: int, step_time_s: float) -> float | None:
+    """Price of the devices over those days; None without a budget or a price."""
+    days = budget_days(recipe, step_time_s)
+    if days is None or hardware.price is None:
+        return None
+    return days * (SECONDS_PER_DAY / SECONDS_PER_HOUR) * devices * hardware.price.usd_per_device_hour

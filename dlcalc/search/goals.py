@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.costmodel.plans import Array
+from dlcalc.costmodel.prediction import budget_usd
 from dlcalc.errors import DlcalcError
 from dlcalc.search.sampled import MAXIMIZED
 from dlcalc.search.space import Scenario
 from dlcalc.specs.sampling import Goal
-from dlcalc.utils.units import GIB, SECONDS_PER_HOUR
+from dlcalc.utils.units import GIB
 
 
 def check_goals(scenario: Scenario, goals: Sequence[Goal], *, is_priced: bool = False) -> None:
@@ -33,11 +34,9 @@ def check_goals(scenario: Scenario, goals: Sequence[Goal], *, is_priced: bool = 
 
 def cost_usd(scenario: Scenario, step_time_s: Array) -> Array:
     """Price of the token budget on the devices of the scenario."""
-    assert scenario.recipe.token_budget is not None  # check_goals saw to it
-    assert scenario.hardware.price is not None
-    steps = scenario.recipe.token_budget / scenario.recipe.tokens_per_step
-    hours = steps * step_time_s / SECONDS_PER_HOUR
-    return hours * scenario.devices * scenario.hardware.price.usd_per_device_hour
+    per_second = budget_usd(scenario.recipe, scenario.hardware, scenario.devices, 1.0)
+    assert per_second is not None  # check_goals saw to it
+    return per_second * step_time_s
 
 
 def values_of(

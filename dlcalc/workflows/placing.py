@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from dlcalc.costmodel.node_traffic import node_traffic
 from dlcalc.costmodel.placement import Crossing, PlacedRates
 from dlcalc.costmodel.plans import KNOBS, Array, Plans, value_of
 from dlcalc.errors import DlcalcError, NoPlacementError, SpecError, TopologyError
-from dlcalc.report.summary import Breakdown, PlacedRow, PlacedSummary
+from dlcalc.report.summary import PlacedRow, PlacedSummary
 from dlcalc.results.placed import KINDS, PlacedTables
 from dlcalc.results.reader import Result
 from dlcalc.results.schema import COLUMNS
@@ -42,6 +42,7 @@ from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.job import JobShape, Placement
 from dlcalc.topology.seconds import Traffic
 from dlcalc.topology.sources.read import exclusions, read_fabric
+from dlcalc.workflows.search_summary import breakdown
 from dlcalc.workflows.sweep import Index, Progress, estimate_rows, rows_of
 
 PLACED_PLANS = 1000
@@ -431,12 +432,10 @@ def constants_of(scenario: Scenario) -> dict[str, str | int]:
 # ---- the summary --------------------------------------------------------------------------------------------------
 
 
-def placed_summary(
-    scenario: Scenario, placing: Placing, found: PlacedScenario, breakdown: Callable[[Estimate], Breakdown], top: int
-) -> PlacedSummary:
+def placed_summary(scenario: Scenario, placing: Placing, found: PlacedScenario, top: int) -> PlacedSummary:
     """What the report says of placed plans."""
     usable = placing.fabric.candidates()
-    rows = [_placed_row(scenario, found, row, breakdown) for row in found.plans[:top]]
+    rows = [_placed_row(scenario, found, row) for row in found.plans[:top]]
     first = next((row for row in found.plans if row["rank"] == 1), None)
     best = found.mesh_of(scenario, rows[0]["plan_index"]) if rows else None
     return {
@@ -452,7 +451,7 @@ def placed_summary(
         "order_changed": [row["plan_index"] for row in found.plans[:top]]
         != [row["plan_index"] for row in sorted(found.plans, key=_paper_order)[:top]],
         "best": rows,
-        "first_on_paper": None if first is None else _placed_row(scenario, found, first, breakdown),
+        "first_on_paper": None if first is None else _placed_row(scenario, found, first),
         "breakdown": None if not rows else breakdown(_estimate(scenario, found, rows[0]["plan_index"])),
         "rings": [list(ring) for ring in best.rings] if best else [],
         "machines_per_node": len(best.rings[0]) // best.placement.job.ring_nodes if best else 1,
@@ -472,7 +471,6 @@ def _placed_row(
     scenario: Scenario,
     found: PlacedScenario,
     row: Mapping[str, Any],
-    breakdown: Callable[[Estimate], Breakdown],
 ) -> PlacedRow:
     mesh = found.mesh_of(scenario, row["plan_index"])
     index = np.array([row["plan_index"]], dtype=np.int64)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from dlcalc import __version__
 from dlcalc.costmodel.estimate import Estimate, estimate
 from dlcalc.costmodel.plans import Plans
-from dlcalc.costmodel.prediction import Prediction
+from dlcalc.costmodel.prediction import Prediction, budget_days, budget_usd
 from dlcalc.report.study_facts import (
     MeshCell,
     PlanFacts,
@@ -28,7 +28,6 @@ from dlcalc.search.result_row import ResultRow
 from dlcalc.specs.base import Quoted
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.uncertainty import Uncertainty
-from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
 from dlcalc.workflows.citations import citations
 from dlcalc.workflows.search_summary import breakdown
 from dlcalc.workflows.survey import (
@@ -79,26 +78,15 @@ def as_placed(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, **{name.removeprefix("placed_"): value for name, value in row.items() if name.startswith("placed_")}}
 
 
-def _budget(origin: ScenarioOrigin, step_time_s: float) -> tuple[float | None, float | None]:
-    """Days and dollars of the token budget."""
-    recipe, price = origin.recipe, origin.hardware.price
-    if not recipe.token_budget:
-        return None, None
-    seconds = recipe.token_budget / recipe.tokens_per_step * step_time_s
-    cost = seconds / SECONDS_PER_HOUR * origin.devices * price.usd_per_device_hour if price else None
-    return seconds / SECONDS_PER_DAY, cost
-
-
 def plan_facts(origin: ScenarioOrigin, row: Mapping[str, Any], rank: int, found: Estimate) -> PlanFacts:
     """A row and its terms."""
     terms = breakdown(found)
-    days, cost_usd = _budget(origin, row["step_time_s"])
     quantities = (*(quantity.name for quantity in fields(Prediction)), "hfu", "headroom_bytes")
     return PlanFacts(
         rank=rank,
         plan=knobs_of(row),
-        days=days,
-        cost_usd=cost_usd,
+        days=budget_days(origin.recipe, row["step_time_s"]),
+        cost_usd=budget_usd(origin.recipe, origin.hardware, origin.devices, row["step_time_s"]),
         time_s=terms["time_s"],
         memory_terms_bytes=terms["memory_bytes"],
         **{name: row[name] for name in quantities},
@@ -141,7 +129,8 @@ def _scenario_best(result: Result, name: str, by: str) -> ScenarioBest:
     best: dict[str, Any] = {}
     if found.n_fit:
         row = rows_at(result, name, found.index)[int(found.index[0])]
-        days, cost_usd = _budget(origin, row["step_time_s"])
+        days = budget_days(origin.recipe, row["step_time_s"])
+        cost_usd = budget_usd(origin.recipe, origin.hardware, origin.devices, row["step_time_s"])
         copied = ("step_time_s", "step_time_low_s", "step_time_high_s", "mfu", "memory_bytes")
         best = {key: row[key] for key in copied} | {"days": days, "cost_usd": cost_usd}
         best["tokens_per_s"] = recipe.tokens_per_step / row["step_time_s"]

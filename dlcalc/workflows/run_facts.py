@@ -12,7 +12,7 @@ from dlcalc.costmodel.anatomy.traffic import axis_facts
 from dlcalc.costmodel.cross_dc import CrossDcFacts, across_data_centres
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
 from dlcalc.costmodel.plans import KNOBS, value_of
-from dlcalc.costmodel.prediction import Prediction
+from dlcalc.costmodel.prediction import Prediction, budget_days, budget_usd
 from dlcalc.costmodel.stage_params import stage_params
 from dlcalc.report.run_facts import (
     BlockFacts,
@@ -26,7 +26,7 @@ from dlcalc.report.run_facts import (
 )
 from dlcalc.search.run import Run
 from dlcalc.specs.uncertainty import load_uncertainty
-from dlcalc.utils.units import SECONDS_PER_DAY, SECONDS_PER_HOUR
+from dlcalc.utils.units import SECONDS_PER_DAY
 
 
 def estimate_run(run: Run) -> tuple[Estimate, CrossDcFacts | None]:
@@ -148,12 +148,6 @@ def _memory(run: Run, found: Estimate) -> MemoryFacts:
 
 def _results(run: Run, found: Estimate) -> Results:
     recipe, step_s = run.recipe, float(found.step_time_s)
-    days = cost = None
-    if recipe.token_budget:
-        seconds = recipe.token_budget / recipe.tokens_per_step * step_s
-        days = seconds / SECONDS_PER_DAY
-        if run.hardware.price:
-            cost = seconds / SECONDS_PER_HOUR * run.devices * run.hardware.price.usd_per_device_hour
     told = Prediction.of(found)
     return Results(
         iteration_s=step_s,
@@ -165,6 +159,6 @@ def _results(run: Run, found: Estimate) -> Results:
         tokens_per_s_per_device=told.tokens_per_s_per_device,
         tokens_per_day=recipe.tokens_per_step / step_s * SECONDS_PER_DAY,
         interval=Interval(told.step_time_low_s, told.step_time_high_s, load_uncertainty().coverage),
-        days=days,
-        cost_usd=cost,
+        days=budget_days(recipe, step_s),
+        cost_usd=budget_usd(recipe, run.hardware, run.devices, step_s),
     )

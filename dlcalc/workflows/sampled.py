@@ -36,6 +36,7 @@ from dlcalc.search.variables import Point, Value
 from dlcalc.specs.plan import PlanSection
 from dlcalc.specs.sampling import SearchSpec
 from dlcalc.utils.units import GIB
+from dlcalc.workflows.search_summary import rows_of_plans
 from dlcalc.workflows.sweep import Progress, estimate_rows, rows_of
 
 Index = NDArray[np.int64]
@@ -234,12 +235,7 @@ def found_of(scenario: Scenario, plans: Index, n_kept: int, key: SortKey) -> tup
     return found, plans[fits]
 
 
-def sampled_summary(
-    scenario: Scenario,
-    spec: SearchSpec,
-    sampled: Sampled,
-    plan_rows: Any,  # noqa: ANN401 - a function of workflows.search_summary
-) -> SampledSummary:
+def sampled_summary(scenario: Scenario, spec: SearchSpec, sampled: Sampled) -> SampledSummary:
     """How the scenario was searched, and what no plan beats in every objective."""
     trials = sampled.trials
     return {
@@ -254,7 +250,7 @@ def sampled_summary(
         "n_trials_failed": sum(bool(trial.told.problem) for trial in trials),
         "n_plans": len(sampled.plans),
         "n_plans_of_space": scenario.n_plans,
-        "front": plan_rows(scenario, _front(scenario, spec, sampled)) if len(spec.goals) > 1 else [],
+        "front": rows_of_plans(scenario, _front(scenario, spec, sampled)) if len(spec.goals) > 1 else [],
     }
 
 

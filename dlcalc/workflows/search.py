@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from dlcalc.costmodel.plans import NAMES
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, hardware_search_path
 from dlcalc.report.summary import DesignSummary, SampledSummary, SortName, Summary
-from dlcalc.results.manifest import ScenarioOrigin, StudyOrigin
 from dlcalc.results.reader import Result
 from dlcalc.results.shard import ShardHeader
 from dlcalc.results.storage import Location, ObjectPath, location
@@ -24,7 +22,8 @@ from dlcalc.search.space import Scenario
 from dlcalc.search.study import scenarios_of
 from dlcalc.specs.load import load_spec, told_by_line
 from dlcalc.specs.space import SpaceSpec, TopRows
-from dlcalc.workflows.search_summary import LEADERS, breakdown, rows_of_plans, scenario_summaries, study_summary
+from dlcalc.workflows.search_origin import origin_of
+from dlcalc.workflows.search_summary import LEADERS, scenario_summaries, study_summary
 from dlcalc.workflows.sweep import Progress, count_near, executor_of, sweep
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def run_search(
     if space.search is not None and space.search.varies_scenario:
         scenarios, designs = _designed(space, scenarios, directory, progress)
     n_plans = sum(scenario.n_plans for scenario in scenarios)
-    origin = _origin_of(space, space_file, scenarios, what=what, n_kept=n_kept, sort=key)
+    origin = origin_of(space, space_file, scenarios, what=what, n_kept=n_kept, sort=key)
     found = {position: Found() for position in range(len(scenarios))}
     with (
         executor_of(executor, scheduler, jobs, directory) as where,
@@ -156,7 +155,7 @@ def _sample(
         journal = _journal_beside(study.directory)
         sampled = sample_scenario(scenario, space.search, name, journal=journal, progress=progress)
         found[position] = write_sampled(scenario, sampled, study, headers[position], what, n_kept, key)
-        said[position] = sampled_summary(scenario, space.search, sampled, rows_of_plans)
+        said[position] = sampled_summary(scenario, space.search, sampled)
     return said
 
 
@@ -245,7 +244,7 @@ def _place(
     ]
     study.place(tables_of(placing, scenarios, placed))
     for scenario, one, said in zip(scenarios, placed, summary["scenarios"], strict=True):
-        said["placed"] = placed_summary(scenario, placing, one, breakdown, top)
+        said["placed"] = placed_summary(scenario, placing, one, top)
     summary["placing_s"] = time.perf_counter() - began
 
 
@@ -264,38 +263,3 @@ def _keep_of(space: SpaceSpec, keep: str | int | None) -> tuple[int, str]:
     if wanted not in ("auto", "all", "feasible", "pareto"):
         raise DlcalcError(f"keep: {wanted!r} is not one of auto, all, feasible, pareto or a number")
     return LEADERS, wanted
-
-
-def _origin_of(
-    space: SpaceSpec, space_file: Path, scenarios: Sequence[Scenario], *, what: str, n_kept: int, sort: str
-) -> StudyOrigin:
-    ranges = space.ranges.model_dump(mode="json")
-    return StudyOrigin(
-        study=space.study,
-        space_text=space_file.read_text(encoding="utf-8"),
-        settings={"keep": what, "leaders": n_kept, "sort": sort, **_search_settings(space)},
-        scenarios=tuple(
-            ScenarioOrigin(
-                name=scenario.name,
-                devices=scenario.devices,
-                model=scenario.model,
-                hardware=scenario.hardware,
-                recipe=scenario.recipe,
-                space={
-                    "ranges": ranges,
-                    "constraints": list(scenario.constraints),
-                    "memory_headroom": scenario.memory_headroom,
-                    "custom_split": list(scenario.custom_split or ()),
-                },
-            )
-            for scenario in scenarios
-        ),
-    )
-
-
-def _search_settings(space: SpaceSpec) -> dict[str, str]:
-    """What of the search decides which plans are written; more trials of the same study are the same study."""
-    if space.search is None or not space.search.samples_plans:
-        return {}
-    said = space.search.model_dump(mode="json", exclude={"n_trials", "storage", "batch"}, exclude_defaults=True)
-    return {"search": json.dumps({"sampler": space.search.sampler_name, **said}, sort_keys=True)}

@@ -11,6 +11,7 @@ import numpy as np
 
 from dlcalc.costmodel.estimate import OUT_OF_MEMORY, Estimate
 from dlcalc.costmodel.plans import KNOBS, Index, value_of
+from dlcalc.costmodel.prediction import budget_days, budget_usd
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.report.summary import Breakdown, Miss, PlanRow, ScenarioSummary, SortName, Summary
 from dlcalc.results.schema import COLUMNS
@@ -154,22 +155,18 @@ def _ranked(scenario: Scenario, columns: Mapping[str, Any], positions: range) ->
     recipe, hardware = scenario.recipe, scenario.hardware
     rows: list[PlanRow] = []
     for position in positions:
-        row: dict[str, Any] = {"rank": position - positions.start + 1, **knobs_at(columns, position)}
+        row: dict[str, Any] = {"rank": position - positions.start + 1, **_knobs_at(columns, position)}
         for column in COLUMNS:
             if column.kind == "quantity":
                 row[column.name] = float(columns[column.name][position])
         row["plan_index"] = int(columns["plan_index"][position])
-        row["days"] = row["cost_usd"] = None
-        if recipe.token_budget:
-            seconds = recipe.token_budget / recipe.tokens_per_step * row["step_time_s"]
-            row["days"] = seconds / 86400.0
-            if hardware.price:
-                row["cost_usd"] = seconds / 3600.0 * scenario.devices * hardware.price.usd_per_device_hour
+        row["days"] = budget_days(recipe, row["step_time_s"])
+        row["cost_usd"] = budget_usd(recipe, hardware, scenario.devices, row["step_time_s"])
         rows.append(row)  # type: ignore[arg-type]
     return rows
 
 
-def knobs_at(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
+def _knobs_at(columns: Mapping[str, Any], position: int) -> dict[str, Any]:
     """The knobs of one row as people write them."""
     return {knob: value_of(knob, float(columns[knob][position])) for knob in KNOBS}
 
