@@ -13,102 +13,35 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 
-from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.node_traffic import node_traffic
-from dlcalc.costmodel.placement import Crossing, PlacedRates
-from dlcalc.costmodel.plans import KNOBS, Array, Plans, value_of
+from dlcalc.costmodel.plans import Array
 from dlcalc.errors import DlcalcError, NoPlacementError, SpecError, TopologyError
-from dlcalc.report.summary import PlacedRow, PlacedSummary
-from dlcalc.results.placed import KINDS, PlacedTables
+from dlcalc.results.placed import PlacedTables
 from dlcalc.results.reader import Result
-from dlcalc.results.schema import COLUMNS
 from dlcalc.search.exhaustive import search_block
-from dlcalc.search.found import Found, Leaders
+from dlcalc.search.found import Found
 from dlcalc.search.space import DEGREES, Scenario
 from dlcalc.specs.load import load_yaml, spec_error
 from dlcalc.specs.space import TopologySpec
 from dlcalc.topology.assign import place
-from dlcalc.topology.crossing import PlacedGroups
 from dlcalc.topology.domains import Machines, with_node_devices
 from dlcalc.topology.fabric import Fabric
 from dlcalc.topology.job import JobShape, Placement
 from dlcalc.topology.seconds import Traffic
 from dlcalc.topology.sources.read import exclusions, read_fabric
-from dlcalc.workflows.search_summary import breakdown
-from dlcalc.workflows.sweep import Index, Progress, estimate_rows, rows_of
+from dlcalc.workflows.placed_mesh import PLACED_PLANS, PlacedMesh, PlacedScenario, Placing, plans_per_mesh
+from dlcalc.workflows.placed_rows import placed_rows, ranks_of
+from dlcalc.workflows.sweep import Index, Progress, estimate_rows
 
-PLACED_PLANS = 1000
-"""Kept of a scenario, of those that are fastest as placed; and of those that are fastest without."""
 SHOWN_REASONS = 3
 NO_LOSS = 1e-3
 """Of a step: less is no reason to place a mesh another way."""
-
-
-@dataclass(frozen=True)
-class Placing:
-    """What the best plans are placed on, and how many meshes of each scenario."""
-
-    fabric: Fabric
-    topology: str
-    meshes: int
-    time_limit_s: float
-
-
-@dataclass(frozen=True)
-class PlacedMesh:
-    """A mesh on its nodes."""
-
-    row: int
-    """Of the scenario's mesh axis."""
-    number: int
-    """Of the placement, which meshes with the same rings share."""
-    placement: Placement
-    machines: Machines
-
-    @property
-    def rings(self) -> tuple[tuple[str, ...], ...]:
-        """By the names of machines."""
-        return self.machines.of(self.placement.rings)
-
-    @cached_property
-    def groups(self) -> PlacedGroups:
-        return PlacedGroups.of(self.machines.fabric, self.placement)
-
-    def rates(self, scenario: Scenario, plans: Plans) -> PlacedRates:
-        """The links of plans of this mesh."""
-        return self.groups.rates(scenario.hardware, dp_replicate=plans.dp_replicate, vpp=plans.vpp)
-
-
-@dataclass(frozen=True)
-class PlacedScenario:
-    """A scenario's placed plans; or why there are none."""
-
-    plans: tuple[Mapping[str, Any], ...] = ()
-    """Rows of ``plans.parquet``, fastest as placed first."""
-    meshes: Mapping[int, PlacedMesh] = field(default_factory=dict)
-    """By row of the mesh axis."""
-    n_placements: int = 0
-    not_placed: Mapping[str, int] = field(default_factory=dict)
-    """Meshes that were tried and cannot be placed, by reason."""
-    n_faster_on_paper: int = 0
-    """Meshes that were not tried and have a plan that is faster without placement than the best one is with it."""
-    why_none: str = ""
-
-    def mesh_of(self, scenario: Scenario, plan: int) -> PlacedMesh:
-        return self.meshes[plan // plans_per_mesh(scenario)]
-
-    @property
-    def placements(self) -> dict[int, PlacedMesh]:
-        """One mesh of each placement, by its number."""
-        return {mesh.number: mesh for mesh in reversed(list(self.meshes.values()))}
 
 
 # ---- what is asked ------------------------------------------------------------------------------------------------
@@ -237,17 +170,12 @@ def place_scenario(
     chosen = np.union1d(found.leaders.index, np.array(on_paper, dtype=np.int64))
     tried = len(meshes) + sum(reasons.values())
     return PlacedScenario(
-        plans=_rows(scenario, chosen, at, rank),
+        plans=placed_rows(scenario, chosen, at, rank),
         meshes=at,
         n_faster_on_paper=int(np.count_nonzero(best_s[order[tried:]] < found.fastest)),
         n_placements=len({mesh.number for mesh in meshes}),
         not_placed=reasons,
     )
-
-
-def plans_per_mesh(scenario: Scenario) -> int:
-    """Plans that share a mesh, which are neighbours in the space."""
-    return scenario.n_plans // scenario.shape[0]
 
 
 def best_of_meshes(scenario: Scenario, result: Result, searched: Found) -> Array:
@@ -356,145 +284,3 @@ def _placed_s(scenario: Scenario, mesh: PlacedMesh, plan: Index) -> float:
 def _job_of(scenario: Scenario, row: int) -> JobShape:
     degrees = {knob: int(scenario.axes[0][knob][row]) for knob in DEGREES}
     return JobShape(**degrees, node_devices=scenario.hardware.node.n_devices)
-
-
-# ---- rows ---------------------------------------------------------------------------------------------------------
-
-AS_PLACED = ("step_time_s", "step_time_low_s", "step_time_high_s", "mfu", "hfu", "tokens_per_s_per_device")
-"""Quantities that placing changes."""
-
-
-def ranks_of(scenario: Scenario, leaders: Leaders) -> dict[int, int]:
-    """Rank without placement of the fastest plans, by plan index; estimated as the placed ones are, row by row."""
-    index = leaders.best(PLACED_PLANS, "step_time").index
-    if not len(index):
-        return {}
-    order = np.lexsort((index, rows_of(scenario, index)["step_time_s"]))
-    return {int(plan): position + 1 for position, plan in enumerate(index[order])}
-
-
-def placed_rates_of(scenario: Scenario, index: Index, meshes: Mapping[int, PlacedMesh]) -> PlacedRates:
-    """The links of plans of several meshes, row by row."""
-    plans, rows = scenario.rows(index), index // plans_per_mesh(scenario)
-    columns = {kind: (np.empty(len(index)), np.empty(len(index))) for kind in KINDS}
-    for row in np.unique(rows):
-        here = np.flatnonzero(rows == row)
-        rates = meshes[int(row)].rates(scenario, plans.take(here))
-        for kind, (rate, latency) in columns.items():
-            crossing: Crossing = getattr(rates, kind)
-            rate[here], latency[here] = crossing.bytes_per_s_per_device, crossing.latency_s
-    return PlacedRates(**{kind: Crossing(*arrays) for kind, arrays in columns.items()})
-
-
-def _rows(
-    scenario: Scenario, index: Index, meshes: Mapping[int, PlacedMesh], rank: Mapping[int, int]
-) -> tuple[Mapping[str, Any], ...]:
-    """Rows of ``plans.parquet``, fastest as placed first; ties in the order of the space."""
-    rates = placed_rates_of(scenario, index, meshes)
-    paper, placed = rows_of(scenario, index), rows_of(scenario, index, rates)
-    order = np.lexsort((index, placed["step_time_s"]))
-    links = {
-        f"{kind}_{what}": getattr(getattr(rates, kind), what)
-        for kind in KINDS
-        for what in ("bytes_per_s_per_device", "latency_s")
-    }
-    numbers = {f"placed_{name}": placed[name] for name in AS_PLACED} | links
-    fixed = constants_of(scenario)
-    return tuple(
-        {
-            **fixed,
-            **{column.name: float(paper[column.name][at]) for column in COLUMNS if column.kind == "quantity"},
-            **{knob: value_of(knob, float(paper[knob][at])) for knob in KNOBS},
-            **{name: float(values[at]) for name, values in numbers.items()},
-            "plan_index": int(index[at]),
-            "rank": rank.get(int(index[at])),
-            "placed_rank": position + 1,
-            "placement": meshes[int(index[at]) // plans_per_mesh(scenario)].number,
-        }
-        for position, at in enumerate(order)
-    )
-
-
-def constants_of(scenario: Scenario) -> dict[str, str | int]:
-    """The columns that are the same in every row."""
-    return {
-        "scenario": scenario.name,
-        "model": scenario.model.name,
-        "hardware": scenario.hardware.name,
-        "devices": scenario.devices,
-        "precision": scenario.recipe.precision,
-        "framework": scenario.recipe.framework.name,
-        "seq_len": scenario.recipe.seq_len,
-        "global_batch": scenario.recipe.global_batch,
-    }
-
-
-# ---- the summary --------------------------------------------------------------------------------------------------
-
-
-def placed_summary(scenario: Scenario, placing: Placing, found: PlacedScenario, top: int) -> PlacedSummary:
-    """What the report says of placed plans."""
-    usable = placing.fabric.candidates()
-    rows = [_placed_row(scenario, found, row) for row in found.plans[:top]]
-    first = next((row for row in found.plans if row["rank"] == 1), None)
-    best = found.mesh_of(scenario, rows[0]["plan_index"]) if rows else None
-    return {
-        "topology": placing.topology,
-        "n_nodes": len(placing.fabric.nodes),
-        "n_free_nodes": len(usable),
-        "without_data": [node.name for node in placing.fabric.without_data()],
-        "why_none": found.why_none or None,
-        "n_meshes": len(found.meshes),
-        "n_placements": found.n_placements,
-        "not_placed": dict(found.not_placed),
-        "n_faster_on_paper": found.n_faster_on_paper,
-        "order_changed": [row["plan_index"] for row in found.plans[:top]]
-        != [row["plan_index"] for row in sorted(found.plans, key=_paper_order)[:top]],
-        "best": rows,
-        "first_on_paper": None if first is None else _placed_row(scenario, found, first),
-        "breakdown": None if not rows else breakdown(_estimate(scenario, found, rows[0]["plan_index"])),
-        "rings": [list(ring) for ring in best.rings] if best else [],
-        "machines_per_node": len(best.rings[0]) // best.placement.job.ring_nodes if best else 1,
-    }
-
-
-def _paper_order(row: Mapping[str, Any]) -> float:
-    return np.inf if row["rank"] is None else row["rank"]
-
-
-def _estimate(scenario: Scenario, found: PlacedScenario, plan: int) -> Estimate:
-    index = np.array([plan], dtype=np.int64)
-    return estimate_rows(scenario, index, placed_rates_of(scenario, index, found.meshes))
-
-
-def _placed_row(
-    scenario: Scenario,
-    found: PlacedScenario,
-    row: Mapping[str, Any],
-) -> PlacedRow:
-    mesh = found.mesh_of(scenario, row["plan_index"])
-    index = np.array([row["plan_index"]], dtype=np.int64)
-    before = breakdown(estimate_rows(scenario, index))["time_s"]
-    after = breakdown(_estimate(scenario, found, row["plan_index"]))["time_s"]
-    grown = {term: after.get(term, 0.0) - before.get(term, 0.0) for term in {**after, **before}}
-    nic = scenario.hardware.fabric.nic_bytes_per_s_per_device
-    shown: dict[str, Any] = {
-        **{name: row[name] for name in (*KNOBS, *PLACED_NUMBERS)},
-        "hops": mesh.placement.cost_hops,
-        "lower_bound_hops": mesh.placement.lower_bound_hops,
-        "proved_optimal": mesh.placement.proved_optimal,
-        "added_s": {term: seconds for term, seconds in grown.items() if seconds != 0.0},
-        "slower_links": {
-            kind: row[f"{kind}_bytes_per_s_per_device"] / nic
-            for kind in KINDS
-            if row[f"{kind}_bytes_per_s_per_device"] < nic and (scenario.model.is_moe or kind not in OF_EXPERTS)
-        },
-    }
-    return cast("PlacedRow", shown)
-
-
-OF_EXPERTS = ("etp", "ep", "expert_shard")
-PLACED_NUMBERS = (
-    *("plan_index", "rank", "placed_rank", "placement", "step_time_s", "mfu", "memory_bytes", "headroom_bytes"),
-    *(f"placed_{name}" for name in AS_PLACED),
-)

@@ -27,7 +27,7 @@ from dlcalc.workflows.search_summary import LEADERS, scenario_summaries, study_s
 from dlcalc.workflows.sweep import Progress, count_near, executor_of, sweep
 
 if TYPE_CHECKING:
-    from dlcalc.workflows.placing import Placing
+    from dlcalc.workflows.placed_mesh import Placing
 
 MOST_ROWS = 20_000_000
 """Rows kept under ``keep: auto``; a study with more that fit keeps the best and the Pareto front."""
@@ -234,7 +234,8 @@ def _place(
     progress: Progress | None,
 ) -> None:
     """The second stage: place what was found, write it, and say so in ``summary``."""
-    from dlcalc.workflows.placing import place_scenario, placed_summary, tables_of
+    from dlcalc.workflows.placed_summary import placed_summary
+    from dlcalc.workflows.placing import place_scenario, tables_of
 
     began = time.perf_counter()
     result = Result(study.directory, study.manifest)
