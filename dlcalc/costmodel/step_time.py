@@ -33,6 +33,7 @@ from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans, number
 from dlcalc.costmodel.stage_params import StageParams
+from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recompute import for_every_mode
 
@@ -325,13 +326,10 @@ def step_time(
     share = 1.0 / plans.pp
 
     send = stage_send_s(model, plans, links, machine)  # mesh x batch x tensor
-    hidden_sends = (plans.vpp > 1) & profile.overlaps_stage_sends
-    per_chunk = 4.0 if profile.sends_and_receives_in_turn else 2.0
-    pp_comm = per_chunk * micro_batches * plans.vpp * send * (1.0 - hidden_sends)  # mesh x batch x pipe x tensor
-
     forward = np.max(per_stage.forward_s, axis=0)  # mesh x pipe x batch x tensor
     backward = np.max(per_stage.backward_s, axis=0)  # mesh x pipe x batch x redo x tensor
     slowest = np.max(per_stage.forward_s + per_stage.backward_s, axis=0)
+    pp_comm = micro_batches * plans.vpp * chunk_sends_s(plans, profile, send, forward / plans.vpp)
     mean = share * (per_stage.sum_forward_s + per_stage.sum_backward_s)  # mesh x batch x redo x tensor
     pipeline = schedule.pipeline_time_s(
         plans.schedule,
@@ -358,6 +356,21 @@ def step_time(
         overhead_s=(profile.step_overhead_us + profile.micro_batch_overhead_us * micro_batches) * 1e-6
         + _gradient_passes_s(plans, params, machine, micro_batches),
     )
+
+
+def chunk_sends_s(plans: Plans, profile: FrameworkProfile, send_s: Array, forward_s: Array) -> Array:
+    """What a chunk waits for its output and its input's gradient to be sent, in the steady state of a pipeline.
+
+    Where a trainer overlaps them in an interleaved schedule, each is hidden behind one pass, which it slows as hidden
+    communication does elsewhere.
+
+    Assumes: that pass takes no less than the forward pass of a chunk (``forward_s``); a backward pass hides more.
+    """  # mesh x batch x pipe x tensor
+    in_turn = 2.0 * (1.0 + profile.sends_and_receives_in_turn) * send_s
+    if not profile.overlaps_stage_sends or not np.any(plans.vpp > 1):
+        return in_turn
+    beside = 2.0 * (send_s - (1.0 - profile.overlap_slowdown) * np.minimum(send_s, forward_s))
+    return np.where(plans.vpp > 1, beside, in_turn)
 
 
 def _layer_totals(model: ModelSpec) -> dict[str, int]:

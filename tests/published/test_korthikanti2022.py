@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from dlcalc.calculators.memory import (
-    RECOMPUTE_MODES,
     attention_activation_bytes,
     gradient_bytes,
     mlp_activation_bytes,
@@ -22,6 +21,7 @@ from dlcalc.calculators.params import attention_weight_params, mlp_weight_params
 from dlcalc.calculators.schedule import INTERLEAVED, ONE_F_ONE_B, in_flight_micro_batches_count
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 
 GIB = 2.0**30
 READ_OFF_THE_CHART = 0.14

@@ -158,6 +158,38 @@ def test_overlapping_tp_takes_ten_buffers_of_a_micro_batch(framework, precision,
     assert float(behind.reserved_bytes) == float(apart.reserved_bytes)
 
 
+SENDING = {"tp": 4, "sequence_parallel": True, "pp": 4, "dp": 1, "schedule": INTERLEAVED}
+
+
+def sends_s(vpp, nic_gbit_per_s=400.0, **changes) -> tuple[float, float]:
+    """What a step waits for sends between stages, and what they take: four stages on four nodes."""
+    fabric = H100.fabric
+    quoted = fabric.nic_gbit_per_s_per_device.model_copy(update={"value": nic_gbit_per_s})
+    machine = H100.model_copy(
+        update={
+            "fabric": fabric.model_copy(update={"nic_gbit_per_s_per_device": quoted}),
+            "node": H100.node.with_devices(4),
+        }
+    )
+    found = estimated(changes=changes, hardware=machine, **SENDING, vpp=vpp)
+    sent = next(axis for axis in axis_facts(found) if axis.axis == "PP")
+    return float(found.step.pp_comm_s), 64 * 2 * vpp * sent.collectives[0].call_s
+
+
+@pytest.mark.parametrize("vpp", [2, 4, 8])
+def test_hidden_sends_slow_the_passes_that_hide_them(vpp):
+    """As often as there are chunks: more of them fill the pipeline and send more."""
+    waited, sent = sends_s(vpp)
+    assert waited == pytest.approx(load_framework("megatron").overlap_slowdown * sent)
+    assert sends_s(vpp, overlaps_stage_sends=False)[0] == pytest.approx(sent)
+
+
+def test_a_pass_hides_no_more_than_it_lasts():
+    """At 1 Gbit/s a send takes longer than a chunk: what exceeds its forward pass shows."""
+    waited, sent = sends_s(8, nic_gbit_per_s=1.0)
+    assert 0.5 * sent < waited < sent
+
+
 def test_gathering_for_every_micro_batch_sends_more_and_keeps_less():
     plan = {"pp": 2, "dp": 8, "zero_stage": 3}
     once = estimated("torchtitan", **plan)
