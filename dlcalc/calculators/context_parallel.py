@@ -63,12 +63,9 @@ def ring_exposed_s(exchange_s: Numeric, attention_s: Numeric, *, cp: Numeric, sl
 
 ONE_COPY = 2.0
 """Read and written."""
-HEAD_EXCHANGE_COPIES = 3.0
-"""Of each tensor that changes from a part of the sequence to a part of the heads: heads put outermost, parts of the
-sequence put side by side, and in the order of their tokens."""
-GATHER_COPIES = 2.0
-"""Of gathered keys and values: put in the order of their tokens, and cut to what each half of the queries sees. As many
-of their gradients."""
+HEAD_EXCHANGE_COPIES = 2.0
+"""Of each tensor that changes from a part of the sequence to a part of the heads: heads put outermost, and parts of the
+sequence in the order of their tokens."""
 MERGED = 3.0 * 0.75
 """Two partial results read and one written; under a causal mask half of the steps concern half of the tokens."""
 
@@ -79,9 +76,11 @@ def exchange_copies_bytes(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Bytes of memory that each pass moves because of the exchange: layouts changed, partial results merged.
 
-    A ring merges outputs with those of the blocks before, and gradients of queries, keys and values likewise.
+    A ring merges outputs with those of the blocks before, and gradients of queries, keys and values likewise. What was
+    gathered is put in the order of its tokens, and so are its gradients once both halves of the queries are added up;
+    each half's outputs are put together.
 
-    Assumes: each rank has two parts of the sequence, an early and a late one.
+    Assumes: each rank has two parts of the sequence, an early and a late one; the sequence is outermost.
     Source: [transformer_engine] context parallelism, operand by operand.
     """
     parts = head_exchange_bytes(
@@ -89,12 +88,14 @@ def exchange_copies_bytes(
     )
     queries, keys, values, outputs = parts
     swapped = HEAD_EXCHANGE_COPIES * ONE_COPY * (queries + keys + values + outputs)
-    gathered = GATHER_COPIES * ONE_COPY * cp * (keys + values)
+    whole = cp * (keys + values)
     merged = MERGED * (cp - 1.0)
     kind, shared = np.asarray(cp_exchange), np.asarray(cp) > 1.0
     kinds = [kind == RING, kind == ALL_TO_ALL, kind == ALL_GATHER]
-    forward = np.select(kinds, [merged * outputs, swapped, gathered])
-    backward = np.select(kinds, [merged * (queries + keys + values), swapped, 2.0 * gathered])
+    forward = np.select(kinds, [merged * outputs, swapped, ONE_COPY * (whole + outputs)])
+    backward = np.select(
+        kinds, [merged * (queries + keys + values), swapped, ONE_COPY * (whole + 2.0 * whole + queries)]
+    )
     return np.asarray(shared * forward), np.asarray(shared * backward)
 
 

@@ -108,7 +108,7 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     if model.qk_norm:
         qk = traffic.norm_traffic_bytes(tokens * model.head_dim * (heads + kv_heads), profile=profile)
         norm = (norm[0] + qk[0], norm[1] + qk[1])
-    copies = cp_copies_bytes(model, plans, tokens, heads, kv_heads)
+    copied_f, copied_b = cp_copies_bytes(model, plans, tokens, heads, kv_heads)
     cast = cast_traffic(matmuls, machine)
     apart = 1.0 if profile.fused_projections or model.is_mla else 3.0
     comm_f, comm_b = tp_comm_s(plans, links, machine, tokens * hidden, times, ("qkv", "out"), apart)
@@ -122,18 +122,18 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         times,
         n_launches,
         Pass(
-            attention_s=core_f,
+            attention_s=core_f + _moved_s(machine, ZERO, copied_f) if np.any(copied_f) else core_f,
             norm_s=_moved_s(machine, norm[0]),
             tp_comm_s=comm_f,
             cp_comm_s=cp_f,
-            other_memory_s=_moved_s(machine, residual[0] + rope[0], cast[0] + copies[0]),
+            other_memory_s=_moved_s(machine, residual[0] + rope[0], cast[0]),
         ),
         Pass(
-            attention_s=core_b,
+            attention_s=core_b + _moved_s(machine, ZERO, copied_b) if np.any(copied_b) else core_b,
             norm_s=_moved_s(machine, norm[1]),
             tp_comm_s=comm_b,
             cp_comm_s=cp_b,
-            other_memory_s=_moved_s(machine, residual[1] + rope[1], cast[1] + copies[1]),
+            other_memory_s=_moved_s(machine, residual[1] + rope[1], cast[1]),
         ),
     )
 

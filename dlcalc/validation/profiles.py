@@ -23,13 +23,23 @@ def known_frameworks() -> frozenset[str]:
     return frozenset(framework_names())
 
 
-def framework_of(run: MeasuredRun, *, known: frozenset[str], splits_layers: bool) -> spelling.Taken:
+USUAL_OF_FAMILY = {"google_tpu": "maxtext"}
+"""What runs on machines that others hardly run on."""
+
+
+def framework_of(run: MeasuredRun, *, known: frozenset[str], splits_layers: bool, family: str) -> spelling.Taken:
     """The profile of a run's trainer; Megatron-LM with the masked softmax kernel is that of before flash attention."""
     written = run.text("framework")
     if is_file_name(written):
         return spelling.Taken(written)
     shards_weights = run.text("zero_stage") == "3"
-    taken = spelling.framework_name(written, known, shards_weights=shards_weights, splits_layers=splits_layers)
+    taken = spelling.framework_name(
+        written,
+        known,
+        shards_weights=shards_weights,
+        splits_layers=splits_layers,
+        usual=USUAL_OF_FAMILY.get(family, ""),
+    )
     if taken.word == "megatron" and run.text("attention") in LEGACY_ATTENTION:
         return spelling.Taken("megatron_legacy", taken.remark.replace("as megatron", "as megatron_legacy"))
     return taken

@@ -34,6 +34,8 @@ __all__ = ["MeasuredRun", "Models", "RunReader", "RunSetting", "read_models", "r
 Made = TypeVar("Made")
 MemoryKind = Literal["allocated", "reserved", "device"]
 """What a measured peak counts: tensors; what the allocator holds; everything on the device."""
+MOST_IN_A_HOST = 8
+"""Of a machine whose hosts form a torus."""
 
 
 # ---- a row as a setting
@@ -114,13 +116,16 @@ class RunReader:
         rate = run.number("internode_gbps_per_gpu") or None
         if rate is not None and not 0 < rate <= LARGEST:
             raise DlcalcError(f"internode_gbps_per_gpu = {rate:g} is no rate of a link")
+        if 0 < per_node <= MOST_IN_A_HOST and spec.node.torus is not None and per_node < spec.node.n_devices:
+            remarks.append(f"gpus_per_node = {per_node} of {spec.name} is taken as a host, of which a torus has many")
+            per_node = 0
         return self._once(("hardware", id(spec), per_node, rate), lambda: _connected(spec, per_node, rate))
 
     def _profile(
         self, run: MeasuredRun, model: ModelSpec, hardware: HardwareSpec, mesh: Mesh, remarks: list[str]
     ) -> FrameworkProfile:
         known = self._once("frameworks", known_frameworks)
-        taken = framework_of(run, known=known, splits_layers=mesh.tp * mesh.cp * mesh.pp > 1)
+        taken = framework_of(run, known=known, splits_layers=mesh.tp * mesh.cp * mesh.pp > 1, family=hardware.family)
         if taken.remark:
             remarks.append(taken.remark)
         lacks = hardware.device.lacks_attention
@@ -241,7 +246,7 @@ def _plan(
     extras = run.extras
     tp, cp, pp, dp = mesh.tp, mesh.cp, mesh.pp, mesh.dp
     expert = model.is_moe
-    schedule = spelling.schedule_name(extras.get("schedule", ""), pp=pp, vpp=mesh.vpp)
+    schedule = spelling.schedule_name(extras.get("schedule", ""), pp=pp, vpp=mesh.vpp, default=profile.schedules[0])
     redo = spelling.recompute_mode(
         run.text("recompute"),
         profile.recompute_modes,

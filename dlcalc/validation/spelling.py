@@ -49,7 +49,7 @@ FRAMEWORKS = (
     (r"sagemaker|smp|smddp", "sagemaker_smp"),
     (r"aleph", "aleph_scaling"),
     (r"deepspeed|zero|bmtrain", "deepspeed"),
-    (r"levanter|maxtext|t5x|jax|xla|pax", "maxtext"),
+    (r"levanter|max_?text|t5x|jax|xla|pax|axlearn|easy_?lm|easy_?del|flax|praxis|gspmd|haiku|big_?vision", "maxtext"),
     (r"fsdp_?2|dtensor|torchtune|olmo", "torchtitan"),
     (r"nanotron", "nanotron"),
     (r"colossal|internevo|alpa|paddle|vescale|galvatron|oneflow|varuna", "megatron"),
@@ -62,13 +62,15 @@ SPLITS_NO_LAYERS = frozenset({"fsdp_accelerate", "fsdp_composer", "deepspeed"})
 """Profiles without tensor, context and pipeline parallelism."""
 
 
-def framework_name(written: str, known: Collection[str], *, shards_weights: bool, splits_layers: bool) -> Taken:
-    """The profile for a trainer: ZeRO 3 (``shards_weights``) and other splits decide where its name says nothing."""
+def framework_name(
+    written: str, known: Collection[str], *, shards_weights: bool, splits_layers: bool, usual: str = ""
+) -> Taken:
+    """The profile for a trainer; where its name says nothing the machine (``usual``), ZeRO 3 and other splits do."""
     asked = plain(written)
     if asked in known:
         return Taken(asked)
     matches = (profile for pattern, profile in FRAMEWORKS if re.search(pattern, asked))
-    profile = next(matches, "torchtitan" if shards_weights else "megatron")
+    profile = next(matches, usual or ("torchtitan" if shards_weights else "megatron"))
     if splits_layers and profile in SPLITS_NO_LAYERS:
         profile = "torchtitan" if shards_weights else "megatron_deepspeed"
     return Taken(profile, f"framework {written or '(not stated)'} taken as {profile}")
@@ -109,13 +111,14 @@ def precision_name(written: str, recipe: str, available: Collection[str]) -> Tak
 # ---- attention
 
 ATTENTION = (
+    (r"^(no|non|without)_.*flash", "unfused"),
     (r"flash_?(attn|attention)?_?(v)?3|fa_?3", "flash3"),
-    (r"flash_?(attn|attention)?_?(v)?2|fa_?2|sdpa|flex|splash", "flash2"),
-    (r"flash_?(attn|attention)?_?(v)?1|fa_?1|triton|xformers|memory_efficient", "flash1"),
+    (r"flash_?(attn|attention)?_?(v)?2|fa_?2|sdpa|flex|splash|aotriton", "flash2"),
+    (r"flash_?(attn|attention)?_?(v)?_?=*1|fa_?1|triton|xformers|memory_efficient", "flash1"),
     (r"(^|_)te(_|$)|cudnn|transformer_engine", "te_flash"),
+    (r"unfused|eager|math|torch|naive|local", "unfused"),
     (r"fused", "megatron_fused"),
     (r"flash", "flash2"),
-    (r"unfused|eager|math|torch|naive|local", "unfused"),
 )
 
 
@@ -125,6 +128,8 @@ def attention_name(written: str, known: Collection[str], default: str) -> Taken:
     if not asked or asked in known:
         return Taken(asked or default)
     word = next((ours for pattern, ours in ATTENTION if re.search(pattern, asked)), default)
+    if word == "megatron_fused" and default == "te_flash":  # cuDNN's, which Megatron calls so today
+        word = default
     return Taken(word, f"attention {written} taken as {word}")
 
 
@@ -140,11 +145,17 @@ class Recompute(NamedTuple):
 
 
 MODES = {
-    "none": "none", "no": "none", "off": "none", "false": "none", "0": "none",
+    "none": "none", "0": "none", "-": "none",
     "selective": "selective", "op_sac": "op_sac",
-    "full": "full", "uniform": "full", "true": "full", "1": "full", "yes": "full", "on": "full",
+    **dict.fromkeys(("full", "uniform", "true", "1", "yes", "on", "all", "all layers", "remat", "ac"), "full"),
+    "nothing_saveable": "full",
 }  # fmt: skip
 """Spellings that mean exactly one of our modes."""
+
+NEGATED = re.compile(r"\b(no|not|none|off|false|without|w/o|disabled?|n/a|never)\b|[=:]\s*0\b")
+"""Words that turn what follows, or what they follow, into nothing; policies of JAX that have one in their name are not
+meant."""
+POLICIES = re.compile(r"nothing_saveable|no_batch_dims")
 
 MODULES = {
     "core_attn": "selective", "mla_up_proj": "mla_up_proj",
@@ -168,13 +179,14 @@ def recompute_mode(
 ) -> Recompute:
     """The mode, and how many layers of a chunk where they are counted; ``modes`` are the trainer's, default first."""
     asked = written.strip().lower()
-    if not asked:
+    if not asked or re.search(r"unknown|unspecified|not (stated|given|said|specified|reported)", asked):
         return Recompute(modes[0])
-    if asked == "selective" and "selective" not in modes and "op_sac" in modes:
-        return Recompute("op_sac")
-    what = asked.removeprefix("other:")
+    what = re.sub(r"[\[\]'\"]", "", asked.removeprefix("other:")).strip()
+    selects_ops = "selective" not in modes and "op_sac" in modes
     if what in MODES:
-        return Recompute(MODES[what])
+        return Recompute("op_sac" if MODES[what] == "selective" and selects_ops else MODES[what])
+    if NEGATED.search(what) and not POLICIES.search(what):
+        return Recompute("none")
     modules = [module for module in re.split(r"[\s+,&]+", what) if module]
     known = [MODULES[module] for module in modules if module in MODULES]
     if known:
@@ -183,8 +195,11 @@ def recompute_mode(
     if re.search(r"\bop_?sac|sac\b|_sac_|selective_op", what):
         return Recompute("op_sac")
     if "selective" in what and not re.search(r"full|\d", what):
-        return Recompute("selective", remark=f"recompute {written} taken as selective")
-    if re.search(r"full|selective|block|uniform|checkpoint|ckpt", what):
+        mode = "op_sac" if selects_ops else "selective"
+        return Recompute(mode, remark=f"recompute {written} taken as {mode}")
+    if re.search(r"save_|offloaded", what):
+        return Recompute("full", remark=f"recompute {written} taken as full, which comes nearest")
+    if re.search(r"full|selective|block|uniform|checkpoint|ckpt|remat|layers?|freq|nothing_saveable", what):
         return _counted(what, layers_per_chunk)
     for pattern, parts in PARTS:
         if re.search(pattern, what):
@@ -204,10 +219,10 @@ def _made_of(parts: Sequence[str], written: str, *, is_mla: bool, why: str) -> R
 
 def _counted(what: str, layers_per_chunk: Callable[[], int]) -> Recompute:
     """Full recomputation of the layers counted, of one in so many, or of all (``uniform`` counts those of a group)."""
-    if every := re.search(r"(?:every|selective)[_ ]?(other|\d+)", what):
+    if every := re.search(r"(?:every|selective|freq)[_ =]*(other|\d+)", what):
         step = 2 if every[1] == "other" else max(1, int(every[1][:6]))
         return Recompute("full", max(1, layers_per_chunk() // step))
-    count = re.search(r"layers?\D{0,3}(\d+)|(\d+)_?layers?\b", what)
+    count = re.search(r"layers?\D{0,3}(\d+)|(\d+)[_ ]?layers?\b", what)
     if count is None or "uniform" in what:
         return Recompute("full")
     return Recompute("full", int((count[1] or count[2])[:6]))
@@ -228,19 +243,22 @@ def cp_exchange_name(written: str, default: str) -> str:
 
 SCHEDULES = (
     (r"dual_?pipe", "dualpipe"),
+    (r"interleaved_?zero_?bubble", "interleaved"),
     (r"zb_?v|v_?schedule", "zb-v"),
     (r"zb|zero_?bubble", "zb-h1"),
-    (r"gpipe|afab", "gpipe"),
+    (r"gpipe|afab|f_?then_?b|all_forward", "gpipe"),
 )
 
 
-def schedule_name(written: str, *, pp: int, vpp: int) -> Taken:
-    """The pipeline schedule; what is no word of ours runs one forward, one backward."""
-    usual = "1f1b" if vpp == 1 or pp == 1 else "interleaved"
+def schedule_name(written: str, *, pp: int, vpp: int, default: str = "1f1b") -> Taken:
+    """The pipeline schedule; what is no word of ours runs the trainer's (``default``), or interleaves chunks."""
     if pp == 1:
-        return Taken(usual)
+        return Taken("1f1b")
     asked = plain(written)
+    usual = "interleaved" if vpp > 1 else "1f1b" if "1f1b" in asked else default
     special = next((ours for pattern, ours in SCHEDULES if re.search(pattern, asked)), "")
+    if special == "interleaved" or asked.endswith("pipev"):
+        return Taken(special, f"schedule {written} taken as {special}, which comes nearest")
     if special or not asked or re.search(r"1f1b|interleaved|none", asked):
         return Taken(special or usual)
     return Taken(usual, f"schedule {written} taken as {usual}")

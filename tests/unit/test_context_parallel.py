@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dlcalc.calculators import context_parallel as context
 from dlcalc.costmodel.anatomy.traffic import axis_facts
 from dlcalc.costmodel.estimate import estimate
+from dlcalc.costmodel.layer_times import _attention_core
 from dlcalc.costmodel.plans import Plans
 from dlcalc.hardware_registry import HardwareRegistry, load_hardware
 from dlcalc.search.exhaustive import evaluate, search_block
@@ -59,8 +60,8 @@ def test_bytes_of_llama_3_8b_at_128k():
     ("kind", "forward", "backward"),
     [
         ("ring", 7 * 2.25 * 2**27, 7 * 2.25 * (2**27 + 2 * 2**25)),  # outputs merged seven times; gradients likewise
-        ("all_to_all", 6 * (2 * 2**27 + 2 * 2**25), 6 * (2 * 2**27 + 2 * 2**25)),  # three copies of all four
-        ("all_gather", 4 * 2**29, 8 * 2**29),  # two of 512 MiB; again, and of their gradients
+        ("all_to_all", 4 * (2 * 2**27 + 2 * 2**25), 4 * (2 * 2**27 + 2 * 2**25)),  # two copies of all four
+        ("all_gather", 2 * (2**29 + 2**27), 2 * (3 * 2**29 + 2**27)),  # of 512 MiB; again, and twice of gradients
     ],
 )
 def test_what_llama_3_8b_copies_at_128k_over_eight(kind, forward, backward):
@@ -73,9 +74,17 @@ def test_what_llama_3_8b_copies_at_128k_over_eight(kind, forward, backward):
 
 @pytest.mark.parametrize("kind", context.CP_EXCHANGES)
 def test_copies_take_time_where_ranks_share_a_sequence(kind):
-    """What memory-bound passes take beyond a cp-th of those of a whole sequence."""
-    whole, shared = (float(np.asarray(estimated(cp=cp, dp=1, cp_exchange=kind).step.memory_bound_s)) for cp in (1, 8))
-    assert shared > whole / 8
+    """In attention, and again where it is recomputed."""
+    kept, again = (estimated(cp=8, dp=1, cp_exchange=kind, recompute=mode) for mode in ("none", "selective"))
+    heads = {"heads": np.float64(32), "kv_heads": np.float64(8)}
+    shared = {"cp": 8.0, "cp_exchange": context.CP_EXCHANGES.index(kind), "qk_head_dim": 128, "value_head_dim": 128}
+    copied_f, copied_b = map(float, context.exchange_copies_bytes(131_072 / 8, **shared, **heads))
+    core_f, core_b = map(float, _attention_core(GROUPED, kept.plans, kept.machine, **heads, window=0))
+    rate = HARDWARE.device.hbm_bytes_per_s * HARDWARE.calibration.memory.hbm_fraction
+    passes = 32 * 8  # layers, micro-batches
+    attention_s, again_s = float(kept.step.attention_s), float(again.step.recompute_s)
+    assert attention_s == pytest.approx(passes * (core_f + core_b + (copied_f + copied_b) / rate), rel=1e-3)
+    assert again_s > passes * (core_f + copied_f / rate)
 
 
 def test_a_default_search_finds_the_exchange_that_wins():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ import yaml
 from dlcalc.costmodel.plans import KNOBS, value_of
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry
+from dlcalc.specs.framework import AttentionKernel
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.load import config_dir
 from dlcalc.specs.model import ModelSpec
@@ -275,6 +277,89 @@ def test_what_a_run_did_its_trainer_does(changes):
     (found,) = compare_runs([run({**DENSE, "step_time_s": "5"}, **changes)], reader, load_uncertainty())
     assert found.step_time_s is not None
     assert "the framework" not in found.reason
+
+
+NOTHING = (
+    "no activation checkpointing", "gradient_checkpointing=False", "gradient_checkpointing: false", "checkpointing off",
+    "without activation checkpointing", "not full", "disabled", "n/a", "-", "no recompute", "no AC", "recompute: off",
+    "recompute=none", "not used", "none", "false", "0",
+)  # fmt: skip
+EVERYTHING = (
+    "all", "all layers", "remat", "nothing_saveable", "AC", "activation checkpointing", "gradient checkpointing",
+    "full", "other:full", "on", "save_qkv_proj", "qkv_proj_offloaded", "save_dot_except_mlp",
+)  # fmt: skip
+COUNTED = {
+    "recompute 10 layers": 10, "recompute_num_layers=10": 10, "8 layers/stage": 8, "every 4 layers": 10,
+    "ac_freq=2": 20,
+}  # fmt: skip
+MODES = ("none", "selective", "full")
+
+
+def recomputed(written, modes=MODES):
+    found = spelling.recompute_mode(written, modes, is_mla=False, layers_per_chunk=lambda: 40)
+    return found.mode, found.layers
+
+
+@pytest.mark.parametrize("written", NOTHING)
+def test_words_for_recomputing_nothing(written):
+    assert recomputed(written) == ("none", -1)
+
+
+@pytest.mark.parametrize("written", EVERYTHING)
+def test_words_for_recomputing_everything(written):
+    assert recomputed(written) == ("full", -1)
+
+
+@pytest.mark.parametrize("written", COUNTED)
+def test_words_for_recomputing_some_layers(written):
+    assert recomputed(written) == ("full", COUNTED[written])
+
+
+@pytest.mark.parametrize("written", ["", "not stated", "unknown", "not reported"])
+def test_where_nothing_is_said_the_trainers_default_is_taken(written):
+    assert recomputed(written, ("full", "none"))[0] == "full"
+
+
+@pytest.mark.parametrize("written", ["selective", "selective AC", "selective activation checkpointing"])
+def test_selective_is_of_operations_where_the_trainer_selects_them(written):
+    assert recomputed(written)[0] == "selective"
+    assert recomputed(written, ("none", "op_sac", "full"))[0] == "op_sac"
+
+
+def test_a_list_of_modules_may_be_quoted():
+    assert recomputed("['core_attn', 'layernorm']")[0] == "selective+norm_act"
+
+
+@pytest.mark.parametrize(
+    ("written", "default", "kernel"),
+    [
+        ("fused", "te_flash", "te_flash"),  # of Megatron-Core today: cuDNN's
+        ("fused", "megatron_fused", "megatron_fused"),  # of 2021: the masked softmax
+        ("unfused softmax", "te_flash", "unfused"),
+        ("no flash attention", "flash2", "unfused"),
+        ("flash-attn==1.0.4", "flash2", "flash1"),
+        ("flash-attn==2.5.8", "te_flash", "flash2"),
+        ("aotriton", "te_flash", "flash2"),
+        ("triton", "te_flash", "flash1"),
+    ],
+)
+def test_words_for_attention(written, default, kernel):
+    assert spelling.attention_name(written, get_args(AttentionKernel), default).word == kernel
+
+
+@pytest.mark.parametrize(
+    ("written", "vpp", "default", "schedule"),
+    [
+        ("", 1, "gpipe", "gpipe"),
+        ("1F1B", 1, "gpipe", "1f1b"),
+        ("FThenB", 1, "1f1b", "gpipe"),
+        ("InterleavedZeroBubble", 2, "1f1b", "interleaved"),
+        ("DualPipeV", 1, "1f1b", "dualpipe"),
+        ("Interleaved1F1B", 2, "gpipe", "interleaved"),
+    ],
+)
+def test_words_for_schedules(written, vpp, default, schedule):
+    assert spelling.schedule_name(written, pp=4, vpp=vpp, default=default).word == schedule
 
 
 @pytest.mark.parametrize(
