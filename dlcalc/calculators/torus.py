@@ -1,15 +1,18 @@
 """What a group of devices gets of the links of a torus, where each device has two links along every axis.
 
-A job's slice is as long along every axis as along any other, and a group takes as many of the axes as its share of the
-slice's logarithm says: sixteen of 256 devices in two axes one of them, all 256 both. So groups that divide a slice
-among them share its axes and are never counted with more than there are. Rates here are fractions of all links of a
-device together.
+A job's slice is as long along every axis as along any other. Ranks lie along the axes in their order, so a group of
+``n_ranks`` that are ``stride`` apart takes a part of one axis, then whole axes, then a part of another. Where slices
+can be cut to the job (optical switches between cubes), axes are as long as groups need them, and a group has the share
+of the axes that its logarithm says.
 
-Ignores: slices that are longer along one axis, groups whose links cross (those of all but the innermost degree take
-whole axes, as trainers lay them out), and twisted tori.
+Rates are fractions of all links of a device together.
+
+Ignores: slices that are longer along one axis, other layouts of ranks (blocks instead of lines), and twisted tori.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,54 +20,116 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 LINKS_PER_AXIS = 2.0
-"""One each way. A ring that closes uses both; a pair of neighbours is joined by one."""
+"""One each way. A ring that closes uses both; the end of a line has one."""
+_DIGITS = 9
+"""To which a logarithm is whole."""
 
 
-def axes_count(n_ranks: Array, *, n_axes: int, n_devices: Array) -> Array:
-    """Axes that a group of ``n_ranks`` lies along, in a slice of ``n_devices``: between one and ``n_axes``.
+class Slice(NamedTuple):
+    """The torus that a job runs on."""
 
-    ``n_axes log(n_ranks) / log(n_devices)``; parts of an axis count as that part of its links.
+    n_axes: int
+    n_devices: Array
+    """Of the job, in one torus."""
+    closes: Array
+    """1 where every axis closes to a ring."""
+    reshapes: bool
+    """Whether axes are as long as the job's groups need them."""
 
-    Source: [derived] equally long axes; [austin2025] part 2, slices and their axes.
+    @property
+    def axes(self) -> Array:
+        """Axes longer than one: a slice of four devices has two."""
+        return np.clip(np.floor(np.log2(np.maximum(self.n_devices, 2.0))), 1.0, float(self.n_axes))
+
+
+class _Pieces(NamedTuple):
+    """A group along the axes: ranks, links of a device to them, and how far the longest way is in links of an axis."""
+
+    first: Array
+    first_links: Array
+    whole: Array
+    whole_links: Array
+    last: Array
+    busiest: Array
+    """Of an all-to-all: time of the busiest link, for each byte of a rank and the rate of one link."""
+
+
+def ring_links_fraction(n_ranks: Array, stride: Array, torus: Slice) -> Array:
+    """Part of a device's links that an all-gather (or reduce-scatter) of the group gets.
+
+    Gathered along one part after the other, the one with fewest links first, while there is least to move: of n =
+    first x last x whole ranks, first - 1 shares, (last - 1) x first, and (whole - 1) x first x last. Ranks that are
+    strided within an axis share it with the groups between them; lines, and axes that do not close, have one link.
+
+    Source: [austin2025] part 3, all-gather over several axes, with and without wraparound; [derived] parts of axes.
     """
-    share = np.log(np.maximum(n_ranks, 1.0)) / np.log(np.maximum(n_devices, 2.0))
-    return np.clip(n_axes * share, 1.0, float(n_axes))
+    if torus.reshapes:
+        share = _axes_share(n_ranks, torus)
+        closed = np.where(torus.closes > 0, share, np.clip(share, 1.0, np.maximum(torus.axes / 2.0, 1.0)))
+        return np.where(n_ranks == 2.0, 1.0 / LINKS_PER_AXIS, closed) / torus.n_axes
+    part = _pieces(n_ranks, stride, torus)
+    moved = (part.first - 1.0) / part.first_links + (part.last - 1.0) * part.first
+    moved = moved + (part.whole - 1.0) * part.first * part.last / np.maximum(part.whole_links, 1.0)
+    return np.where(n_ranks > 1.0, (n_ranks - 1.0) / np.maximum(moved, 1e-9), 1.0) / (LINKS_PER_AXIS * torus.n_axes)
 
 
-def ring_links_fraction(n_ranks: Array, *, n_axes: int, n_devices: Array, closes: Array) -> Array:
-    """Part of a device's links that a ring of the group uses: that of its axes, and one link for a pair.
-
-    Where the axes do not close (``closes`` is 0) the corners of the slice have one link an axis, which is half; a ring
-    around a block of it still has two.
-
-    Source: [austin2025] part 3, all-gather over several axes, with and without wraparound.
-    """
-    spanned = axes_count(n_ranks, n_axes=n_axes, n_devices=n_devices)
-    used = np.where(closes > 0, spanned, np.clip(spanned, 1.0, max(n_axes / 2.0, 1.0)))
-    return np.where(n_ranks == 2.0, 1.0 / LINKS_PER_AXIS, used) / n_axes
-
-
-def ring_steps_count(n_ranks: Array, *, n_axes: int, n_devices: Array) -> Array:
+def ring_steps_count(n_ranks: Array, torus: Slice) -> Array:
     """Steps of an all-gather that goes along one axis after the other, both ways at once: half of each axis.
 
     Source: [austin2025] part 3, latency of an all-gather.
     """
-    spanned = axes_count(n_ranks, n_axes=n_axes, n_devices=n_devices)
+    spanned = _axes_share(n_ranks, torus)
     return np.where(n_ranks > 1.0, np.maximum(spanned * n_ranks ** (1.0 / spanned) / LINKS_PER_AXIS, 1.0), 0.0)
 
 
-def all_to_all_hops_factor(n_ranks: Array, *, n_axes: int, n_devices: Array, closes: Array) -> Array:
-    """Links that a byte of an all-to-all crosses, over those that :func:`ring_links_fraction` gives it; at least one.
+def all_to_all_hops_factor(n_ranks: Array, stride: Array, torus: Slice) -> Array:
+    """Time of an all-to-all over that of sending all but a rank's own share at :func:`ring_links_fraction`.
 
-    A quarter of each axis on average where they close: in a ring of n the two halves exchange n^2 / 4 shares each way
-    over two links. Where they do not close the middle link of a line carries twice that; a group along one axis takes a
-    ring around a block.
+    In a ring of n the two halves exchange n^2 / 4 shares each way over two links, so the busiest carries n / 8 of what
+    a rank holds; in a line the middle one carries twice that.
 
     Source: [austin2025] part 3, all-to-all.
     """
-    spanned = axes_count(n_ranks, n_axes=n_axes, n_devices=n_devices)
-    length = np.maximum(n_ranks, 1.0) ** (1.0 / spanned)
-    share = ring_links_fraction(n_ranks, n_axes=n_axes, n_devices=n_devices, closes=closes)
-    # seconds per byte of a rank times the rate of one link: length / 8 in a ring, length / 4 in a line
-    per_link = length / np.where((closes > 0) | (spanned <= 1.0), 8.0, 4.0)
-    return np.maximum(per_link * share * LINKS_PER_AXIS * n_axes, 1.0)
+    share = ring_links_fraction(n_ranks, stride, torus)
+    if torus.reshapes:
+        spanned = _axes_share(n_ranks, torus)
+        length = np.maximum(n_ranks, 1.0) ** (1.0 / spanned)
+        busiest = length / np.where((torus.closes > 0) | (spanned <= 1.0), 8.0, 4.0)
+    else:
+        busiest = _pieces(n_ranks, stride, torus).busiest
+    others = np.maximum(n_ranks - 1.0, 1.0) / np.maximum(n_ranks, 1.0)
+    return np.maximum(busiest * share * LINKS_PER_AXIS * torus.n_axes / others, 1.0)
+
+
+def _axes_share(n_ranks: Array, torus: Slice) -> Array:
+    """Axes that a group lies along, between one and all: parts of an axis count as that part of its links."""
+    share = np.log(np.maximum(n_ranks, 1.0)) / np.log(np.maximum(torus.n_devices, 2.0))
+    return np.clip(torus.axes * share, 1.0, torus.axes)
+
+
+def _pieces(n_ranks: Array, stride: Array, torus: Slice) -> _Pieces:
+    length = np.maximum(torus.n_devices, 2.0) ** (1.0 / torus.axes)
+    begin = np.round(np.log(stride) / np.log(length), _DIGITS)
+    end = np.round(np.minimum(np.log(np.maximum(n_ranks, 1.0) * stride) / np.log(length), torus.axes), _DIGITS)
+    begin = np.minimum(begin, end)
+    up, down = np.ceil(begin), np.floor(end)
+    inside = end <= up  # of one axis, of which others have the beginning
+    apart = length ** (begin - np.floor(begin))
+    first = np.where(inside, n_ranks, length ** (up - begin))
+    closes = torus.closes > 0
+    rings = closes & (~inside | (end == up))
+    first_links = np.where(rings, LINKS_PER_AXIS, 1.0) / apart
+    n_whole = np.where(inside, 0.0, down - up)
+    last = np.where(inside, 1.0, length ** (end - down))
+    return _Pieces(
+        first=first,
+        first_links=first_links,
+        whole=length**n_whole,
+        whole_links=n_whole * np.where(closes, LINKS_PER_AXIS, 1.0),
+        last=last,
+        busiest=np.maximum.reduce([
+            np.where(first > 1.0, first * apart / np.where(rings, 8.0, 4.0), 0.0),
+            np.where(n_whole > 0, length / np.where(closes, 8.0, 4.0), 0.0),
+            np.where(last > 1.0, last / 4.0, 0.0),
+        ]),
+    )  # fmt: skip

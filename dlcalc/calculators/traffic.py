@@ -25,10 +25,14 @@ class Traffic(NamedTuple):
     backward: float
 
 
-NORM = {True: Traffic(4, 8), False: Traffic(36, 70)}
+NORM = {True: Traffic(4, 8), False: Traffic(36, 92)}
 """Fused: read x, write y; backward reads x and dy, writes dx, and reads x once more for the weight's gradient. Unfused
-(PyTorch operations on an fp32 copy): cast (6), square (8), mean (4), scale (8), cast (6), weight (4); backward about
-twice that."""
+(PyTorch operations on an fp32 copy): cast (6), square (8), mean (4), scale (8), cast (6), weight (4). Backward: weight
+(4) and its gradient (8), cast (6), scale (8) and its gradient (16), mean (4), square (28: a power, a product with the
+exponent, one with the gradient), both branches added (12), cast (6)."""
+CAST_AGAIN_BYTES = 6.0
+"""Per element of an unfused norm, forward, where the input is cast once for the mean square and once for the scaling;
+backward two casts and a sum in 16 bits take what one cast and a sum in fp32 do."""
 RESIDUAL = {True: Traffic(6, 6), False: Traffic(10, 10)}
 """bias + dropout + add in one kernel: two reads, one write; unfused adds one more pass. Backward: one add of two
 gradients."""
@@ -79,7 +83,8 @@ def norm_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tuple[A
     Source: [derived] operand by operand, see ``NORM``.
     """
     per = NORM[profile.fused_norm]
-    return elements * per.forward, elements * per.backward
+    again = 0.0 if profile.fused_norm else CAST_AGAIN_BYTES * (profile.norm_casts - 1)
+    return elements * (per.forward + again), elements * per.backward
 
 
 def residual_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tuple[Array, Array]:

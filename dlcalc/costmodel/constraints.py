@@ -162,7 +162,7 @@ def refused_by_framework(recipe: Recipe, plans: Plans) -> Mapping[str, Mask]:
     schedules = [SCHEDULES.index(name) for name in profile.schedules]
     modes = [RECOMPUTE_MODES.index(name) for name in profile.recompute_modes]
     return {
-        NO_SCHEDULE: ~np.isin(plans.schedule, schedules),
+        NO_SCHEDULE: (plans.pp > 1) & ~np.isin(plans.schedule, schedules),
         NO_RECOMPUTATION: ~np.isin(plans.recompute, modes),
         NO_ZERO_STAGE: ~np.isin(plans.zero_stage, profile.zero_stages),
         **offload,

@@ -23,7 +23,7 @@ from dlcalc.costmodel.targets.refusals import refused_by_target
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
-from dlcalc.specs.recompute import for_every_mode
+from dlcalc.specs.recompute import FULL, OP_SAC, for_every_mode
 
 QUIET = partial(np.errstate, divide="ignore", invalid="ignore", over="ignore")
 """Plans that are refused may divide by zero."""
@@ -173,6 +173,9 @@ def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans, stage
     matmuls = forward.total_flops - scores - forward.head_flops - forward.mtp_flops
     code = plans.recompute.astype(np.int64)
     again = MATMULS_AGAIN[code] * matmuls + SCORES_AGAIN[code] * scores
+    if not recipe.framework.recomputes_to_the_end:
+        last = forward.dense_mlp_flops / (2.0 + model.gated_mlp)
+        again = again - ((code == FULL) + 0.5 * (code == OP_SAC)) * last
     return 1.0 + mean_recomputed_fraction(model, plans, stages) * again / (3.0 * forward.total_flops)
 
 

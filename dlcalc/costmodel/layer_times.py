@@ -122,14 +122,14 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         times,
         n_launches,
         Pass(
-            attention_s=core_f + _moved_s(machine, ZERO, copied_f) if np.any(copied_f) else core_f,
+            attention_s=core_f + _copied_s(machine, copied_f),
             norm_s=_moved_s(machine, norm[0]),
             tp_comm_s=comm_f,
             cp_comm_s=cp_f,
             other_memory_s=_moved_s(machine, residual[0] + rope[0], cast[0]),
         ),
         Pass(
-            attention_s=core_b + _moved_s(machine, ZERO, copied_b) if np.any(copied_b) else core_b,
+            attention_s=core_b + _copied_s(machine, copied_b),
             norm_s=_moved_s(machine, norm[1]),
             tp_comm_s=comm_b,
             cp_comm_s=cp_b,
@@ -325,6 +325,11 @@ def _moved_s(machine: Machine, traffic_bytes: Array, exact_bytes: Array = ZERO) 
             hbm_bytes_per_s=machine.hbm_bytes_per_s,
         )
     )
+
+
+def _copied_s(machine: Machine, moved_bytes: Array) -> Array:
+    """Time of copies beside others: no floor, so that none take none."""
+    return moved_bytes / (machine.hbm_bytes_per_s * machine.memory.hbm_fraction)
 
 
 def _attention_core(

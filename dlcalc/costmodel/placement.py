@@ -129,29 +129,26 @@ def group_link(
         device_bytes_per_s=hardware.node.device_bytes_per_s,
         fabric_bytes_per_s=ranks_per_node * where.bytes_per_s_per_device,
         fabric_latency_s=hardware.fabric.latency_s + where.latency_s,
-        **_through_the_torus(ranks_per_node, hardware.node, n_devices),
+        **_through_the_torus(ranks_per_node, stride, hardware.node, n_devices),
     )
 
 
-def _through_the_torus(n_ranks: Array, node: Node, n_devices: Array) -> dict[str, Array]:
+def _through_the_torus(n_ranks: Array, stride: Array, node: Node, n_devices: Array) -> dict[str, Array]:
     """What a group's members on a node that is a torus cross on their way to each other; nothing of other nodes."""
     if node.torus is None:
         return {}
-    n_axes, inside = node.torus.n_axes, _slice(node, n_devices)
-    closes = _closes(node.torus, n_devices)
+    job = _slice(node.torus, node, n_devices)
     return {
-        "steps_in_node": torus.ring_steps_count(n_ranks, n_axes=n_axes, n_devices=inside),
-        "hops_factor": torus.all_to_all_hops_factor(n_ranks, n_axes=n_axes, n_devices=inside, closes=closes),
+        "steps_in_node": torus.ring_steps_count(n_ranks, job),
+        "hops_factor": torus.all_to_all_hops_factor(n_ranks, stride, job),
     }
 
 
-def _slice(node: Node, n_devices: Array) -> Array:
-    """Devices of a job that share a torus."""
-    return np.minimum(n_devices, float(node.n_devices))
-
-
-def _closes(axes: Torus, n_devices: Array) -> Array:
-    return np.asarray(n_devices >= axes.closed_from, dtype=np.float64)
+def _slice(axes: Torus, node: Node, n_devices: Array) -> torus.Slice:
+    """The part of a job that shares a torus."""
+    inside = np.minimum(n_devices, float(node.n_devices))
+    closes = np.asarray(inside >= axes.closed_from, dtype=np.float64)
+    return torus.Slice(n_axes=axes.n_axes, n_devices=inside, closes=closes, reshapes=axes.reshapes)
 
 
 def node_bytes_per_s(n_ranks: Array, stride: Array, node: Node, n_devices: Array | None = None) -> Array:
@@ -164,8 +161,7 @@ def node_bytes_per_s(n_ranks: Array, stride: Array, node: Node, n_devices: Array
         rate = rate * np.where(n_ranks > 1, np.maximum(n_ranks - 1.0, 1.0) / (node.n_devices - 1.0), 1.0)
     if node.torus is not None:
         job = number(float(node.n_devices)) if n_devices is None else n_devices
-        closes = _closes(node.torus, job)
-        part = torus.ring_links_fraction(n_ranks, n_axes=node.torus.n_axes, n_devices=_slice(node, job), closes=closes)
+        part = torus.ring_links_fraction(n_ranks, stride, _slice(node.torus, node, job))
         rate = rate * np.where(n_ranks > 1, part, 1.0)
     for group in reversed(node.groups):
         rate = np.where((n_ranks > 1) & (n_ranks * stride <= group.n_devices), group.link_gb_per_s.value * 1e9, rate)

@@ -35,7 +35,7 @@ from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans, number
 from dlcalc.costmodel.stage_params import StageParams
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
-from dlcalc.specs.recompute import for_every_mode
+from dlcalc.specs.recompute import FULL, OP_SAC, for_every_mode
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,18 @@ def replay_s(forward: Pass, recompute: Array) -> Array:
     ) + np.zeros_like(recompute)
 
 
+def _layer_end_s(plans: Plans, dense: Sublayer) -> Array:
+    """What is not run again of a dense MLP where recomputation stops early.
+
+    Of a whole layer its last matmul, and the exchange after it: of two, or the only one where tp ranks hold whole
+    activations. Where every other matmul is kept the last one is (half of it was counted), and so is what it exchanges.
+    """
+    _, down = dense.matmuls["down"]
+    closing = (1.0 - 0.5 * plans.sequence_parallel) * dense.forward.tp_comm_s
+    whole = (plans.recompute == FULL) * (down.forward_s + closing)
+    return np.asarray(whole + (plans.recompute == OP_SAC) * (0.5 * down.forward_s))
+
+
 def recomputed_fraction(plans: Plans, layers: Array, per_stage: Array | None = None) -> Array:
     """Share of a device's ``layers`` that are recomputed: ``recompute_layers`` of each of its chunks, or all.
 
@@ -250,6 +262,8 @@ def stage_times(
         device_f.add(counts, sublayer.forward.total_s)
         device_b.add(counts, sublayer.backward.total_s)
         replayed.add(counts, replay_s(sublayer.forward, plans.recompute))
+        if name == "dense" and not machine.recipe.framework.recomputes_to_the_end:
+            replayed.add(counts, -_layer_end_s(plans, sublayer))
         host.add(counts, sublayer.host_s)
         weight_grad = weight_grad + counts[0] * sublayer.weight_grad_s
     n_heads = 1.0 + model.mtp_layers

@@ -205,7 +205,9 @@ def _batch_axis(recipe: Recipe, ranges: KnobRanges) -> Axis:
 
 def _pipe_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     """Schedules with the chunk counts and splits that make sense for them."""
-    names = _words(ranges.schedule, auto=recipe.framework.schedules, full=SCHEDULES)
+    own = recipe.framework.schedules
+    alone = () if "1f1b" in own else ("1f1b",)  # what a plan without a pipeline is called
+    names = _words(ranges.schedule, auto=(*alone, *own), full=SCHEDULES)
     splits = _words(ranges.split, auto=SPLITS[:2], full=SPLITS[:2])
     chunks = [
         v for v in range(2, MOST_CHUNKS + 1) if any(total % v == 0 for total in (model.n_layers, model.n_layers + 2))

@@ -125,6 +125,9 @@ class FrameworkProfile(Spec):
     """What context-parallel ranks can exchange; the first is the default."""
     schedules: Annotated[tuple[str, ...], TupleFromList] = ("1f1b", "interleaved")
     recompute_modes: Annotated[tuple[str, ...], TupleFromList] = ("none", "selective", "full")
+    recomputes_to_the_end: bool = True
+    """Full recomputation runs whole layers; False: it stops where the backward pass has all it needs, before the last
+    matmul of a dense MLP and what follows (XLA leaves it out, PyTorch stops early where no graph is entered anew)."""
 
     # what the framework itself costs
     host_launch_us: PositiveFloat

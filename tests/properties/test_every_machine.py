@@ -56,7 +56,7 @@ def test_the_best_plan_is_plausible(machine):
         ("mi250x", "mi300x", 3.5, 6.5),
         ("mi300a", "mi300x", 1.2, 1.45),
         ("mi350x", "mi355x", 1.03, 1.12),
-        ("tpu_v5e", "tpu_v5p", 2.2, 3.3),
+        ("tpu_v5e", "tpu_v5p", 2.2, 3.6),
         ("tpu_v4", "tpu_v5p", 1.6, 2.2),
         ("tpu_v5p", "tpu_v7", 4.0, 6.0),
         ("gaudi2", "gaudi3", 2.0, 3.5),

@@ -13,7 +13,7 @@ from dlcalc.calculators import context_parallel as context
 from dlcalc.costmodel.anatomy.traffic import axis_facts
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.layer_times import _attention_core
-from dlcalc.costmodel.plans import Plans
+from dlcalc.costmodel.plans import KNOBS, Plans
 from dlcalc.hardware_registry import HardwareRegistry, load_hardware
 from dlcalc.search.exhaustive import evaluate, search_block
 from dlcalc.search.study import scenarios_of
@@ -85,6 +85,17 @@ def test_copies_take_time_where_ranks_share_a_sequence(kind):
     attention_s, again_s = float(kept.step.attention_s), float(again.step.recompute_s)
     assert attention_s == pytest.approx(passes * (core_f + core_b + (copied_f + copied_b) / rate), rel=1e-3)
     assert again_s > passes * (core_f + copied_f / rate)
+
+
+def test_a_plan_that_shares_no_sequence_takes_what_it_takes_alone():
+    """Whatever is estimated beside it."""
+    recipe = Recipe(seq_len=8192, global_batch=8, precision="bf16", framework=load_framework("megatron"))
+    two = (Plans.point(cp=cp, dp=8 // cp, zero_stage=1) for cp in (1, 8))
+    columns = [{knob: float(getattr(plan, knob)) for knob in KNOBS} for plan in two]
+    plans = Plans.rows({knob: np.array([plan[knob] for plan in columns]) for knob in KNOBS})
+    both = estimate(GROUPED, HARDWARE, recipe, plans)
+    alone = estimate(GROUPED, HARDWARE, recipe, Plans.point(dp=8, zero_stage=1))
+    assert float(both.step_time_s[0]) == float(alone.step_time_s)
 
 
 def test_a_default_search_finds_the_exchange_that_wins():

@@ -27,6 +27,8 @@ def rate_gb_per_s(machine, n_ranks, stride=1):
         pytest.param("tpu_v5p", 4, 1, 200, id="a ring in a torus: one axis of three"),
         pytest.param("tpu_v5e", 256, 1, 200, id="a whole torus"),
         pytest.param("tpu_v5e", 16, 16, 100, id="one axis of two"),
+        pytest.param("tpu_v5e", 8, 1, 50, id="half of an axis: one link at its ends"),
+        pytest.param("trn2", 4, 1, 320, id="an axis of a server"),
         pytest.param("mi300x", 8, 1, 448, id="a whole mesh: seven links of 64"),
         pytest.param("mi300x", 2, 1, 64, id="a pair in a mesh: one of the seven"),
         pytest.param("mi300x", 4, 2, 192, id="strided in a mesh: three of the seven"),
@@ -91,6 +93,14 @@ def test_a_small_slice_has_ends():
     }
     assert float(whole["tpu_v5e"].node_bytes_per_s) == pytest.approx(100e9)
     assert float(whole["tpu_v5p"].node_bytes_per_s) == pytest.approx(600e9)
+
+
+def test_slices_that_do_not_fill_a_pod_do_not_close_however_many_there_are():
+    """Of a v6e, sixteen each: as in one of them, whether the job has fifteen or sixteen."""
+    hardware = load_hardware("tpu_v6e")
+    hardware = hardware.model_copy(update={"node": hardware.node.with_devices(16)})
+    one, several = (links(Plans.point(tp=16, dp=dp), hardware).tp.node_bytes_per_s for dp in (1, 16))
+    assert float(one) == float(several) == pytest.approx(200e9)  # two of four links at the corners
 
 
 def test_a_ring_in_a_torus_takes_fewer_steps():

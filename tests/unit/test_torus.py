@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from dlcalc.calculators.torus import all_to_all_hops_factor, axes_count, ring_links_fraction, ring_steps_count
+from dlcalc.calculators.torus import Slice, all_to_all_hops_factor, ring_links_fraction, ring_steps_count
 
 
 def busiest_link(length, n_axes, closes):
@@ -31,41 +31,84 @@ def busiest_link(length, n_axes, closes):
     return max(loads.values())
 
 
+ALONE = np.float64(1.0)
+"""Between the ranks of a group that lies along axes from their beginning."""
+
+
+def torus(n_devices, n_axes, *, closes=True, reshapes=False):
+    return Slice(n_axes, np.float64(n_devices), np.float64(closes), reshapes)
+
+
+def links(n_ranks, stride, job):
+    """Of a device, to its group."""
+    return float(ring_links_fraction(np.float64(n_ranks), np.float64(stride), job)) * 2 * job.n_axes
+
+
 @pytest.mark.parametrize(
     ("length", "n_axes", "closes"),
     [(4, 1, True), (8, 1, True), (4, 2, True), (6, 2, True), (4, 3, True), (4, 2, False), (6, 2, False), (4, 3, False)],
 )
-def test_an_all_to_all_takes_what_its_busiest_link_does(length, n_axes, closes):
+@pytest.mark.parametrize("reshapes", [False, True])
+def test_an_all_to_all_takes_what_its_busiest_link_does(length, n_axes, closes, reshapes):
     devices = np.float64(length**n_axes)
-    slice_ = {"n_axes": n_axes, "n_devices": devices, "closes": np.float64(closes)}
-    links_used = float(ring_links_fraction(devices, **slice_)) * 2 * n_axes
-    of_equation = float(all_to_all_hops_factor(devices, **slice_)) * length**n_axes / links_used
-    assert of_equation == pytest.approx(busiest_link(length, n_axes, closes))
+    job = torus(devices, n_axes, closes=closes, reshapes=reshapes)
+    sent = (length**n_axes - 1) / links(devices, 1, job)  # shares of one rank to the others, by all its links at once
+    assert float(all_to_all_hops_factor(devices, ALONE, job)) * sent == pytest.approx(
+        busiest_link(length, n_axes, closes)
+    )
 
 
-@pytest.mark.parametrize(("n_axes", "closes", "links"), [(2, True, 4), (2, False, 2), (3, True, 6), (3, False, 3)])
-def test_an_all_gather_of_a_whole_slice_uses_the_links_of_a_corner(n_axes, closes, links):
-    devices = np.float64(4.0**n_axes)
-    share = ring_links_fraction(devices, n_axes=n_axes, n_devices=devices, closes=np.float64(closes))
-    assert float(share) * 2 * n_axes == pytest.approx(links)
+@pytest.mark.parametrize(("n_axes", "closes", "corner"), [(2, True, 4), (2, False, 2), (3, True, 6), (3, False, 3)])
+def test_an_all_gather_of_a_whole_slice_uses_the_links_of_a_corner(n_axes, closes, corner):
+    for reshapes in (False, True):
+        assert links(4.0**n_axes, 1, torus(4.0**n_axes, n_axes, closes=closes, reshapes=reshapes)) == pytest.approx(
+            corner
+        )
 
 
-@pytest.mark.parametrize("sizes", [(4, 64), (16, 16), (8, 32), (64, 4)])
-def test_groups_of_a_mesh_never_have_more_axes_than_there_are(sizes):
-    spanned = [float(axes_count(np.float64(n), n_axes=2, n_devices=np.float64(256))) for n in sizes]
-    assert all(one >= 1.0 for one in spanned)
-    if min(sizes) >= 16:
-        assert sum(spanned) == pytest.approx(2.0)
+@pytest.mark.parametrize(
+    ("n_ranks", "stride", "used"),
+    [
+        (16, 1, 2),  # an axis of sixteen
+        (16, 16, 2),  # the other one
+        (8, 1, 1),  # half of an axis is a line, whose end has one link
+        (2, 8, 2 / 8),  # the rest of it, shared with seven other groups
+        (32, 8, 31 / (1 / (2 / 8) + 15 * 2 / 2)),  # that first, two shares then round the whole other axis
+        (64, 4, 63 / (3 / (2 / 4) + 15 * 4 / 2)),
+        (32, 1, 31 / (1 * 1 / 1 + 15 * 2 / 2)),  # pairs first, along a line of two
+        (2, 1, 1),
+    ],
+)
+def test_groups_of_a_slice_of_fixed_shape(n_ranks, stride, used):
+    """16 x 16, ranks in order along the first axis and then the second; gathered part by part."""
+    assert links(n_ranks, stride, torus(256, 2)) == pytest.approx(used)
 
 
-def test_larger_groups_have_no_fewer_links_and_no_fewer_steps():
+@pytest.mark.parametrize(("n_ranks", "stride", "used"), [(8, 1, 2), (64, 8, 4), (512, 1, 6), (2, 1, 1)])
+def test_a_slice_that_is_cut_to_its_groups_has_whole_axes_for_them(n_ranks, stride, used):
+    assert links(n_ranks, stride, torus(512, 3, reshapes=True)) == pytest.approx(used)
+
+
+@pytest.mark.parametrize(("devices", "used"), [(2, 1), (4, 2), (8, 3)])
+def test_a_few_devices_have_fewer_axes(devices, used):
+    """2 x 2 x 1 of a 3D torus: two links each, as nothing closes."""
+    assert links(devices, 1, torus(devices, 3, closes=False)) == pytest.approx(used)
+
+
+@pytest.mark.parametrize("reshapes", [False, True])
+def test_no_group_has_more_links_than_its_device(reshapes):
     n_ranks = 2.0 ** np.arange(1, 13)
-    slice_ = {"n_axes": 3, "n_devices": np.float64(4096)}
-    share = ring_links_fraction(n_ranks, **slice_, closes=np.float64(1))
-    assert np.all(np.diff(share) >= 0)
-    assert np.all(np.diff(ring_steps_count(n_ranks, **slice_)) >= 0)
-    assert np.all(share <= 1.0)
+    for stride in 2.0 ** np.arange(0, 12):
+        fits = n_ranks * stride <= 4096
+        part = ring_links_fraction(n_ranks[fits], np.full(fits.sum(), stride), torus(4096, 3, reshapes=reshapes))
+        assert np.all((part > 0) & (part <= 1 + 1e-12))
+
+
+def test_larger_groups_take_no_fewer_steps():
+    steps = ring_steps_count(2.0 ** np.arange(1, 13), torus(4096, 3))
+    assert np.all(np.diff(steps) >= 0)
 
 
 def test_alone_there_is_nothing_to_pass_on():
-    assert float(ring_steps_count(np.float64(1), n_axes=2, n_devices=np.float64(256))) == 0.0
+    assert float(ring_steps_count(np.float64(1), torus(256, 2))) == 0.0
+    assert float(all_to_all_hops_factor(np.float64(1), ALONE, torus(256, 2))) == 1.0

@@ -21,6 +21,14 @@ def test_a_fused_norm_reads_once_and_writes_once():
     assert traffic.norm_traffic_bytes(1000.0, profile=FUSED) == (1000 * (2 + 2), 1000 * (6 + 2))
 
 
+def test_a_norm_of_operations_moves_an_fp32_copy_again_and_again():
+    """By hand, per element: cast 6, square 8, mean 4, scale 8, cast 6, weight 4; backward see ``NORM``."""
+    once, twice = (UNFUSED.model_copy(update={"fused_norm": False, "norm_casts": casts}) for casts in (1, 2))
+    assert traffic.norm_traffic_bytes(1000.0, profile=once) == (36_000, 92_000)
+    assert traffic.norm_traffic_bytes(1000.0, profile=twice) == (42_000, 92_000)
+    assert traffic.norm_traffic_bytes(1000.0, profile=twice.model_copy(update={"fused_norm": True})) == (4000, 8000)
+
+
 def test_a_fused_gate_reads_two_and_writes_one():
     """Per element of its output: read gate and up (4), write (2); backward reads three (6), writes two (4)."""
     moved = traffic.activation_traffic_bytes(1000.0, gated=True, profile=FUSED)
