@@ -75,9 +75,9 @@ with V. Fused (flash) kernels keep none."""
 SCORE_DROPOUT_BYTES: Mapping[str, float] = {"unfused": 1.0, "megatron_fused": 3.0}
 """A mask, and for the fused softmax its masked copy; unfused, that takes the place of the bf16 copy."""
 
-LOGIT_BYTES: Mapping[CrossEntropy, float] = {"gathered": 14.0, "parallel": 6.0, "fused": 2.0}
-"""Per logit, where the loss turns around. gathered: bf16 logits, log-probabilities, their gradient and that of the
-fp32 logits; parallel: bf16 logits and one fp32 copy, worked on in place; fused: bf16 logits that become their
+LOGIT_BYTES: Mapping[CrossEntropy, float] = {"gathered": 14.0, "sharded": 14.0, "parallel": 6.0, "fused": 2.0}
+"""Per logit, where the loss turns around. gathered and sharded: bf16 logits, log-probabilities, their gradient and that
+of the fp32 logits; parallel: bf16 logits and one fp32 copy, worked on in place; fused: bf16 logits that become their
 gradient."""
 
 

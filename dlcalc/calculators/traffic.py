@@ -65,10 +65,10 @@ GATHERED_COST = 4.0 / 3.0
 [moorethreads2025]. One device's kernels; taken for all."""
 ROUTER = Traffic(24, 24)
 """Scores in fp32: cast, softmax or sigmoid, top-k, mask, auxiliary loss."""
-LOSS = {"fused": Traffic(2, 4), "parallel": Traffic(34, 14), "gathered": Traffic(26, 18)}
+LOSS = {"fused": Traffic(2, 4), "parallel": Traffic(34, 14), "gathered": Traffic(26, 18), "sharded": Traffic(26, 18)}
 """Per logit. fused: read; read and overwrite with the gradient. parallel: cast to fp32 (6), maximum (4), subtract (8),
-exponential (8), sum (4), predicted logit (4); divide and subtract, cast (14). gathered: cast (6), log-softmax (12),
-gather (8); backward (12) and cast (6)."""
+exponential (8), sum (4), predicted logit (4); divide and subtract, cast (14). gathered and sharded: cast (6),
+log-softmax (12), gather (8); backward (12) and cast (6)."""
 EMBEDDING = Traffic(4, 10)
 
 CAST_BYTES: dict[Precision, float] = {"fp8": 6.0, "mxfp8": 4.5, "nvfp4": 7.0}

@@ -18,6 +18,7 @@ from dlcalc.calculators import launches, schedule, traffic
 from dlcalc.calculators.communication import GroupLink, all_gather_time_s, all_reduce_time_s, reduce_scatter_time_s
 from dlcalc.calculators.kernels import memory_bound_time_s
 from dlcalc.calculators.stages import StageLayers
+from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.layer_comm import stage_send_s
 from dlcalc.costmodel.layer_matmuls import ZERO, sum_of
 from dlcalc.costmodel.layer_times import (
@@ -35,6 +36,7 @@ from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans, number
 from dlcalc.costmodel.stage_params import StageParams
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recipe import Recipe
 from dlcalc.specs.recompute import FULL, OP_SAC, for_every_mode
 
 
@@ -437,25 +439,26 @@ def _data_parallel(
 ) -> dict[str, Any]:
     """Gradient reduction and parameter gathering: what is sent, and what of it is hidden.
 
-    ZeRO 0 reduces once a step, 1 scatters once and gathers once, 2 scatters every micro-batch, 3 gathers twice and
-    scatters once every micro-batch. Overlapped, all but the last bucket hides behind the passes of the micro-batches it
-    belongs to, and slows them.
+    ZeRO 0 reduces once a step, 1 scatters once and gathers once, 2 scatters every micro-batch and may gather as often,
+    3 gathers twice and scatters once every micro-batch. Overlapped, all but the last bucket hides behind the passes of
+    the micro-batches it belongs to, and slows them.
     """
     profile = machine.recipe.framework
     stage_3 = plans.zero_stage == 3
     sharded = (plans.zero_stage >= 1).astype(np.float64)
+    scattered = sharded * ~reduces_whole(plans, machine.recipe)
     reduce_bytes, gather_bytes = float(profile.grad_reduce_bytes), 2.0
 
-    reduced = _group_comm(links.shard, params.dense * reduce_bytes, machine, sharded)  # mesh x pipe x data
+    reduced = _group_comm(links.shard, params.dense * reduce_bytes, machine, scattered)  # mesh x pipe x data
     across = _group_comm(
         links.replicate, params.dense * reduce_bytes / links.shard.n_ranks, machine, np.zeros_like(plans.zero_stage)
     )
     gathered = _gather_comm(links.shard, params.dense * gather_bytes, machine)
     if np.any(params.expert):
-        reduced = reduced + _group_comm(links.expert_shard, params.expert * reduce_bytes, machine, sharded)
+        reduced = reduced + _group_comm(links.expert_shard, params.expert * reduce_bytes, machine, scattered)
         gathered = gathered + _gather_comm(links.expert_shard, params.expert * gather_bytes, machine)
     reduces = np.where(plans.zero_stage >= 2, micro_batches, 1.0)  # mesh x batch x data
-    gathers = sharded * np.where(stage_3, micro_batches, 1.0)
+    gathers = sharded * np.where(stage_3 | gathers_again(plans, profile), micro_batches, 1.0)
     per_gather = np.where(stage_3, 2.0, 1.0) * gathered  # mesh x pipe x data
 
     total_bytes = (params.dense + params.expert) * reduce_bytes
@@ -476,6 +479,18 @@ def _data_parallel(
             backward_s=backward,
         ),
     }
+
+
+def gathers_again(plans: Plans, profile: FrameworkProfile) -> Mask:
+    """Where ZeRO 2 gathers for every micro-batch; pipelines keep what they gathered."""
+    return np.asarray(profile.gathers_again_at_stage_2 & (plans.zero_stage == 2) & (plans.pp == 1))
+
+
+def reduces_whole(plans: Plans, recipe: Recipe) -> Mask:
+    """Where ranks that shard the optimizer reduce whole gradients all the same."""
+    return np.asarray(
+        (recipe.framework.all_reduces_for_shards and recipe.precision == "bf16") & (plans.zero_stage == 1)
+    )
 
 
 def _group_comm(link: GroupLink, size_bytes: Array, machine: Machine, sharded: Array) -> Array:
@@ -504,10 +519,11 @@ def _gradient_passes_s(plans: Plans, params: StageParams, machine: Machine, micr
     held = params.dense + params.expert  # mesh x pipe
     stage_3 = plans.zero_stage == 3
     profile = machine.recipe.framework
-    copied = traffic.sharding_copy_traffic_bytes(held, profile=profile, gathers=number(2.0), scatters=number(1.0))
-    moved = micro_batches * (
-        (1.0 - stage_3) * traffic.accumulation_traffic_bytes(held, profile=profile) + stage_3 * copied
-    )
+    once = traffic.sharding_copy_traffic_bytes(held, profile=profile, gathers=number(1.0), scatters=number(1.0))
+    twice = traffic.sharding_copy_traffic_bytes(held, profile=profile, gathers=number(2.0), scatters=number(1.0))
+    again = gathers_again(plans, profile)
+    adding = traffic.accumulation_traffic_bytes(held, profile=profile)
+    moved = micro_batches * ((1.0 - stage_3) * (1.0 - again) * adding + stage_3 * twice + again * once)
     return np.asarray(moved / (machine.hbm_bytes_per_s * machine.memory.hbm_fraction))
 
 

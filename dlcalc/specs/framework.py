@@ -15,8 +15,9 @@ from dlcalc.specs.base import NonNegativeFloat, PositiveInt, Spec, TupleFromList
 
 AttentionKernel = Literal["unfused", "megatron_fused", "flash1", "flash2", "flash3", "te_flash"]
 CpExchange = Literal["ring", "all_to_all", "all_gather"]
-CrossEntropy = Literal["gathered", "parallel", "fused"]
-"""gathered: logits of the whole vocabulary on one device, in several fp32 copies; parallel: sharded over tp, fp32
+CrossEntropy = Literal["gathered", "sharded", "parallel", "fused"]
+"""gathered: logits of the whole vocabulary on one device, in several fp32 copies; sharded: as many copies of those of a
+tp rank (DTensor's loss_parallel); parallel: sharded over tp, fp32
 copies; fused: sharded over tp, one kernel, the gradient written over the logits."""
 
 
@@ -90,6 +91,10 @@ class FrameworkProfile(Spec):
     # what users of it vary, and what they leave alone
     zero_stages: Annotated[tuple[int, ...], TupleFromList, Field(min_length=1)]
     """ZeRO stages users of this framework choose from; the first is the default."""
+    gathers_again_at_stage_2: bool = False
+    """ZeRO 2 lets go of gathered weights after every backward pass, so that each micro-batch gathers them (FSDP2)."""
+    all_reduces_for_shards: bool = False
+    """ZeRO 1 in bf16 reduces whole gradients on every rank, which uses its shard (DeepSpeed's bf16 optimizer)."""
     supports_pipeline: bool = True
     supports_tensor: bool = True
     supports_context: bool = True

@@ -224,6 +224,45 @@ def test_gathering_for_every_micro_batch_sends_more_and_keeps_less():
     assert np.all(always.footprint.weights_bytes < once.footprint.weights_bytes)
 
 
+def gathered_bytes(found: Estimate) -> float:
+    data = next(axis for axis in axis_facts(found) if axis.axis == "DP")
+    return sum(call.calls_per_step for call in data.collectives if call.operation == "all_gather")
+
+
+def test_zero_2_of_fsdp_gathers_for_every_micro_batch():
+    """Eight of them, each copied out of its buffer and its gradients into one; a pipeline keeps what it gathered."""
+    once, always = (
+        estimated("torchtitan", {"gathers_again_at_stage_2": flag}, dp=8, zero_stage=2) for flag in (False, True)
+    )
+    assert float(always.step.param_gather_sent_s) == pytest.approx(8 * float(once.step.param_gather_sent_s))
+    assert (gathered_bytes(once), gathered_bytes(always)) == (1.0, 8.0)
+    assert float(always.step.overhead_s) > float(once.step.overhead_s)
+    piped = (
+        estimated("torchtitan", {"gathers_again_at_stage_2": flag}, dp=4, pp=2, zero_stage=2).step
+        for flag in (False, True)
+    )
+    one, other = (float(step.param_gather_sent_s) for step in piped)
+    assert one == other
+
+
+@pytest.mark.parametrize(("zero_stage", "precision", "reduces"), [(1, "bf16", 1), (1, "fp16", 0), (0, "bf16", 0)])
+def test_deepspeeds_bf16_optimizer_reduces_whole_gradients(zero_stage, precision, reduces):
+    """An all-reduce where others scatter; without shards everybody does."""
+    found = [
+        estimate(
+            LLAMA, H100, recipe("megatron_deepspeed", {"all_reduces_for_shards": flag}, precision=precision),
+            Plans.point(dp=16, zero_stage=zero_stage),
+        )
+        for flag in (False, True)
+    ]  # fmt: skip
+    scattered, whole = (float(one.step.grad_reduce_sent_s) for one in found)
+    assert (whole > 1.5 * scattered) == bool(reduces)
+    for one, sent in zip(found, (scattered, whole), strict=True):
+        data = next(axis for axis in axis_facts(one) if axis.axis == "DP")
+        calls = [call for call in data.collectives if call.what == "gradients"]
+        assert sum(call.call_s * call.calls_per_step for call in calls) == pytest.approx(sent)
+
+
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 

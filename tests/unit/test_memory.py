@@ -351,6 +351,8 @@ def test_embedding_and_head():
     [
         ("gathered", 1, 14),
         ("gathered", 4, 14 + 2 / 4 + 2 + 2),
+        ("sharded", 1, 14),
+        ("sharded", 4, 14 / 4),
         ("parallel", 1, 6),
         ("parallel", 4, 1.5),
         ("fused", 4, 0.5),

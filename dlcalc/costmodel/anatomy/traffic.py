@@ -22,6 +22,7 @@ from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.layer_comm import off_node_fraction, ring_link
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.stage_params import stage_params
+from dlcalc.costmodel.step_time import gathers_again, reduces_whole
 
 Operation = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
 
@@ -260,9 +261,12 @@ class _Talk:
         held = stage_params(self.model, plan, self.found.stages)
         dense, expert = plain(held.dense), plain(held.expert)
         zero = int(plan.zero_stage)
-        reduce: Operation = "reduce_scatter" if zero >= 1 else "all_reduce"
+        scatters = zero >= 1 and not reduces_whole(plan, self.recipe)
+        reduce: Operation = "reduce_scatter" if scatters else "all_reduce"
         reduces = self.micro_batches if zero >= 2 else 1.0
         gathers = 0.0 if zero == 0 else 2.0 * self.micro_batches if zero == 3 else 1.0
+        if gathers_again(plan, profile):
+            gathers = self.micro_batches
         per_element = float(profile.grad_reduce_bytes)
         yield self.call("gradients", reduce, dense * per_element, where.shard, reduces)
         if expert:
