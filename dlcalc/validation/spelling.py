@@ -152,9 +152,11 @@ MODES = {
 }  # fmt: skip
 """Spellings that mean exactly one of our modes."""
 
-NEGATED = re.compile(r"\b(no|not|none|off|false|without|w/o|disabled?|n/a|never)\b|[=:]\s*0\b")
-"""Words that turn what follows, or what they follow, into nothing; policies of JAX that have one in their name are not
-meant."""
+NEGATED = re.compile(r"\b(no|not|none|off|false|without|w/o|disabled?|n/a|never)\b")
+SWITCHED_OFF = re.compile(r"[=:]\s*(0|no|none|off|false)\b")
+BEGINS_WITH_A_MODE = re.compile(r"(full|selective|uniform|block)\b")
+"""Words that turn what they stand with into nothing, unless it begins with what is recomputed: ``full (no offload)``;
+policies of JAX that have one in their name are not meant."""
 POLICIES = re.compile(r"nothing_saveable|no_batch_dims")
 
 MODULES = {
@@ -185,7 +187,8 @@ def recompute_mode(
     selects_ops = "selective" not in modes and "op_sac" in modes
     if what in MODES:
         return Recompute("op_sac" if MODES[what] == "selective" and selects_ops else MODES[what])
-    if NEGATED.search(what) and not POLICIES.search(what):
+    says_no = NEGATED.search(what) and not BEGINS_WITH_A_MODE.match(what)
+    if (says_no or SWITCHED_OFF.search(what)) and not POLICIES.search(what):
         return Recompute("none")
     modules = [module for module in re.split(r"[\s+,&]+", what) if module]
     known = [MODULES[module] for module in modules if module in MODULES]

@@ -282,11 +282,11 @@ def test_what_a_run_did_its_trainer_does(changes):
 NOTHING = (
     "no activation checkpointing", "gradient_checkpointing=False", "gradient_checkpointing: false", "checkpointing off",
     "without activation checkpointing", "not full", "disabled", "n/a", "-", "no recompute", "no AC", "recompute: off",
-    "recompute=none", "not used", "none", "false", "0",
+    "recompute=none", "not used", "none", "false", "0", "full=False", "none (selective is not supported)",
 )  # fmt: skip
 EVERYTHING = (
     "all", "all layers", "remat", "nothing_saveable", "AC", "activation checkpointing", "gradient checkpointing",
-    "full", "other:full", "on", "save_qkv_proj", "qkv_proj_offloaded", "save_dot_except_mlp",
+    "full", "other:full", "full (no offload)", "on", "save_qkv_proj", "qkv_proj_offloaded", "save_dot_except_mlp",
 )  # fmt: skip
 COUNTED = {
     "recompute 10 layers": 10, "recompute_num_layers=10": 10, "8 layers/stage": 8, "every 4 layers": 10,
