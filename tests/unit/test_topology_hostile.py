@@ -186,3 +186,12 @@ def test_a_service_that_is_misspelled():
         read_fabric("kubernets")
     with pytest.raises(DlcalcError, match=r"no such file and no service \(ec2, ec2-reservations, kubernetes, slurm\)$"):
         read_fabric("xyz")
+
+
+def test_a_reservation_of_more_instances_than_exist(tmp_path):
+    data = copy.deepcopy(RESERVED)
+    data["CapacityReservations"][0]["AvailableInstanceCount"] = 10**12
+    file = tmp_path / "many.json"
+    file.write_text(json.dumps(data, indent=1))
+    with pytest.raises(DlcalcError, match=r"many\.json:\d+: .*AvailableInstanceCount.* 1,000,000,000,000 nodes"):
+        read_fabric(str(file))

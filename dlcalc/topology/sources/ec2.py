@@ -18,6 +18,7 @@ from typing import Any
 from dlcalc.errors import DlcalcError, TopologyError, suggestion
 from dlcalc.topology.fabric import Fabric, FabricNode
 from dlcalc.topology.sources.document import Document
+from dlcalc.topology.sources.hostlist import MAX_NAMES
 
 PAGE = 100
 """Instances that one call answers or takes by id."""
@@ -134,6 +135,9 @@ def fabric_of_reservations(document: Document, *, region: str = "", node_devices
         n_free = entry.get("AvailableInstanceCount", 1)
         if type(n_free) is not int or n_free < 0:
             raise document.error((*path, "AvailableInstanceCount"), "must be a whole number of at least 0")
+        if len(nodes) + n_free > MAX_NAMES:
+            told = f"makes {len(nodes) + n_free:,} nodes, more than {MAX_NAMES:,}"
+            raise document.error((*path, "AvailableInstanceCount"), told)
         uncounted += "AvailableInstanceCount" not in entry
         zone = document.text(entry, "AvailabilityZone", path)
         one = FabricNode(
