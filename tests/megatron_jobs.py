@@ -191,7 +191,7 @@ def plans(draw, model, recipe):
     pp, dp = draw(FEW), draw(st.sampled_from([1, 2, 4, 8]))
     vpp = draw(st.sampled_from([1, 1, 2, 3])) if pp > 1 else 1
     zero = draw(st.sampled_from([0, 1, 1, 1, 2, 3]))
-    recompute = draw(st.sampled_from(["none", "none", "selective", "full", "norm_act", "mla_up_proj"]))
+    recompute = draw(st.sampled_from(["none", "none", "selective", "full", "norm_act", "mla_up_proj", "mlp", "moe"]))
     knobs = {
         "tp": tp,
         "cp": cp,
@@ -232,7 +232,7 @@ def _mend(knobs, model) -> None:
     if pp > 1 and model.n_layers % 4 == 0:
         knobs |= {"vpp": 1 if knobs["vpp"] == 1 else model.n_layers // 4, "schedule": "1f1b"}
         knobs["schedule"] = "interleaved" if knobs["vpp"] > 1 else "1f1b"
-    if (recompute == "mla_up_proj" and not model.is_mla) or (recompute == "norm_act" and not model.is_moe):
+    if recompute in model.not_to_recompute or (recompute == "norm_act" and not model.is_moe):
         knobs["recompute"] = "none"
     if pp > 1 or knobs["recompute"] != "none":
         knobs["offload_layers"] = 0

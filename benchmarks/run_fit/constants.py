@@ -37,6 +37,9 @@ OLD = ("megatron_deepspeed", "megatron_legacy")
 
 FRAMEWORKS = ("aleph_scaling", "megatron_core", "fsdp_composer", "torchtitan", *OLD)
 
+HOSTS = {"gb200_nvl72": ("gb200_nvl72", "gb300_nvl72", "gh200", "gh200_144gb")}
+"""Machines that share a host, whose time per launch the runs of the first show: Grace."""
+
 PROFILES = {"megatron_core": ("megatron", "megatron_bridge")}
 """Profiles that share their constants: one library underneath, whoever starts it."""
 
@@ -112,6 +115,17 @@ def constants_to_fit() -> list[Constant]:
         )
         for name in OLD
     ]  # fmt: skip
+    # cores of 3.4 GHz for 3.8 to 4
+    found += [
+        Constant("host", name, "host_factor", 1.25, 0.8, 2.0, 0.15, "host time per launch over that of x86 servers")
+        for name in HOSTS
+    ]
+    found.append(
+        Constant(
+            "framework", "megatron_core", "expert_pass_factor", 1.3, 1.0, 3.0, 0.3,
+            "memory traffic of experts over that counted",
+        )
+    )  # fmt: skip
     found.append(
         Constant(
             "framework", "megatron_deepspeed", "unhidden_launches", 0.2, 0.01, 0.6, 1.0,
@@ -147,6 +161,8 @@ def today(constant: Constant, registry: HardwareRegistry) -> float:
         calibration = registry.load(constant.owner).calibration
         key = constant.path.partition(".")[2]
         return calibration.slowing_in_training(key)
+    if constant.kind == "host":
+        return registry.load(constant.owner).calibration.host_factor
     if constant.kind == "attention":
         return registry.load(constant.owner).calibration.attention["bf16"].kernel_fractions[constant.path]
     return float(getattr(load_framework(profiles_of(constant.owner)[-1]), constant.path))
@@ -175,6 +191,11 @@ def changed(setting: RunSetting, values: dict[tuple[str, str, str], float]) -> t
         }
         hardware = hardware.model_copy(
             update={"calibration": hardware.calibration.model_copy(update={"attention": rates})}
+        )
+    host = values.get(("host", hardware.name, "host_factor"))
+    if host is not None:
+        hardware = hardware.model_copy(
+            update={"calibration": hardware.calibration.model_copy(update={"host_factor": host})}
         )
     settings = {
         path: value

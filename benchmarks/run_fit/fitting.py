@@ -30,6 +30,8 @@ def touched_by(group: Group, constant: Constant) -> bool:
         precision = constant.path.partition(".")[2]
         own = "bf16" if group.setting.recipe.precision == "fp16" else group.setting.recipe.precision
         return group.setting.hardware.name == constant.owner and precision in (own, "bf16", "attention")
+    if constant.kind == "host":
+        return group.setting.hardware.name == constant.owner
     if constant.kind == "attention":
         return (
             group.setting.hardware.name == constant.owner and group.setting.recipe.framework.attention == constant.path

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dlcalc.specs.load import config_dir
-from run_fit.constants import Constant, profiles_of
+from run_fit.constants import HOSTS, Constant, profiles_of
 from run_fit.runs import Array, Group
 
 
@@ -35,7 +35,8 @@ def write(constants: Sequence[Constant], values: Array) -> None:
     """Put the constants into their YAML files, changing nothing else."""
     folder = config_dir()
     for constant, value in zip(constants, values, strict=True):
-        for owner in profiles_of(constant.owner):
+        owners = HOSTS[constant.owner] if constant.kind == "host" else profiles_of(constant.owner)
+        for owner in owners:
             where = folder / "frameworks" if constant.kind == "framework" else folder
             write_one(where / f"{owner}.yaml", constant, value)
 
@@ -47,6 +48,8 @@ def write_one(file: Path, constant: Constant, value: float) -> None:
         text, n = re.subn(rf"^{constant.path}:.*$", line, text, flags=re.M)
         if not n:
             text = text.rstrip("\n") + f"\n{line}\n"
+    elif constant.kind == "host":
+        text = re.sub(r"(host_factor: )[\d.]+", rf"\g<1>{rounded(value)}", text)
     elif constant.kind == "attention":
         text = re.sub(rf"(kernel_fractions: {{.*?{constant.path}: )[\d.]+", rf"\g<1>{rounded(value)}", text)
     else:

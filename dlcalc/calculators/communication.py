@@ -195,13 +195,13 @@ def all_to_all_time_s(
     return np.where(np.asarray(link.n_ranks) > 1.0, full_s + floor_s, 0.0)
 
 
-def distinct_nodes_count(n_nodes: Numeric, *, top_k: Numeric) -> Numeric:
-    """Nodes on which a token's ``top_k`` experts sit, on average: ``N (1 - (1 - 1 / N) ** k)``, never fewer than one.
+def distinct_places_count(n_places: Numeric, *, top_k: Numeric) -> Numeric:
+    """Nodes (or ranks) on which a token's ``top_k`` experts sit, on average: ``N (1 - (1 - 1 / N) ** k)``, at least 1.
 
     Assumes: experts drawn evenly. Ignores: that one of them may be the token's own, which ``all_to_all_time_s`` counts.
     Source: [derived] the chance that a node is missed by k draws.
     """
-    return np.maximum(n_nodes * (1.0 - (1.0 - 1.0 / n_nodes) ** top_k), 1.0)
+    return np.maximum(n_places * (1.0 - (1.0 - 1.0 / n_places) ** top_k), 1.0)
 
 
 def send_time_s(

@@ -44,6 +44,11 @@ class TokenFlops:
     """All multi-token-prediction modules: projection, layer and a further pass through the LM head."""
 
     @property
+    def moe_flops(self) -> Numeric:
+        """Router and experts of all mixtures."""
+        return self.router_flops + self.routed_experts_flops + self.shared_experts_flops
+
+    @property
     def total_flops(self) -> Numeric:
         return sum((getattr(self, term.name) for term in fields(self)), start=0.0)
 

@@ -22,6 +22,8 @@ BACKWARD_FACTOR = 2.0
 CORE = {"unfused": 10.0, "megatron_fused": 6.0}
 """Of the attention core where scores are stored: two matmuls, transposes, scale, mask, softmax, dropout; fused kernels
 3 with their reshapes."""
+CLAMPED = 5.0
+"""Of experts with biases and a clamped gate, however many: two clamps, two concatenations, a cast."""
 ROUTER, COUNTS = 6.0, 2.0
 ROUTING = ROUTER + COUNTS + 8.0
 """Router, counts and offsets, permutation and its inverse (4), sorting by local expert and back (4)."""
@@ -42,7 +44,8 @@ def attention_launches_count(
     """
     norm = 1.0 if profile.fused_norm else 6.0
     norms = norm * (model.norms_per_layer / 2 + 2 * model.qk_norm)
-    rope = 0.0 if model.learned_positions or model.alibi else 2.0 if profile.fused_rope else 10.0
+    rotation = 6.0 if profile.rotates_complex_numbers else 2.0 if profile.fused_rope else 10.0
+    rope = 0.0 if model.learned_positions or model.alibi else rotation
     residual = 1.0 if profile.fused_residual else 3.0
     reshapes = 3.0
     return (
@@ -72,14 +75,16 @@ def moe_launches_count(
     """Of a mixture of experts: routing, two matmuls per local expert, activation, norm, residual, the rest.
 
     The rest is shared experts and collectives. A grouped matmul of a training library issues one matmul per expert on
-    a few streams, and quantizes each expert's tokens apart.
+    a few streams, and quantizes each expert's tokens apart; so it adds each expert's bias.
 
     Source: [derived] operations of each trainer's layer, one by one.
     """
     norms = (1.0 if profile.fused_norm else 6.0) * model.norms_per_layer / 2
     residual = 1.0 if profile.fused_residual else 3.0
     shared = 4.0 * bool(model.shared_ffn_hidden_size)
-    return ROUTING + 2.0 * local_experts * (1.0 + casts) + 1.0 + norms + residual + shared + collectives
+    biases = (CLAMPED + 2.0 * local_experts) * bool(model.expert_bias)
+    experts = 2.0 * local_experts * (1.0 + casts) + biases
+    return ROUTING + experts + 1.0 + norms + residual + shared + collectives
 
 
 def replayed_launches_fraction(

@@ -34,32 +34,39 @@ ACTIVATION_BYTES = 2.0
 """Of an element of bf16 or fp16."""
 
 KEPT: Mapping[str, tuple[float, ...]] = {
-    # recompute mode:        none selec full norm mla sac
-    "layer_input": (1, 1, 1, 1, 1, 1),
-    "norm_input": (1, 1, 0, 1, 1, 0),
-    "norm_intermediates": (1, 1, 0, 0, 1, 0),
-    "linear_input": (1, 1, 0, 0, 1, 0),
-    "latents": (1, 1, 0, 1, 1, 0),
-    "query_key_value": (1, 1, 0, 1, 1, 0),
-    "latent_query_key_value": (1, 1, 0, 1, 0, 0),
-    "scores": (1, 0, 0, 1, 1, 0),
-    "core_output": (1, 1, 0, 1, 1, 1),
-    "core_output_beside_copy": (1, 0, 0, 1, 1, 1),
-    "logsumexp": (1, 0, 0, 1, 1, 1),
-    "projection_input": (1, 1, 0, 1, 1, 0),
-    "routing": (1, 1, 0, 1, 1, 0),
-    "expert_input": (1, 1, 0, 1, 1, 0),
-    "gate_up": (1, 1, 0, 1, 1, 0),
-    "activation": (1, 1, 0, 0, 1, 0),
-    "expert_output": (1, 1, 0, 1, 1, 0),
-    "dropout_mask": (1, 1, 0, 1, 1, 0),
-    "every_other_matmul": (0, 0, 0, 0, 0, 1),
+    # recompute mode:        none selec full norm mla sac mlp moe
+    "layer_input": (1, 1, 1, 1, 1, 1, 1, 1),
+    "norm_input": (1, 1, 0, 1, 1, 0, 1, 1),
+    "norm_intermediates": (1, 1, 0, 0, 1, 0, 1, 1),
+    "linear_input": (1, 1, 0, 0, 1, 0, 1, 1),
+    "latents": (1, 1, 0, 1, 1, 0, 1, 1),
+    "query_key_value": (1, 1, 0, 1, 1, 0, 1, 1),
+    "latent_query_key_value": (1, 1, 0, 1, 0, 0, 1, 1),
+    "scores": (1, 0, 0, 1, 1, 0, 1, 1),
+    "core_output": (1, 1, 0, 1, 1, 1, 1, 1),
+    "core_output_beside_copy": (1, 0, 0, 1, 1, 1, 1, 1),
+    "logsumexp": (1, 0, 0, 1, 1, 1, 1, 1),
+    "projection_input": (1, 1, 0, 1, 1, 0, 1, 1),
+    "mlp_norm_input": (1, 1, 0, 1, 1, 0, 1, 1),
+    "mlp_norm_intermediates": (1, 1, 0, 0, 1, 0, 0, 1),
+    "mlp_input": (1, 1, 0, 0, 1, 0, 0, 1),
+    "gate_up": (1, 1, 0, 1, 1, 0, 0, 1),
+    "activation": (1, 1, 0, 0, 1, 0, 0, 1),
+    "routing": (1, 1, 0, 1, 1, 0, 1, 0),
+    "expert_input": (1, 1, 0, 1, 1, 0, 1, 0),
+    "expert_gate_up": (1, 1, 0, 1, 1, 0, 1, 0),
+    "expert_activation": (1, 1, 0, 0, 1, 0, 1, 0),
+    "expert_output": (1, 1, 0, 1, 1, 0, 1, 0),
+    "dropout_mask": (1, 1, 0, 1, 1, 0, 1, 1),
+    "every_other_matmul": (0, 0, 0, 0, 0, 1, 0, 0),
 }
-"""Share of each op's bytes that is still there when the backward pass begins, by simple recompute mode."""
+"""Share of each op's bytes that is still there when the backward pass begins, by simple recompute mode. A dense MLP
+that runs again begins at its norm, a mixture of experts after it, as in Megatron."""
 
 KEPT_UNFUSED_NORM: Mapping[str, tuple[float, ...]] = {
-    "layer_input": (0, 0, 1, 1, 0, 1),
-    "norm_input": (0, 0, 0, 1, 0, 0),
+    "layer_input": (0, 0, 1, 1, 0, 1, 0, 0),
+    "norm_input": (0, 0, 0, 1, 0, 0, 0, 0),
+    "mlp_norm_input": (0, 0, 0, 1, 0, 0, 1, 0),
 }
 """A norm in PyTorch operations keeps what it made of its input; the input itself only where it must run again."""
 
@@ -185,8 +192,8 @@ def mlp_activation_bytes(
         tokens,
         recompute,
         {
-            **_norms(profile, h * between, n_more=own_norms, n=own_norms),
-            "linear_input": input_bytes * h * _linear_input(profile, between) * (own_norms > 0),
+            **_norms(profile, h * between, n_more=own_norms, n=own_norms, of="mlp_"),
+            "mlp_input": input_bytes * h * _linear_input(profile, between) * (own_norms > 0),
             **_mlp_bytes(model, profile, model.ffn_hidden_size / tp, input_bytes),
             "dropout_mask": h * between * profile.dropout,
             "every_other_matmul": _saved_matmul_bytes(_mlp_matmuls(model, model.ffn_hidden_size), first, tp)
@@ -212,7 +219,8 @@ def moe_activation_bytes(
     Norm input and output, the router's scores, choice and weights (9 bytes per expert), and of each token and each of
     its ``top_k`` experts: the expert's input, gate and up, and the input of its second matmul. All ranks of ``etp``
     work on the same tokens, each on its part of the width. Where the activation is not fused, the expert's output is
-    kept for the gradient of its weight; fused, the weight is multiplied in there.
+    kept for the gradient of its weight; fused, the weight is multiplied in there. Experts with biases clamp gate and
+    up, and keep them clamped as well.
 
     Assumes: routing in balance; ``routed_factor`` is the tokens really computed over that (capacity, padding,
     imbalance).
@@ -236,8 +244,8 @@ def moe_activation_bytes(
             + (copies and model.n_shared_experts > 0) * input_bytes * h * between,
             "routing": 9.0 * model.n_experts * between,
             "expert_input": input_bytes * h * routed * etp,
-            "gate_up": experts["gate_up"] + shared["gate_up"],
-            "activation": experts["activation"] + shared["activation"],
+            "expert_gate_up": experts["gate_up"] + shared["gate_up"],
+            "expert_activation": experts["activation"] + shared["activation"] + model.expert_bias * experts["gate_up"],
             "expert_output": ACTIVATION_BYTES * h * routed * etp * (not profile.fused_activation),
             "dropout_mask": h * between * profile.dropout,
             "every_other_matmul": _scattered_bytes(h, tp, sequence_parallel),
@@ -474,11 +482,11 @@ def _linear_input(profile: FrameworkProfile, between: Array) -> Numeric:
     return 1.0 if profile.keeps_gathered_inputs else between
 
 
-def _norms(profile: FrameworkProfile, width: Numeric, *, n: int, n_more: int) -> dict[str, Numeric]:
+def _norms(profile: FrameworkProfile, width: Numeric, *, n: int, n_more: int, of: str = "") -> dict[str, Numeric]:
     """Inputs of ``n_more`` norms, the layer's own input not counted, and what ``n`` unfused norms keep instead."""
     return {
-        "norm_input": ACTIVATION_BYTES * width * n_more,
-        "norm_intermediates": 0.0 if profile.fused_norm else _norm_bytes(profile) * width * n,
+        f"{of}norm_input": ACTIVATION_BYTES * width * n_more,
+        f"{of}norm_intermediates": 0.0 if profile.fused_norm else _norm_bytes(profile) * width * n,
     }
 
 

@@ -141,6 +141,12 @@ REFERENCES: dict[str, Reference] = {
         2023,
         "https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html",
     ),
+    "zhao2025deepep": Reference(
+        "DeepEP: an efficient expert-parallel communication library, with HybridEP (docs/README_Hybrid-EP.md)",
+        "Zhao et al., NVIDIA",
+        2025,
+        "https://github.com/deepseek-ai/DeepEP",
+    ),
     "qi2023": _arxiv("Zero Bubble Pipeline Parallelism", "Qi et al.", 2023, "2401.10241"),
     "rajbhandari2020": _arxiv(
         "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", "Rajbhandari et al.", 2020, "1910.02054"

@@ -38,6 +38,8 @@ RESIDUAL = {True: Traffic(6, 6), False: Traffic(10, 10)}
 gradients."""
 ROPE = {True: Traffic(4, 4), False: Traffic(18, 18)}
 """One pass, or rotate-half (4), two products (4 each) and a sum (6)."""
+COMPLEX_ROPE = Traffic(20, 20)
+"""A cast to fp32 (6), a product of complex numbers (8), a cast back (6)."""
 LATENT_SPLIT = {True: (0.0, 4.0), False: (4.0, 4.0)}
 """Latent attention, per element of Q and of K and V: what comes out of the up-projections is cut apart, rotated in part
 and joined to operands of attention, a read and a write; one fused kernel leaves Q where it is."""
@@ -46,10 +48,17 @@ GATED = {True: Traffic(6, 10), False: Traffic(10, 16)}
 UNGATED = {True: Traffic(4, 6), False: Traffic(8, 10)}
 """bias + GELU."""
 DROPOUT_MASK_BYTES = 1.0
-GATED_WITH_BIAS = Traffic(84, 170)
-"""Experts with biases and a clamped gate, operation by operation in fp32: two casts (12), two clamps (16), scale,
-sigmoid and product (24), sum (8), product (12), cast and weight (12); backward twice that. A first count in 16 bits
-(34 and 60) left the runs of gpt-oss, the one such model in the corpus, 30 % too fast; hence fp32."""
+UNVECTORIZED_COST = 2.0
+"""A byte of a kernel that reads a part of each row, broadcasts or mixes precisions, over one of a contiguous pass: it
+works on one element at a time. Not measured: between 1 and 3 the runs of gpt-oss, which alone have such kernels, do
+not tell."""
+CLAMP = Traffic(8 * UNVECTORIZED_COST + 8, 22 * UNVECTORIZED_COST + 8)
+"""What a clamped gate moves before its fused activation: two clamps of half a row each (8) and their concatenation (8);
+backward the mask of two bounds (14), of one (8), and the concatenation (8)."""
+EXPERT_BIAS = Traffic(14 * UNVECTORIZED_COST + 14, 16 * UNVECTORIZED_COST + 24)
+"""Per element that an expert puts out, its bias times the token's weight in fp32, expert by expert: the product (4) and
+the sum (10), both of mixed precisions, a concatenation (8), a cast (6); backward two casts (12), a concatenation (4),
+and for the gradients of bias and weight a broadcast product (8) and a sum (4) each."""
 ACCUMULATE_BYTES = {2: 8.0, 4: 12.0}
 """Per weight, where its gradient is added to its buffer (of so many bytes) in a pass of its own: written, read,
 added."""
@@ -57,18 +66,23 @@ WIDEN_BYTES = 6.0
 """Per weight, where a 16-bit gradient is first copied to fp32: the copy written and read, for the 16-bit read."""
 GATHER_COPY_BYTES, SCATTER_COPY_BYTES = 4.0, 8.0
 """Per weight, where ZeRO 3 copies gathered weights out of (or gradients into) its buffers."""
-PERMUTE = Traffic(14, 14)
+PERMUTE = {False: Traffic(14, 14), True: Traffic(6, 6)}
 """Routed tokens are gathered (4), sorted by local expert on arrival (4), sorted back (4), and summed with their weights
-(2 and a share)."""
+(2 and a share). With a dispatcher that knows nodes and ranks they are copied for the experts of a rank as they arrive
+(4), and summed before they leave (2 and a share)."""
+PAD = Traffic(8, 8)
+"""Transformer Engine copies each expert's tokens into a buffer padded for 8 or 4 bits (4) and its outputs back (4), but
+where the dispatcher pads."""
 GATHERED_COST = 4.0 / 3.0
 """A byte of rows gathered by index over one of a contiguous pass: 0.50 and 0.51 of the peak bandwidth against 0.67 in
 [moorethreads2025]. One device's kernels; taken for all."""
 ROUTER = Traffic(24, 24)
 """Scores in fp32: cast, softmax or sigmoid, top-k, mask, auxiliary loss."""
-LOSS = {"fused": Traffic(2, 4), "parallel": Traffic(34, 14), "gathered": Traffic(26, 18), "sharded": Traffic(26, 18)}
-"""Per logit. fused: read; read and overwrite with the gradient. parallel: cast to fp32 (6), maximum (4), subtract (8),
-exponential (8), sum (4), predicted logit (4); divide and subtract, cast (14). gathered and sharded: cast (6),
-log-softmax (12), gather (8); backward (12) and cast (6)."""
+LOSS = {"fused": Traffic(6, 4), "parallel": Traffic(38, 14), "gathered": Traffic(26, 18), "sharded": Traffic(26, 18)}
+"""Per logit. fused: read for the softmax (2), read and overwritten with the gradient (4); backward the gradient times
+that of the loss (4). parallel: cast to fp32 (6), maximum (4), subtract (8), exponential (8), sum (4), divide (8);
+backward product (8) and cast (6). gathered and sharded: cast (6), log-softmax (12), gather (8); backward (12) and cast
+(6)."""
 EMBEDDING = Traffic(4, 10)
 
 CAST_BYTES: dict[Precision, float] = {"fp8": 6.0, "mxfp8": 4.5, "nvfp4": 7.0}
@@ -100,9 +114,9 @@ def residual_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tup
 def rope_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tuple[Array, Array]:
     """Forward and backward bytes of rotating queries and keys.
 
-    Source: [derived] operand by operand, see ``ROPE``.
+    Source: [derived] operand by operand, see ``ROPE`` and ``COMPLEX_ROPE``.
     """
-    per = ROPE[profile.fused_rope]
+    per = COMPLEX_ROPE if profile.rotates_complex_numbers else ROPE[profile.fused_rope]
     return elements * per.forward, elements * per.backward
 
 
@@ -111,7 +125,7 @@ def latent_split_traffic_bytes(query_elements: Array, key_value_elements: Array,
 
     Source: [deepseek2024v2] section 2.1 for the parts; [derived] operand by operand, see ``LATENT_SPLIT``.
     """
-    query, key_value = LATENT_SPLIT[profile.fused_rope]
+    query, key_value = LATENT_SPLIT[profile.fused_rope and not profile.rotates_complex_numbers]
     return query_elements * query + key_value_elements * key_value
 
 
@@ -124,16 +138,20 @@ def activation_traffic_bytes(elements: Array, *, gated: bool, profile: Framework
     return elements * per.forward, elements * per.backward
 
 
-def expert_activation_traffic_bytes(
-    elements: Array, *, gated: bool, has_bias: bool, profile: FrameworkProfile
-) -> tuple[Array, Array]:
-    """Forward and backward bytes of the experts' non-linearity; biases keep it from being fused.
+def clamp_traffic_bytes(elements: Array) -> tuple[Array, Array]:
+    """Forward and backward bytes of clamping both halves of a gate before its activation; ``elements`` of its output.
 
-    Source: [derived] operand by operand, see ``GATED_WITH_BIAS``.
+    Source: [megatron_lm] ``weighted_bias_quick_geglu_impl``; [derived] operand by operand, see ``CLAMP``.
     """
-    if not has_bias:
-        return activation_traffic_bytes(elements, gated=gated, profile=profile)
-    return elements * GATED_WITH_BIAS.forward, elements * GATED_WITH_BIAS.backward
+    return elements * CLAMP.forward, elements * CLAMP.backward
+
+
+def expert_bias_traffic_bytes(elements: Array) -> tuple[Array, Array]:
+    """Forward and backward bytes of the bias of the experts' outputs; ``elements`` of these.
+
+    Source: [megatron_lm] ``TEGroupedMLP._apply_bias``; [derived] operand by operand, see ``EXPERT_BIAS``.
+    """
+    return elements * EXPERT_BIAS.forward, elements * EXPERT_BIAS.backward
 
 
 def accumulation_traffic_bytes(params: Array, *, profile: FrameworkProfile) -> Array:
@@ -159,17 +177,21 @@ def sharding_copy_traffic_bytes(params: Array, *, profile: FrameworkProfile, gat
     return params * (copies * (gathers * GATHER_COPY_BYTES + scatters * SCATTER_COPY_BYTES))
 
 
-def routing_traffic_bytes(tokens: Array, routed_elements: Array, *, n_experts: int) -> tuple[Array, Array]:
+def routing_traffic_bytes(
+    tokens: Array, routed_elements: Array, *, n_experts: int, profile: FrameworkProfile, precision: Precision
+) -> tuple[Array, Array]:
     """Forward and backward bytes of scoring, permuting and combining; ``routed_elements`` = routed tokens x hidden.
 
     Rows that are gathered count :data:`GATHERED_COST` times.
 
-    Ignores: padding of tokens per expert to a tile, a few per cent of the routed elements.
-    Source: [derived] operand by operand, see ``PERMUTE`` and ``ROUTER``; [moorethreads2025] for gathered rows.
+    Ignores: the padding itself, a few per cent of the routed elements.
+    Source: [derived] operand by operand, see ``PERMUTE``, ``PAD`` and ``ROUTER``; [moorethreads2025] for gathered rows.
     """
     scores, gathered = tokens * n_experts, routed_elements * GATHERED_COST
-    forward = scores * ROUTER.forward + gathered * PERMUTE.forward
-    backward = scores * ROUTER.backward + gathered * PERMUTE.backward
+    permute = PERMUTE[profile.dispatches_once_per_node]
+    pads = profile.pads_experts_apart and not profile.dispatches_once_per_node and precision in CAST_BYTES
+    forward = scores * ROUTER.forward + gathered * permute.forward + routed_elements * (pads * PAD.forward)
+    backward = scores * ROUTER.backward + gathered * permute.backward + routed_elements * (pads * PAD.backward)
     return forward, backward
 
 

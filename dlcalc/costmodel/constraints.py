@@ -18,7 +18,7 @@ from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans
 from dlcalc.specs.hardware import Node
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
-from dlcalc.specs.recompute import FULL, MLA_UP_PROJ, RECOMPUTE_MODES, codes_with
+from dlcalc.specs.recompute import FULL, MLA_UP_PROJ, MLP, MOE, RECOMPUTE_MODES, codes_with
 
 Mask = NDArray[np.bool_]
 ONE_F_ONE_B, INTERLEAVED = SCHEDULES.index("1f1b"), SCHEDULES.index("interleaved")
@@ -103,6 +103,8 @@ def refused_by_recompute(model: ModelSpec, plans: Plans, stages: StageLayers) ->
         "more layers offloaded than a stage holds": plans.offload_layers > stages.most_layers,
         "recomputing latent projections needs latent attention": np.isin(plans.recompute, codes_with(MLA_UP_PROJ))
         & (not model.is_mla),
+        "recomputing dense MLPs needs some": np.isin(plans.recompute, codes_with(MLP)) & (model.n_dense_layers == 0),
+        "recomputing experts needs some": np.isin(plans.recompute, codes_with(MOE)) & (model.n_moe_layers == 0),
     }
 
 

@@ -23,7 +23,7 @@ from dlcalc.costmodel.targets.refusals import refused_by_target
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
-from dlcalc.specs.recompute import FULL, OP_SAC, for_every_mode
+from dlcalc.specs.recompute import FULL, MLP, MOE, OP_SAC, codes_with, for_every_mode
 
 QUIET = partial(np.errstate, divide="ignore", invalid="ignore", over="ignore")
 """Plans that are refused may divide by zero."""
@@ -160,9 +160,9 @@ def any_of(masks: list[Mask]) -> Mask:
     return left[0]
 
 
-# recompute mode:              none selective full norm_act mla_up op_sac
-MATMULS_AGAIN = np.array(for_every_mode((0.0, 0.0, 1.0, 0.0, 0.0, 0.5), max))
-SCORES_AGAIN = np.array(for_every_mode((0.0, 1.0, 1.0, 0.0, 0.0, 0.0), max))
+# recompute mode:                           none select full norm latent sac mlp  moe
+MATMULS_AGAIN = np.array(for_every_mode((0.0, 0.0, 1.0, 0.0, 0.0, 0.5, 0.0, 0.0), max))
+SCORES_AGAIN = np.array(for_every_mode((0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0), max))
 
 
 def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans, stages: StageLayers) -> Array:
@@ -173,9 +173,11 @@ def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans, stage
     matmuls = forward.total_flops - scores - forward.head_flops - forward.mtp_flops
     code = plans.recompute.astype(np.int64)
     again = MATMULS_AGAIN[code] * matmuls + SCORES_AGAIN[code] * scores
+    again = again + np.isin(code, codes_with(MLP)) * forward.dense_mlp_flops
+    again = again + np.isin(code, codes_with(MOE)) * forward.moe_flops
     if not recipe.framework.recomputes_to_the_end:
         last = forward.dense_mlp_flops / (2.0 + model.gated_mlp)
-        again = again - ((code == FULL) + 0.5 * (code == OP_SAC)) * last
+        again = again - (np.isin(code, (FULL, *codes_with(MLP))) + 0.5 * (code == OP_SAC)) * last
     return 1.0 + mean_recomputed_fraction(model, plans, stages) * again / (3.0 * forward.total_flops)
 
 

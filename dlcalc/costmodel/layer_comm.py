@@ -17,7 +17,7 @@ from dlcalc.calculators.communication import (
     all_gather_time_s,
     all_reduce_time_s,
     all_to_all_time_s,
-    distinct_nodes_count,
+    distinct_places_count,
     reduce_scatter_time_s,
     send_time_s,
 )
@@ -27,6 +27,10 @@ from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import Array, Plans
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
+
+DISPATCH_SETUP_US = 150.0
+"""Of a dispatch or a combine by a dispatcher that knows nodes and ranks, beside its kernel: who sends what to whom is
+exchanged and laid out. Published times of calls less those of kernels, on 8 ranks of a B200 or GB200: 120 to 160 us."""
 
 
 def sequence_shards(plans: Plans) -> Array:
@@ -213,8 +217,36 @@ def off_node_fraction(model: ModelSpec, links: Links, profile: FrameworkProfile)
     """
     if not profile.dispatches_once_per_node:
         return np.ones(())
-    nodes = distinct_nodes_count(links.ep.n_nodes, top_k=float(model.top_k))
+    nodes = distinct_places_count(links.ep.n_nodes, top_k=float(model.top_k))
     return np.asarray(np.minimum(nodes, model.expert_groups_per_token or np.inf) / model.top_k)
+
+
+def dispatch_link(model: ModelSpec, links: Links, profile: FrameworkProfile) -> GroupLink:
+    """The links between experts' ranks, faster by what a dispatcher that knows nodes and ranks does not send twice.
+
+    Inside a node it sends a token once to each rank that has some of its experts; what arrives from another node is
+    spread from there, over the node's links, at the same time.
+
+    Source: [zhao2025deepep] normal kernels.
+    """
+    if not profile.dispatches_once_per_node:
+        return links.ep
+    ranks = distinct_places_count(links.ep.n_ranks, top_k=float(model.top_k))
+    return replace(
+        links.ep,
+        fabric_bytes_per_s=links.ep.fabric_bytes_per_s / off_node_fraction(model, links, profile),
+        hops_factor=links.ep.hops_factor * (ranks / model.top_k * links.ep.n_nodes),
+    )
+
+
+def dispatch_setup_s(links: Links, profile: FrameworkProfile) -> Array:
+    """What a dispatch takes before its first byte.
+
+    Source: [zhao2025deepep] tables of HybridEP, calls less kernels.
+    """
+    return np.asarray(
+        (np.asarray(links.ep.n_ranks) > 1.0) * (profile.dispatches_once_per_node * DISPATCH_SETUP_US * 1e-6)
+    )
 
 
 def ep_comm_s(
@@ -223,22 +255,20 @@ def ep_comm_s(
 ) -> tuple[Array, Array]:  # fmt: skip
     """Exposed dispatch and combine of each pass, and the gather over expert-tensor-parallel ranks.
 
-    A token that is sent to a node once (:func:`off_node_fraction`) is spread there over the faster link.
     With ``overlap_ep`` a micro-batch's exchange runs behind the other pass of another one: exposed is what exceeds the
     experts' matmuls.
     """
     rates = machine.hardware.calibration
     node, fabric = rates.node_collectives, rates.fabric_collectives
     size = 2.0 * own_tokens * model.top_k * model.hidden_size
-    saved = 1.0 / off_node_fraction(model, links, machine.recipe.framework)
-    link = replace(links.ep, fabric_bytes_per_s=links.ep.fabric_bytes_per_s * saved)
+    link = dispatch_link(model, links, machine.recipe.framework)
     once = all_to_all_time_s(size, link, node=node["all_to_all"], fabric=fabric["all_to_all"])
     gathered = 2.0 * routed * model.hidden_size
     spread = all_gather_time_s(gathered, links.etp, node=node["all_gather"], fabric=fabric["all_gather"])
     spread = spread + reduce_scatter_time_s(
         gathered, links.etp, node=node["reduce_scatter"], fabric=fabric["reduce_scatter"]
     )
-    comm = 2.0 * once + spread
+    comm = 2.0 * (once + dispatch_setup_s(links, machine.recipe.framework)) + spread
     experts_f = times["expert up"].forward_s + times["expert down"].forward_s
     experts_b = experts_f + sum_of([times[name].weight_grad_s for name in ("expert up", "expert down")])
     exposed_f = comm - plans.overlap_ep * np.minimum(comm, experts_f)

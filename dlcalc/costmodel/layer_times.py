@@ -210,11 +210,18 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
     stream = own_tokens * hidden  # elements of the residual stream
     norm = traffic.norm_traffic_bytes(stream * (model.norms_per_layer / 2), profile=profile)
     residual = traffic.residual_traffic_bytes(stream, profile=profile)
-    activation = traffic.expert_activation_traffic_bytes(
-        activated, gated=model.gated_mlp, has_bias=model.expert_bias, profile=profile
+    activation = traffic.activation_traffic_bytes(activated, gated=model.gated_mlp, profile=profile)
+    clamp = traffic.clamp_traffic_bytes(routed * width * model.expert_bias)
+    bias = traffic.expert_bias_traffic_bytes(routed * hidden * model.expert_bias)
+    routing = traffic.routing_traffic_bytes(
+        own_tokens,
+        routed * hidden,
+        n_experts=model.n_experts,
+        profile=profile,
+        precision=machine.recipe.precision,
     )
-    routing = traffic.routing_traffic_bytes(own_tokens, routed * hidden, n_experts=model.n_experts)
     cast = cast_traffic(matmuls, machine)
+    more = profile.of_experts / profile.memory_pass_factor
     floors = (launches.ROUTING - 2.0) * machine.memory.launch_s  # but for those of the router's matmul and the traffic
     exchange_f, exchange_b = ep_comm_s(model, plans, links, machine, own_tokens, routed, times)
     if model.shared_ffn_hidden_size:
@@ -235,17 +242,18 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         n_launches,
         Pass(
             norm_s=_moved_s(machine, norm[0]),
-            activation_s=_moved_s(machine, activation[0]),
+            activation_s=_moved_s(machine, more * (activation[0] + clamp[0])),
             tp_comm_s=comm_f,
             ep_comm_s=exchange_f,
-            other_memory_s=_moved_s(machine, residual[0] + routing[0], cast[0]) + floors,
+            other_memory_s=_moved_s(machine, residual[0] + more * (routing[0] + bias[0]), cast[0]) + floors,
         ),
         Pass(
             norm_s=_moved_s(machine, norm[1]),
-            activation_s=_moved_s(machine, activation[1]),
+            activation_s=_moved_s(machine, more * (activation[1] + clamp[1])),
             tp_comm_s=comm_b,
             ep_comm_s=exchange_b,
-            other_memory_s=_moved_s(machine, residual[1] + routing[1], cast[1]) + launches.BACKWARD_FACTOR * floors,
+            other_memory_s=_moved_s(machine, residual[1] + more * (routing[1] + bias[1]), cast[1])
+            + launches.BACKWARD_FACTOR * floors,
         ),
     )
 
@@ -393,7 +401,8 @@ def _sublayer(
     weight_grad = sum_of(time.weight_grad_s for time in times.values())
     input_grad = sum_of(time.input_grad_s for time in times.values())
     backward = replace(backward, matmul_s=input_grad + weight_grad)
-    host_s = 0.0 if machine.recipe.cuda_graphs else machine.recipe.framework.host_launch_s
+    per_launch_s = machine.recipe.framework.host_launch_s * machine.hardware.calibration.host_factor
+    host_s = 0.0 if machine.recipe.cuda_graphs else per_launch_s
     return Sublayer(
         forward=forward,
         backward=backward,

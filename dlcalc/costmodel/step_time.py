@@ -37,7 +37,7 @@ from dlcalc.costmodel.stage_params import StageParams
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
-from dlcalc.specs.recompute import FULL, OP_SAC, for_every_mode
+from dlcalc.specs.recompute import FULL, MLP, OP_SAC, codes_with, for_every_mode
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,22 @@ REPLAYED: Mapping[str, tuple[float, ...]] = {
     "ep_comm_s": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
 }
 """Share of each part of the forward pass that a simple recompute mode runs again."""
-REPLAYED_BY_MODE = {term: np.array(for_every_mode(shares, max)) for term, shares in REPLAYED.items()}
+REPLAYED_WHOLE = {"dense": (1.0, 0.0), "moe": (0.0, 1.0)}
+"""Of a kind of sublayer, in modes mlp and moe; those of attention not at all."""
+
+
+def _replayed_by_mode(whole: tuple[float, float]) -> dict[str, Array]:
+    return {term: np.array(for_every_mode((*shares, *whole), max)) for term, shares in REPLAYED.items()}
+
+
+REPLAYED_OF_ATTENTION = _replayed_by_mode((0.0, 0.0))
+REPLAYED_OF_KIND = {kind: _replayed_by_mode(whole) for kind, whole in REPLAYED_WHOLE.items()}
 HOST_LINK_FRACTION = 0.8
 """Achieved over datasheet rate of the link to the host: an assumption, not measured here."""
-LAUNCHED_AGAIN = np.array(for_every_mode((0.0, 0.2, 1.0, 0.15, 0.1, 0.6), sum))
-"""Share of its launches, by mode."""
+LAUNCHED_AGAIN = (0.0, 0.2, 1.0, 0.15, 0.1, 0.6)
+LAUNCHES_OF_MLP, LAUNCHES_OF_MOE = 1.0 / 3.0, 0.75
+"""Share of a layer's launches that each simple mode repeats, and that are those of its MLP, or of its experts (eight on
+a device)."""
 
 
 @dataclass(frozen=True)
@@ -197,14 +208,22 @@ def model_times(model: ModelSpec, plans: Plans, links: Links, machine: Machine) 
     )
 
 
-def replay_s(forward: Pass, recompute: Array) -> Array:
-    """Time of running again what ``recompute`` did not keep."""
+def replay_s(forward: Pass, recompute: Array, kind: str) -> Array:
+    """Time of running again what ``recompute`` did not keep of a sublayer of ``kind``."""
     code = recompute.astype(np.int64)
     return sum_of(
         np.take(shares, code) * getattr(forward, term)
-        for term, shares in REPLAYED_BY_MODE.items()
+        for term, shares in REPLAYED_OF_KIND.get(kind, REPLAYED_OF_ATTENTION).items()
         if np.any(getattr(forward, term))
     ) + np.zeros_like(recompute)
+
+
+def launched_again_fraction(model: ModelSpec, recompute: Array) -> Array:
+    """Share of a layer's launches that ``recompute`` repeats, on average over layers."""
+    moe = model.n_moe_layers / model.n_layers
+    simple = (*LAUNCHED_AGAIN, LAUNCHES_OF_MLP * (1.0 - moe), LAUNCHES_OF_MOE * moe)
+    by_mode = np.minimum(for_every_mode(simple, sum), 1.0)
+    return np.asarray(np.take(by_mode, recompute.astype(np.int64)))
 
 
 def _layer_end_s(plans: Plans, dense: Sublayer) -> Array:
@@ -215,7 +234,7 @@ def _layer_end_s(plans: Plans, dense: Sublayer) -> Array:
     """
     _, down = dense.matmuls["down"]
     closing = (1.0 - 0.5 * plans.sequence_parallel) * dense.forward.tp_comm_s
-    whole = (plans.recompute == FULL) * (down.forward_s + closing)
+    whole = np.isin(plans.recompute, (FULL, *codes_with(MLP))) * (down.forward_s + closing)
     return np.asarray(whole + (plans.recompute == OP_SAC) * (0.5 * down.forward_s))
 
 
@@ -255,7 +274,7 @@ def stage_times(
     # under dualpipe a device sees every micro-batch on one of its two stages
     share = 1.0 - 0.5 * (plans.schedule == schedule.DUALPIPE)
     totals = {name: float(count) for name, count in _layer_totals(model).items()}
-    again = np.take(LAUNCHED_AGAIN, plans.recompute.astype(np.int64))
+    again = launched_again_fraction(model, plans.recompute)
     device_f, device_b, replayed, host = (_Sum() for _ in range(4))
     weight_grad: Array = ZERO
     for name, sublayer in times.kinds.items():
@@ -263,7 +282,7 @@ def stage_times(
         counts = (share * (getattr(stages, name) + extra * stages.heads), totals[name] + extra)  # stage x mesh x pipe
         device_f.add(counts, sublayer.forward.total_s)
         device_b.add(counts, sublayer.backward.total_s)
-        replayed.add(counts, replay_s(sublayer.forward, plans.recompute))
+        replayed.add(counts, replay_s(sublayer.forward, plans.recompute, name))
         if name == "dense" and not machine.recipe.framework.recomputes_to_the_end:
             replayed.add(counts, -_layer_end_s(plans, sublayer))
         host.add(counts, sublayer.host_s)

@@ -68,7 +68,8 @@ def _axis(axis: AxisFacts) -> Section:
         f"{units.duration(axis.hidden_s)} hidden per step"
     )
     if axis.not_sent_s:
-        total += f"; {units.duration(axis.not_sent_s)} not sent, as a token goes to a node once for all of its experts"
+        spared = units.duration(axis.not_sent_s)
+        total += f"; {spared} not sent, as a token goes to a node or device once for all of its experts"
     return Section(
         AXIS_NAMES[axis.axis],
         2,

@@ -27,6 +27,7 @@ from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, PER_STAGE, SWITCHES, Array
 from dlcalc.search.constraints import holds
 from dlcalc.search.space import Scenario, constraint_names
 from dlcalc.search.variables import Choice, Point
+from dlcalc.specs.recompute import from_least_to_most
 
 Index = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -34,10 +35,7 @@ REDO = 4
 """The recomputation axis among the six of a scenario."""
 RECOMPUTATION = "recomputation"
 """Its coordinate: the rows of the axis, ordered by how much is computed again."""
-FROM_LEAST_TO_MOST = (
-    "none", "norm_act", "mla_up_proj", "norm_act+mla_up_proj", "selective", "selective+norm_act",
-    "selective+mla_up_proj", "selective+norm_act+mla_up_proj", "op_sac", "full",
-)  # fmt: skip
+FROM_LEAST_TO_MOST = from_least_to_most()
 OTHER_WORD = 2.0
 """Doublings that another word, or a switch turned, is away."""
 

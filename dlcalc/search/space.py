@@ -223,7 +223,7 @@ def _pipe_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
 
 def _redo_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     """Recompute modes; full recomputation also of k layers a stage; activation offload only without recomputation."""
-    full_modes = [m for m in RECOMPUTE_MODES if "mla_up_proj" not in parts_of(m) or model.is_mla]
+    full_modes = [mode for mode in RECOMPUTE_MODES if not model.not_to_recompute & set(parts_of(mode))]
     offered = [m for m in recipe.framework.recompute_modes if m in full_modes]
     modes = _words(ranges.recompute, auto=offered, full=full_modes)
     if isinstance(ranges.recompute_layers, str):

@@ -145,6 +145,8 @@ class Calibration(Spec):
     training_factor: dict[str, PositiveFloat] = {}
     """By precision, and for attention: time of arithmetic inside a training step over that on a cool device, from
     measured runs: power, layouts of gradients. One that is not named: ``TRAINING_FACTOR``."""
+    host_factor: PositiveFloat = 1.0
+    """The host's time per launch over that of the x86 servers on which trainers' were measured."""
     node_collectives: dict[str, CollectiveRates]
     """By operation: all_gather, reduce_scatter, all_reduce, all_to_all, send."""
     fabric_collectives: dict[str, CollectiveRates]

@@ -39,6 +39,8 @@ class FrameworkProfile(Spec):
     fused_residual: bool
     """bias + dropout + residual in one kernel."""
     fused_rope: bool
+    rotates_complex_numbers: bool = False
+    """Queries and keys are rotated as complex numbers, which no compiler fuses, whatever fused_rope says."""
     fused_projections: bool = True
     """Q, K and V, and gate and up, in one matmul each; False: one per projection, each with its own exchange of the
     input's gradient."""
@@ -62,8 +64,11 @@ class FrameworkProfile(Spec):
     """Activations lie batch by sequence: what tp ranks gather or scatter along the sequence is not contiguous, and is
     copied once more where a micro-batch has several sequences. False: sequence by batch, as in Megatron."""
     dispatches_once_per_node: bool = False
-    """A token crosses to a node once, however many of its experts sit there (DeepEP, HybridEP); False: once per
-    expert."""
+    """A token crosses to a node, and goes to a rank in it, once, however many of its experts sit there (DeepEP,
+    HybridEP); False: once per expert."""
+    pads_experts_apart: bool = False
+    """In 8 and 4 bits tokens of each expert are copied to a padded buffer, and outputs back (Transformer Engine), but
+    where the dispatcher pads."""
     keeps_low_precision_inputs: bool = True
     """A linear layer in 8 or 4 bits keeps its quantized input for the backward pass, not the 16-bit one."""
     routed_factor: Annotated[float, Field(ge=1)] = 1.0
@@ -145,6 +150,8 @@ class FrameworkProfile(Spec):
     other, ranks that come late."""
     memory_pass_factor: PositiveFloat = 1.0
     """Bytes that memory-bound operations really move over those counted: layout changes and copies nobody lists."""
+    expert_pass_factor: PositiveFloat | None = None
+    """The same of a mixture of experts, between its norm and its residual; None: no different."""
     step_overhead_us: NonNegativeFloat = 0.0
     """Per step: data loader, logging, scheduler, gradient-norm synchronization."""
     micro_batch_overhead_us: NonNegativeFloat = 0.0
@@ -171,6 +178,11 @@ class FrameworkProfile(Spec):
         if self.attention not in lacks_attention:
             return self
         return self.model_copy(update={"attention": "megatron_fused"})
+
+    @property
+    def of_experts(self) -> float:
+        """Traffic of a mixture of experts over that counted."""
+        return self.memory_pass_factor if self.expert_pass_factor is None else self.expert_pass_factor
 
     @property
     def drops_scores(self) -> bool:

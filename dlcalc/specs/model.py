@@ -175,6 +175,12 @@ class ModelSpec(Spec):
         return sum(self.layer_is_moe)
 
     @property
+    def not_to_recompute(self) -> frozenset[str]:
+        """Simple recompute modes of parts that no layer has."""
+        has = {"mla_up_proj": self.is_mla, "mlp": self.n_dense_layers > 0, "moe": self.n_moe_layers > 0}
+        return frozenset(mode for mode, there in has.items() if not there)
+
+    @property
     def n_dense_layers(self) -> int:
         return self.n_layers - self.n_moe_layers
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dlcalc.specs.base import Degree, Depth, NonNegativeInt, PositiveInt, Spec
 from dlcalc.specs.framework import CpExchange
+from dlcalc.specs.recompute import JOIN, RECOMPUTE_MODES, combined
 
 Schedule = Literal["1f1b", "interleaved", "zb-h1", "zb-v", "gpipe", "dualpipe"]
 Split = Literal["even", "embedding_and_loss", "custom"]
-Recompute = Literal[
-    "none", "selective", "full", "norm_act", "mla_up_proj", "op_sac",
-    "selective+norm_act", "selective+mla_up_proj", "norm_act+mla_up_proj", "selective+norm_act+mla_up_proj",
-]  # fmt: skip
+
+
+def _in_order(mode: object) -> object:
+    """A combined mode whose parts may be written in any order."""
+    return (combined(mode.split(JOIN)) or mode) if isinstance(mode, str) and JOIN in mode else mode
+
+
+if TYPE_CHECKING:
+    Recompute = str
+else:
+    Recompute = Annotated[Literal[RECOMPUTE_MODES], BeforeValidator(_in_order)]
 ZeroStage = Annotated[int, Field(ge=0, le=3)]
 
 

@@ -6,17 +6,21 @@ Tables elsewhere say what a simple mode keeps or runs again, a column each; comb
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 
-SIMPLE_MODES = ("none", "selective", "full", "norm_act", "mla_up_proj", "op_sac")
+SIMPLE_MODES = ("none", "selective", "full", "norm_act", "mla_up_proj", "op_sac", "mlp", "moe")
 """selective: the attention core; full: all but the layer's input; norm_act: outputs of norms and activation functions;
-mla_up_proj: heads made from latents; op_sac: all but the attention core and every other matmul (torchtitan)."""
-NONE, SELECTIVE, FULL, NORM_ACT, MLA_UP_PROJ, OP_SAC = range(len(SIMPLE_MODES))
+mla_up_proj: heads made from latents; op_sac: all but the attention core and every other matmul (torchtitan); mlp and
+moe: all of a dense MLP, all of a mixture of experts, its exchanges included."""
+NONE, SELECTIVE, FULL, NORM_ACT, MLA_UP_PROJ, OP_SAC, MLP, MOE = range(len(SIMPLE_MODES))
+COMBINED = (NORM_ACT, MLA_UP_PROJ, SELECTIVE, MLP, MOE)
+"""Simple modes that go with one another, the one that computes least again first."""
+JOIN = "+"
 
 PARTS: Mapping[str, tuple[int, ...]] = {
-    "selective+norm_act": (SELECTIVE, NORM_ACT),
-    "selective+mla_up_proj": (SELECTIVE, MLA_UP_PROJ),
-    "norm_act+mla_up_proj": (NORM_ACT, MLA_UP_PROJ),
-    "selective+norm_act+mla_up_proj": (SELECTIVE, NORM_ACT, MLA_UP_PROJ),
+    JOIN.join(SIMPLE_MODES[part] for part in sorted(parts)): parts
+    for n_parts in range(2, len(COMBINED) + 1)
+    for parts in combinations(COMBINED, n_parts)
 }
 """Modes that recompute what several simple ones do."""
 RECOMPUTE_MODES = (*SIMPLE_MODES, *PARTS)
@@ -25,7 +29,7 @@ RECOMPUTE_MODES = (*SIMPLE_MODES, *PARTS)
 
 def parts_of(mode: str) -> tuple[str, ...]:
     """The simple modes that a mode is made of."""
-    return tuple(SIMPLE_MODES[part] for part in PARTS.get(mode, (RECOMPUTE_MODES.index(mode),)))
+    return tuple(SIMPLE_MODES[part] for part in sorted(PARTS.get(mode, (RECOMPUTE_MODES.index(mode),))))
 
 
 def combined(parts: Sequence[str]) -> str | None:
@@ -42,3 +46,11 @@ def for_every_mode(simple: Sequence[float], together: Callable[[Sequence[float]]
 def codes_with(part: int) -> tuple[int, ...]:
     """Codes of the modes that recompute what the simple mode ``part`` does, by itself or among others."""
     return (part, *(len(SIMPLE_MODES) + at for at, parts in enumerate(PARTS.values()) if part in parts))
+
+
+def from_least_to_most() -> tuple[str, ...]:
+    """All modes by how much they compute again, as far as that has an order: the largest part first."""
+    weight = {SIMPLE_MODES[part]: 2**place for place, part in enumerate(COMBINED)}
+    most = 2 ** len(COMBINED)
+    weight |= {"none": 0, "op_sac": most, "full": most + 1}
+    return tuple(sorted(RECOMPUTE_MODES, key=lambda mode: sum(weight[part] for part in parts_of(mode))))

@@ -78,9 +78,11 @@ def profile_changes(
     if captured:
         changes["host_launch_us"] = profile.host_launch_us * (1.0 - captured)
     dispatcher = run.extras.get("moe_dispatcher", "").lower()
+    capacity = number_in(run.extras.get("moe_capacity_factor", ""))
     if dispatcher:
         changes["dispatches_once_per_node"] = "deepep" in dispatcher or "hybridep" in dispatcher
-    capacity = number_in(run.extras.get("moe_capacity_factor", ""))
+    elif capacity is not None or run.flag("moe_token_drop"):  # Megatron drops tokens in its own all-to-all alone
+        changes["dispatches_once_per_node"] = False
     if capacity is not None and 1 < capacity <= 100 and run.flag("moe_pad_to_capacity"):
         changes["routed_factor"] = capacity
     return {key: value for key, value in changes.items() if value != getattr(profile, key)}
@@ -107,7 +109,8 @@ def _kernels(run: MeasuredRun, profile: FrameworkProfile, remarks: list[str]) ->
         changes["fused_norm"] = fused_norm
     over_vocabulary = run.flag("loss_parallel")
     if over_vocabulary is not None and profile.cross_entropy != "fused":
-        changes["cross_entropy"] = "parallel" if over_vocabulary else "gathered"
+        sharded = "sharded" if profile.cross_entropy == "sharded" else "parallel"
+        changes["cross_entropy"] = sharded if over_vocabulary else "gathered"
     if spelling.switch(extras.get("fused_ce", "0")) is not False:
         changes["cross_entropy"] = "fused"
     elif "fused_ce" in extras and profile.cross_entropy == "fused":

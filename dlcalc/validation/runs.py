@@ -250,7 +250,7 @@ def _plan(
     redo = spelling.recompute_mode(
         run.text("recompute"),
         profile.recompute_modes,
-        is_mla=model.is_mla,
+        lacks=model.not_to_recompute,
         layers_per_chunk=lambda: -(-model.n_layers // (pp * mesh.vpp)),
     )
     remarks += [remark for remark in (schedule.remark, redo.remark) if remark]

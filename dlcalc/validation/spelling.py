@@ -160,26 +160,34 @@ policies of JAX that have one in their name are not meant."""
 POLICIES = re.compile(r"nothing_saveable|no_batch_dims")
 
 MODULES = {
-    "core_attn": "selective", "mla_up_proj": "mla_up_proj",
+    "core_attn": "selective", "mla_up_proj": "mla_up_proj", "mlp": "mlp", "moe": "moe", "moe_layer": "moe",
     **dict.fromkeys(("layernorm", "rmsnorm", "norm", "moe_act", "swiglu"), "norm_act"),
 }  # fmt: skip
 """Megatron's and others' words for parts of a layer that are recomputed, one or several of them."""
+
+PART_NAMES = {"mla_up_proj": "latent attention", "mlp": "dense MLP", "moe": "experts"}
+"""What a mode recomputes that a model may not have."""
 
 PARTS = (
     (r"mla_?up", ("mla_up_proj",)),
     (r"minimal_(flash|with_context)", ("norm_act",)),
     (r"minimal", ("selective", "norm_act")),
     (r"attn|attention|sdpa", ("selective",)),
-    (r"norm|act|swiglu|gelu|silu|mlp|moe|expert|ffn", ("norm_act",)),
+    (r"norm|act|swiglu|gelu|silu", ("norm_act",)),
+    (r"moe|expert", ("moe",)),
+    (r"mlp|ffn|feed.?forward", ("mlp",)),
 )
 """Parts of a layer by other names, and what comes nearest; the first match counts. ``minimal`` is MaxText's: outputs of
 projections are kept."""
 
 
 def recompute_mode(
-    written: str, modes: Sequence[str], *, is_mla: bool, layers_per_chunk: Callable[[], int]
+    written: str, modes: Sequence[str], *, lacks: Collection[str], layers_per_chunk: Callable[[], int]
 ) -> Recompute:
-    """The mode, and how many layers of a chunk where they are counted; ``modes`` are the trainer's, default first."""
+    """The mode, and how many layers of a chunk where they are counted.
+
+    ``modes`` are the trainer's, default first; ``lacks`` is what modes recompute and the model has not.
+    """
     asked = written.strip().lower()
     if not asked or re.search(r"unknown|unspecified|not (stated|given|said|specified|reported)", asked):
         return Recompute(modes[0])
@@ -194,7 +202,7 @@ def recompute_mode(
     known = [MODULES[module] for module in modules if module in MODULES]
     if known:
         unknown = [module for module in modules if module not in MODULES]
-        return _made_of(known, written, is_mla=is_mla, why=f"without {', '.join(unknown)}" if unknown else "")
+        return _made_of(known, written, lacks=lacks, why=f"without {', '.join(unknown)}" if unknown else "")
     if re.search(r"\bop_?sac|sac\b|_sac_|selective_op", what):
         return Recompute("op_sac")
     if "selective" in what and not re.search(r"full|\d", what):
@@ -206,16 +214,17 @@ def recompute_mode(
         return _counted(what, layers_per_chunk)
     for pattern, parts in PARTS:
         if re.search(pattern, what):
-            return _made_of(parts, written, is_mla=is_mla, why="which comes nearest")
+            return _made_of(parts, written, lacks=lacks, why="which comes nearest")
     return Recompute("selective", remark=f"recompute {written} taken as selective")
 
 
-def _made_of(parts: Sequence[str], written: str, *, is_mla: bool, why: str) -> Recompute:
-    """The mode of these parts, of latents only where the model has some; said where there is a reason (``why``) to."""
-    has = [part for part in parts if is_mla or part != "mla_up_proj"]
+def _made_of(parts: Sequence[str], written: str, *, lacks: Collection[str], why: str) -> Recompute:
+    """The mode of those parts that the model has; said where there is a reason (``why``) to."""
+    has = [part for part in parts if part not in lacks]
     if len(has) < len(parts):
-        why = "as the model has no latent attention"
-    mode = combined(has or ("norm_act",))
+        names = (PART_NAMES[part] for part in PART_NAMES if part in parts and part in lacks)
+        why = f"as the model has no {' and no '.join(names)}"
+    mode = combined(has or ("norm_act" if "mla_up_proj" in parts else "none",))
     assert mode is not None  # every set of them has one
     return Recompute(mode, remark=f"recompute {written} taken as {mode}, {why}" if why else "")
 

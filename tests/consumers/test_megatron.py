@@ -170,7 +170,7 @@ def test_the_pipeline_of_nvidias_deepseek_is_accepted_with_its_chunk_without_lay
     """Megatron-Bridge 0.6.2, deepseek_v3_pretrain_1024gpu_h100_fp8cs_config: ``Et|(tt|)*30mL`` over 8 x 4 chunks."""
     chunks = (1, *(2,) * 30, 0)
     knobs = {"tp": 2, "pp": 8, "vpp": 4, "dp": 64, "ep": 64, "schedule": "interleaved", "split": "custom"}
-    knobs |= {"sequence_parallel": 1, "recompute": "mla_up_proj", "zero_stage": 1}
+    knobs |= {"sequence_parallel": 1, "recompute": "mla_up_proj+mlp", "zero_stage": 1}
     recipe = recipe_of("megatron-lm", global_batch=16384, precision="fp8", framework="megatron_bridge")
     job = job_from("megatron-lm", load_model("deepseek-v3"), recipe, knobs, custom_split=chunks)
     assert not reasons_against(job.model, recipe, knobs, chunks)

@@ -34,6 +34,8 @@ KEPT = (
     {"recompute": "full"},
     {"recompute": "full", "recompute_layers": 1},
     {"recompute": "full", "recompute_layers": 2},
+    {"recompute": "mlp"},
+    {"recompute": "moe"},
 )
 
 

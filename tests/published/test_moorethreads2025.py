@@ -13,6 +13,7 @@ import pytest
 from dlcalc.calculators.kernels import attention_backward_time_s, matmul_time_s
 from dlcalc.calculators.traffic import routing_traffic_bytes
 from dlcalc.hardware_registry import load_hardware
+from dlcalc.specs.framework_registry import load_framework
 
 B200 = load_hardware("b200")
 PEAK = 2250e12
@@ -97,5 +98,6 @@ def test_adding_to_fp32_gradients_shows_in_the_weight_gradients_of_experts():
 
 def test_rows_gathered_by_index_move_at_three_quarters_of_the_rate_of_others():
     elements = np.array(1e6)
-    plain, gathered = 14 * elements, routing_traffic_bytes(np.zeros(()), elements, n_experts=8)[0]
+    megatron = {"profile": load_framework("megatron"), "precision": "bf16"}
+    plain, gathered = 14 * elements, routing_traffic_bytes(np.zeros(()), elements, n_experts=8, **megatron)[0]
     assert float(gathered / plain) == pytest.approx(0.666 / np.mean([0.5008, 0.5108]), rel=0.02)

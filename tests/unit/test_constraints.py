@@ -148,6 +148,14 @@ CASES = [
         {"recompute": "full"},
         "megatron",
     ),
+    ("recomputing experts needs some", DENSE, {"recompute": "moe"}, {"recompute": "mlp"}, "megatron_bridge"),
+    (
+        "recomputing dense MLPs needs some",
+        "mixtral-8x7b",
+        {"recompute": "mlp"},
+        {"recompute": "moe"},
+        "megatron_bridge",
+    ),
     (
         "sequence parallelism needs tp > 1",
         DENSE,

@@ -40,6 +40,32 @@ def estimated(framework="megatron", changes=None, hardware=H100, **plan) -> Esti
 # --- what the host takes ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("factor", [0.8, 1.43])
+def test_launches_take_longer_on_a_slower_host(factor):
+    other = H100.model_copy(update={"calibration": H100.calibration.model_copy(update={"host_factor": factor})})
+    usual, slower = (
+        model_times(LLAMA, found.plans, found.links, found.machine)
+        for found in (estimated(hardware=machine) for machine in (H100, other))
+    )
+    assert float(slower.kinds["dense"].host_s) == pytest.approx(factor * float(usual.kinds["dense"].host_s))
+    assert float(slower.kinds["dense"].forward.total_s) == float(usual.kinds["dense"].forward.total_s)
+
+
+def test_traffic_of_experts_has_a_factor_of_its_own():
+    plan = {"tp": 2, "sequence_parallel": 1, "dp": 8, "zero_stage": 1}
+    like_others, more = (
+        estimate(
+            load_model("mixtral-8x7b"), H100, recipe("megatron", {"expert_pass_factor": factor}), Plans.point(**plan)
+        )
+        for factor in (load_framework("megatron").memory_pass_factor, 10.0)
+    )
+    same = recipe("megatron", {"expert_pass_factor": None})
+    none = estimate(load_model("mixtral-8x7b"), H100, same, Plans.point(**plan))
+    assert float(none.step_time_s) == float(like_others.step_time_s)
+    assert float(more.step.memory_bound_s) > 1.5 * float(like_others.step.memory_bound_s)
+    assert float(more.step.matmul_s) == float(like_others.step.matmul_s)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 8])
 def test_launches_that_the_device_waits_for_come_on_top(micro_batch):
     """All of them: the sum of device and host. None: the longer of the two."""
@@ -160,7 +186,8 @@ def test_overlapping_tp_takes_ten_buffers_of_a_micro_batch(framework, precision,
 
 
 @pytest.mark.parametrize(
-    ("mode", "matmul", "exchange"), [("full", 1.0, 0.5), ("op_sac", 0.5, 0.0), ("norm_act", 0.0, 0.0)]
+    ("mode", "matmul", "exchange"),
+    [("full", 1.0, 0.5), ("mlp", 1.0, 0.5), ("op_sac", 0.5, 0.0), ("norm_act", 0.0, 0.0)],
 )
 def test_recomputation_that_stops_early_leaves_out_the_end_of_a_layer(mode, matmul, exchange):
     """The down projection, whose output no gradient needs, and the second of the MLP's two exchanges."""
@@ -172,6 +199,19 @@ def test_recomputation_that_stops_early_leaves_out_the_end_of_a_layer(mode, matm
     saved = float(whole.step.recompute_s) - float(early.step.recompute_s)
     assert saved == pytest.approx(passes * float(left_out), rel=1e-9, abs=1e-9)
     assert float(whole.hfu) / float(whole.mfu) >= float(early.hfu) / float(early.mfu)
+
+
+@pytest.mark.parametrize(("model", "mode", "kind"), [("llama3-8b", "mlp", "dense"), ("mixtral-8x7b", "moe", "moe")])
+def test_of_a_sublayer_recomputed_alone_the_whole_forward_pass_runs_again(model, mode, kind):
+    spec, plan = load_model(model), {"tp": 2, "sequence_parallel": 1, "dp": 8, "zero_stage": 1}
+    settled = recipe("megatron_bridge")
+    found = estimate(spec, H100, settled, Plans.point(**plan, recompute=mode))
+    one = model_times(spec, found.plans, found.links, found.machine).kinds[kind].forward
+    passes = settled.global_batch / 8 * spec.n_layers
+    assert float(found.step.recompute_s) == pytest.approx(passes * float(one.total_s), rel=1e-9)
+    flops = forward_token_flops(spec, seq_len=float(settled.seq_len), causal=False)
+    again = flops.dense_mlp_flops + flops.moe_flops
+    assert float(found.hfu / found.mfu) == pytest.approx(1 + again / (3 * flops.total_flops))
 
 
 def test_a_fully_recomputed_layer_that_stops_early_runs_three_passes_and_a_part():

@@ -246,7 +246,11 @@ def test_a_pipeline_of_absurd_length_is_refused():
         (DENSE, {"recompute": "other:op_sac_save_sdpa_reducescatter_and_every_other_mm"}, "recompute", "op_sac"),
         (LATENT, {"recompute": "other:mla_up_proj"}, "recompute", "mla_up_proj"),
         (LATENT, {"recompute": "other:moe_act+mla_up_proj"}, "recompute", "norm_act+mla_up_proj"),
-        (LATENT, {"recompute": "other:mla_up_proj+mlp"}, "recompute", "mla_up_proj"),
+        (LATENT, {"recompute": "other:mla_up_proj+mlp"}, "recompute", "mla_up_proj+mlp"),
+        (LATENT, {"recompute": "other:moe+mla_up_proj"}, "recompute", "mla_up_proj+moe"),
+        (DENSE, {"recompute": "other:mlp"}, "recompute", "mlp"),
+        (DENSE, {"recompute": "other:feed-forward only"}, "recompute", "mlp"),
+        (DENSE, {"recompute": "other:moe"}, "recompute", "none"),
         (DENSE, {"recompute": "other:core_attn+layernorm"}, "recompute", "selective+norm_act"),
         (DENSE, {"recompute": "other:mla_up_proj+core_attn"}, "recompute", "selective"),
         ({**DENSE, "framework": "maxtext"}, {"recompute": "minimal"}, "recompute", "selective+norm_act"),
@@ -296,7 +300,7 @@ MODES = ("none", "selective", "full")
 
 
 def recomputed(written, modes=MODES):
-    found = spelling.recompute_mode(written, modes, is_mla=False, layers_per_chunk=lambda: 40)
+    found = spelling.recompute_mode(written, modes, lacks={"mla_up_proj", "moe"}, layers_per_chunk=lambda: 40)
     return found.mode, found.layers
 
 
@@ -380,7 +384,8 @@ def test_dualpipe_runs_experts_behind_each_other(schedule, told, overlaps):
         (DENSE, {"extras": "rms_kernel=0"}, "fused_norm", False),
         ({**DENSE, "framework": "aleph_scaling"}, {"extras": "rms_kernel=1"}, "fused_norm", True),
         (DENSE, {"extras": "fused_ce=te"}, "cross_entropy", "fused"),
-        ({**DENSE, "framework": "torchtitan"}, {"extras": "loss_parallel=1"}, "cross_entropy", "parallel"),
+        ({**DENSE, "framework": "torchtitan"}, {"extras": "loss_parallel=1"}, "cross_entropy", "sharded"),
+        (DENSE, {"extras": "loss_parallel=1;fused_ce=0"}, "cross_entropy", "parallel"),
         (DENSE, {"extras": "loss_parallel=0"}, "cross_entropy", "gathered"),
         ({**DENSE, "framework": "torchtitan"}, {"extras": "compile=0"}, "fused_activation", False),
         ({**DENSE, "framework": "deepspeed"}, {"extras": "compile=1"}, "fused_rope", True),
@@ -397,6 +402,11 @@ def test_dualpipe_runs_experts_behind_each_other(schedule, told, overlaps):
         (DENSE, {"extras": "p2p_overlap=0"}, "overlaps_stage_sends", False),
         (EXPERTS, {"extras": "moe_capacity_factor=1.5;moe_pad_to_capacity=1"}, "routed_factor", 1.5),
         (EXPERTS, {"extras": "moe_capacity_factor=1.5"}, "routed_factor", 1.0),  # not padded up to it
+        ({**EXPERTS, "framework": "megatron_bridge"}, {"extras": "release=1"}, "dispatches_once_per_node", True),
+        ({**EXPERTS, "framework": "megatron_bridge"}, {"extras": "moe_token_drop=1"},
+         "dispatches_once_per_node", False),
+        ({**EXPERTS, "framework": "megatron_bridge"}, {"extras": "moe_token_drop=1;moe_dispatcher=flex-hybridep"},
+         "dispatches_once_per_node", True),
         ({**DENSE, "framework": "fsdp_composer"}, {"framework": "deepspeed", "pp": 2}, "supports_pipeline", True),
     ],
 )  # fmt: skip

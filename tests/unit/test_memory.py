@@ -1,12 +1,13 @@
 """Memory equations: against what autograd really keeps, against counts by hand, and their laws."""
 
 import warnings
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from dlcalc.calculators.memory import (
     KEPT,
@@ -30,10 +31,13 @@ from dlcalc.calculators.memory import (
 )
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.plan import Recompute
 from dlcalc.specs.recompute import (
     FULL,
     MLA_UP_PROJ,
+    MLP,
+    MOE,
     NONE,
     NORM_ACT,
     OP_SAC,
@@ -43,6 +47,7 @@ from dlcalc.specs.recompute import (
     SIMPLE_MODES,
     codes_with,
     combined,
+    from_least_to_most,
     parts_of,
 )
 
@@ -66,6 +71,7 @@ FUSED = FrameworkProfile(
 UNFUSED = FUSED.model_copy(
     update={"name": "unfused", "attention": "unfused", "fused_norm": False, "fused_activation": False}
 )
+GPT_OSS = load_model("gpt-oss-120b")
 LLAMA_8B = ModelSpec(
     name="llama3-8b",
     n_layers=32,
@@ -250,8 +256,8 @@ def test_llama3_8b_layer_by_op():
         "every_other_matmul": 0,
     }
     assert mlp_activation_bytes(LLAMA_8B, FUSED, tokens=1.0, **ONE_DEVICE).terms == {
-        "norm_input": 2 * 4096,
-        "linear_input": 2 * 4096,
+        "mlp_norm_input": 2 * 4096,
+        "mlp_input": 2 * 4096,
         "gate_up": 2 * 2 * 14336,
         "activation": 2 * 14336,
         "every_other_matmul": 0,
@@ -289,8 +295,8 @@ def test_deepseek_v3_experts_by_op():
         "linear_input": 2 * 7168,
         "routing": 9 * 256,
         "expert_input": 2 * 7168 * 8,
-        "gate_up": 2 * 2 * 2048 * (8 + 1),
-        "activation": 2 * 2048 * (8 + 1),
+        "expert_gate_up": 2 * 2 * 2048 * (8 + 1),
+        "expert_activation": 2 * 2048 * (8 + 1),
     }
     capacity = moe_activation_bytes(DEEPSEEK_V3, FUSED, routed_factor=1.25, **plan).terms
     assert capacity["expert_input"] == 1.25 * terms["expert_input"]
@@ -308,7 +314,7 @@ def test_experts_under_tensor_parallelism():
     split = moe_activation_bytes(DEEPSEEK_V3, FUSED, etp=4.0, **plan).terms
     assert whole["expert_input"] == 1024 / 4 * 8 * 2 * 7168
     assert split["expert_input"] == 4 * whole["expert_input"]
-    assert split["gate_up"] == whole["gate_up"]
+    assert split["expert_gate_up"] == whole["expert_gate_up"]
     assert split["routing"] == 1024 / 4 * 9 * 256
 
 
@@ -407,15 +413,55 @@ def test_norm_act_drops_what_norms_and_activations_made():
     mlp = mlp_activation_bytes(LLAMA_8B, UNFUSED, recompute=NORM_ACT, **plan).terms
     assert mlp["gate_up"] == 2 * 2 * 14336
     assert mlp["activation"] == 0
-    assert mlp["norm_input"] == 2 * 4096
+    assert mlp["mlp_norm_input"] == 2 * 4096
+
+
+def test_an_mlp_that_runs_again_keeps_its_norms_input_alone():
+    plan = ONE_DEVICE | {"tokens": 1.0}
+    for profile in (FUSED, UNFUSED):
+        terms = mlp_activation_bytes(LLAMA_8B, profile, recompute=MLP, **plan).terms
+        assert {op: size for op, size in terms.items() if size} == {"mlp_norm_input": 2 * 4096}
+        whole, kept = (attention(LLAMA_8B, profile, recompute=mode, **plan).terms for mode in (NONE, MLP))
+        assert whole == kept
+    experts = {"recompute": MLP, "etp": 1.0, **plan}
+    assert (
+        moe_activation_bytes(DEEPSEEK_V3, FUSED, **experts).terms
+        == moe_activation_bytes(DEEPSEEK_V3, FUSED, **experts | {"recompute": NONE}).terms
+    )
+
+
+def test_experts_that_run_again_keep_their_norm_and_their_input():
+    terms = moe_activation_bytes(DEEPSEEK_V3, FUSED, recompute=MOE, etp=1.0, tokens=1.0, **ONE_DEVICE).terms
+    assert {op: size for op, size in terms.items() if size} == {"norm_input": 2 * 7168, "linear_input": 2 * 7168}
+
+
+def test_experts_with_biases_keep_the_clamped_gate_as_well():
+    plan = ONE_DEVICE | {"tokens": 1.0, "etp": 1.0}
+    plain, biased = (
+        moe_activation_bytes(GPT_OSS.model_copy(update={"expert_bias": has}), FUSED, **plan).terms
+        for has in (False, True)
+    )
+    assert (
+        biased["expert_activation"] - plain["expert_activation"] == 4 * 2 * 2880 * 2
+    )  # 4 experts, gate and up in bf16
 
 
 def test_recompute_modes_are_named_once():
     assert all(len(shares) == len(SIMPLE_MODES) for shares in KEPT.values())
-    codes = (NONE, SELECTIVE, FULL, NORM_ACT, MLA_UP_PROJ, OP_SAC)
+    codes = (NONE, SELECTIVE, FULL, NORM_ACT, MLA_UP_PROJ, OP_SAC, MLP, MOE)
     assert [SIMPLE_MODES[code] for code in codes] == list(SIMPLE_MODES)
-    assert get_args(Recompute) == RECOMPUTE_MODES
     assert len(set(RECOMPUTE_MODES)) == len(RECOMPUTE_MODES)
+    assert sorted(from_least_to_most()) == sorted(RECOMPUTE_MODES)
+    assert (from_least_to_most()[0], from_least_to_most()[-1]) == ("none", "full")
+
+
+def test_parts_of_a_mode_may_be_written_in_any_order():
+    read = TypeAdapter(Recompute).validate_python
+    assert [read(mode) for mode in RECOMPUTE_MODES] == list(RECOMPUTE_MODES)
+    assert read("mlp+mla_up_proj") == "mla_up_proj+mlp"
+    for wrong in ("mlp+full", "mlp+", "+", "everything"):
+        with pytest.raises(ValidationError):
+            read(wrong)
 
 
 @pytest.mark.parametrize("mode", PARTS)

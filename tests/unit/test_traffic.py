@@ -43,9 +43,39 @@ def test_latent_heads_are_cut_apart_and_joined():
 
 def test_rows_gathered_by_index_count_a_third_more():
     """Gathered, sorted there and back, summed: 14 bytes of a routed element, at 3/4 of the rate; 24 of a score."""
-    rows = traffic.routing_traffic_bytes(np.zeros(()), np.array(3e6), n_experts=64)
+    rows = routing(np.zeros(()), np.array(3e6))
     assert rows == (pytest.approx(56e6), pytest.approx(56e6))
-    assert traffic.routing_traffic_bytes(np.array(100.0), np.zeros(()), n_experts=64) == (64 * 2400, 64 * 2400)
+    assert routing(np.array(100.0), np.zeros(())) == (64 * 2400, 64 * 2400)
+
+
+def routing(tokens, elements, precision="bf16", **changes):
+    profile = FUSED.model_copy(update=changes)
+    return traffic.routing_traffic_bytes(tokens, elements, n_experts=64, profile=profile, precision=precision)
+
+
+def test_a_dispatcher_that_knows_ranks_copies_on_arrival_alone():
+    """Copied for a rank's experts and summed: 6 bytes, at 3/4 of the rate."""
+    rows = routing(np.zeros(()), np.array(3e6), dispatches_once_per_node=True)
+    assert rows == (pytest.approx(24e6), pytest.approx(24e6))
+
+
+@pytest.mark.parametrize(
+    ("precision", "once", "apart", "padded"),
+    [
+        ("fp8", False, True, 8),
+        ("mxfp8", False, True, 8),
+        ("bf16", False, True, 0),
+        ("fp8", True, True, 0),
+        ("fp8", False, False, 0),
+    ],
+)
+def test_tokens_of_an_expert_are_padded_apart_in_low_precision_but_where_the_dispatcher_pads(
+    precision, once, apart, padded
+):
+    of = {"dispatches_once_per_node": once}
+    plain = routing(np.zeros(()), np.array(3e6), pads_experts_apart=False, **of)
+    rows = routing(np.zeros(()), np.array(3e6), precision, pads_experts_apart=apart, **of)
+    assert rows == (pytest.approx(plain[0] + padded * 3e6), pytest.approx(plain[1] + padded * 3e6))
 
 
 def test_adam_moves_every_state_in_and_out():
@@ -106,8 +136,14 @@ def test_quantizing_reads_at_least_what_it_is_given(precision):
     assert traffic.cast_traffic_bytes(1000.0, precision=precision) > 2000
 
 
-def test_experts_with_biases_are_never_cheaper():
-    plain = traffic.expert_activation_traffic_bytes(1.0, gated=True, has_bias=False, profile=FUSED)
-    biased = traffic.expert_activation_traffic_bytes(1.0, gated=True, has_bias=True, profile=FUSED)
-    assert plain == traffic.activation_traffic_bytes(1.0, gated=True, profile=FUSED)
-    assert all(less <= more for less, more in zip(plain, biased, strict=True))
+def test_an_experts_bias_is_added_in_fp32():
+    """Product written (4) and sum of bf16 and fp32 (2 + 4 + 4), one element at a time; joined (8); cast (4 + 2)."""
+    slow = traffic.UNVECTORIZED_COST
+    assert traffic.expert_bias_traffic_bytes(1.0)[0] == slow * (4 + 10) + 8 + 6
+    assert traffic.clamp_traffic_bytes(1.0)[0] == slow * 2 * (2 + 2) + 2 * (2 + 2)  # gate and up, then both joined
+
+
+def test_rotating_complex_numbers_costs_the_same_whatever_is_fused():
+    turned = [profile.model_copy(update={"rotates_complex_numbers": True}) for profile in (FUSED, UNFUSED)]
+    costs = {traffic.rope_traffic_bytes(1.0, profile=profile) for profile in turned}
+    assert costs == {(20.0, 20.0)}  # a cast to fp32, a product of complex numbers, a cast back

@@ -19,7 +19,7 @@ from dlcalc.calculators.communication import (
 )
 from dlcalc.costmodel.anatomy.numbers import plain
 from dlcalc.costmodel.estimate import Estimate
-from dlcalc.costmodel.layer_comm import off_node_fraction, ring_link
+from dlcalc.costmodel.layer_comm import dispatch_link, dispatch_setup_s, off_node_fraction, ring_link
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.stage_params import stage_params
 from dlcalc.costmodel.step_time import gathers_again, reduces_whole
@@ -71,7 +71,7 @@ class AxisFacts:
     hidden_s: float
     """Sent while something else runs."""
     not_sent_s: float = 0.0
-    """What would be sent on top if each token went to a node once for each of its experts there."""
+    """What would be sent on top if each token went to a node or device once for each of its experts there."""
     note: str = ""
 
 
@@ -131,12 +131,12 @@ class _Talk:
         calls: float,
         off_node_fraction: float = 1.0,
         handover_s: float = 0.0,
+        lighter: GroupLink | None = None,
     ) -> CollectiveFacts:
         time_s = _OPERATIONS[operation]
         rates = {"node": self.rates.node_collectives[operation], "fabric": self.rates.fabric_collectives[operation]}
         latency_s = plain(time_s(0.0, link, **rates))
-        lighter = replace(link, fabric_bytes_per_s=link.fabric_bytes_per_s / off_node_fraction)
-        call_s, in_full_s = (plain(time_s(size_bytes, one, **rates)) for one in (lighter, link))
+        call_s, in_full_s = (plain(time_s(size_bytes, one, **rates)) for one in (lighter or link, link))
         crosses = plain(link.n_nodes) > 1.0
         return CollectiveFacts(
             what=what,
@@ -221,8 +221,10 @@ class _Talk:
         size = 2.0 * self.tokens / shards * self.model.top_k * hidden
         passes = self.per_step(2.0 * self.counts["moe"])
         crossing = plain(off_node_fraction(self.model, self.links, self.recipe.framework))
-        yield self.call("dispatch, both passes", "all_to_all", size, self.links.ep, passes, crossing)
-        yield self.call("combine, both passes", "all_to_all", size, self.links.ep, passes, crossing)
+        lighter = dispatch_link(self.model, self.links, self.recipe.framework)
+        setup_s = plain(dispatch_setup_s(self.links, self.recipe.framework))
+        for what in ("dispatch, both passes", "combine, both passes"):
+            yield self.call(what, "all_to_all", size, self.links.ep, passes, crossing, setup_s, lighter)
         routed = 2.0 * self.tokens * self.model.top_k * plain(plan.etp / plan.tp) * hidden
         yield self.call("routed tokens, both passes", "all_gather", routed, self.links.etp, passes)
         yield self.call("experts' outputs, both passes", "reduce_scatter", routed, self.links.etp, passes)

@@ -18,7 +18,7 @@ from dlcalc.costmodel.targets.rules import TargetRules, everywhere, refused_by_r
 from dlcalc.costmodel.targets.transformer_engine import unknown_exchanges
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
-from dlcalc.specs.recompute import FULL, NONE, NORM_ACT, RECOMPUTE_MODES, codes_with
+from dlcalc.specs.recompute import FULL, MOE, NONE, NORM_ACT, RECOMPUTE_MODES, codes_with
 
 RULES = TargetRules(
     target="megatron-lm",
@@ -104,7 +104,7 @@ def _by_experts(model: ModelSpec, recipe: Recipe, plans: Plans) -> dict[str, Mas
         "has no biases of experts under etp > 1": (plans.etp > 1) & (model.is_moe and model.expert_bias),
         "overlaps experts in a pipeline only with vpp > 1": overlapped & (plans.pp > 1) & (plans.vpp == 1),
         "overlaps experts in no interleaved pipeline of sharded weights": overlapped & fully_sharded & (plans.pp > 1),
-        "overlaps experts without full recomputation only": overlapped & (plans.recompute == FULL),
+        "overlaps experts that are not recomputed": overlapped & np.isin(plans.recompute, (FULL, *codes_with(MOE))),
         "overlaps experts with one multi-token-prediction module at most": overlapped & (model.mtp_layers > 1),
         "overlaps experts of sharded weights without CUDA graphs only": overlapped & fully_sharded & recipe.cuda_graphs,
     }
@@ -121,7 +121,7 @@ def _by_memory(model: ModelSpec, recipe: Recipe, plans: Plans) -> dict[str, Mask
         "offloads activations or recomputes them, not both": offloaded & (plans.recompute != NONE),
         "offloads fewer layers than there are": plans.offload_layers >= model.n_layers,
         "offloads activations without CUDA graphs only": offloaded & recipe.cuda_graphs,
-        "has no CUDA graphs of experts that are recomputed": (plans.recompute == FULL)
+        "has no CUDA graphs of experts that are recomputed": np.isin(plans.recompute, (FULL, *codes_with(MOE)))
         & (recipe.cuda_graphs and model.is_moe),
     }
 

@@ -24,6 +24,8 @@ RECOMPUTED_MODULES: Mapping[str, tuple[str, ...]] = {
     "selective": ("core_attn",),
     "norm_act": ("layernorm", "moe_act"),
     "mla_up_proj": ("mla_up_proj",),
+    "mlp": ("mlp",),
+    "moe": ("moe",),
 }
 """What Megatron recomputes by module, by our mode."""
 Kind = Literal["whole", "number", "text", "words", "on", "off"]
