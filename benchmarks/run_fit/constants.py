@@ -122,7 +122,7 @@ def constants_to_fit() -> list[Constant]:
     ]
     found.append(
         Constant(
-            "framework", "megatron_core", "expert_pass_factor", 1.3, 1.0, 3.0, 0.3,
+            "framework", "megatron_core", "expert_pass_factor", 1.3, 1.0, 3.0, 0.15,
             "memory traffic of experts over that counted",
         )
     )  # fmt: skip
