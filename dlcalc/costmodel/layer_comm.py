@@ -58,19 +58,16 @@ def stage_send_s(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         node, fabric = rates.node_collectives["all_gather"], rates.fabric_collectives["all_gather"]
         size = whole / plans.tp
         gathered = (1.0 - plans.sequence_parallel) * all_gather_time_s(whole, links.tp, node=node, fabric=fabric)
-    inside = send_time_s(
-        size,
-        link_bytes_per_s=links.pp_bytes_per_s,
-        link_latency_s=links.pp_latency_s,
-        rates=rates.node_collectives["send"],
-    )
-    across = send_time_s(
-        size,
-        link_bytes_per_s=links.pp_bytes_per_s,
-        link_latency_s=links.pp_latency_s,
-        rates=rates.fabric_collectives["send"],
-    )
-    return (plans.pp > 1) * (links.pp_crosses * across + (1.0 - links.pp_crosses) * inside + gathered)
+    return (plans.pp > 1) * (between_stages_s(size, links, machine) + gathered)
+
+
+def between_stages_s(size_bytes: Array, links: Links, machine: Machine) -> Array:
+    """Time of ``size_bytes`` from a device to that of another stage."""
+    rates = machine.hardware.calibration
+    where = {"link_bytes_per_s": links.pp_bytes_per_s, "link_latency_s": links.pp_latency_s}
+    inside = send_time_s(size_bytes, **where, rates=rates.node_collectives["send"])
+    across = send_time_s(size_bytes, **where, rates=rates.fabric_collectives["send"])
+    return np.asarray(links.pp_crosses * across + (1.0 - links.pp_crosses) * inside)
 
 
 class TpExchanges(NamedTuple):

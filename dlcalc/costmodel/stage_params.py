@@ -67,11 +67,10 @@ def stage_params(model: ModelSpec, plans: Plans, stages: StageLayers) -> StagePa
         expert = moe_layers * layer_expert
         layer_mlp = np.maximum(layer_mlp, shared)
     first = p.embedding_params(model, tp=plans.tp) + p.position_params(model)
-    # a tied matrix lives on the first and on the last stage when these differ
-    copy = p.vocabulary_matrix_params(model, tp=plans.tp) * model.tied_embeddings * (plans.pp > 1)
-    last = p.head_params(model, tp=plans.tp) + copy + p.final_norm_params(model)
+    last = p.head_params(model, tp=plans.tp) + p.final_norm_params(model)
     last = last + model.mtp_layers * p.mtp_projection_params(model, tp=plans.tp)
     ends = stages.embeddings * first + stages.heads * last
+    ends = ends + embedding_copies_count(model, stages) * p.vocabulary_matrix_params(model, tp=plans.tp)
     dense = dense + ends
     return StageParams(
         stage_dense=dense,
@@ -80,3 +79,13 @@ def stage_params(model: ModelSpec, plans: Plans, stages: StageLayers) -> StagePa
         layer_dense=attention + layer_mlp,
         layer_expert=layer_expert,
     )
+
+
+def embedding_copies_count(model: ModelSpec, stages: StageLayers) -> Array:
+    """1 where a device holds the embedding's matrix once more: as a tied LM head, or for multi-token prediction.
+
+    None where the same device has the embedding itself (one stage, V-shaped schedules).
+
+    Source: [megatron_lm] ``GPTModel``; [deepseek2024v3] section 3.2.1, both ends of its pipeline on the same ranks.
+    """
+    return np.asarray((model.tied_embeddings or model.mtp_layers > 0) * stages.heads * (1.0 - stages.embeddings))

@@ -17,9 +17,10 @@ import numpy as np
 from dlcalc.calculators import launches, schedule, traffic
 from dlcalc.calculators.communication import GroupLink, all_gather_time_s, all_reduce_time_s, reduce_scatter_time_s
 from dlcalc.calculators.kernels import memory_bound_time_s
+from dlcalc.calculators.params import vocabulary_matrix_params
 from dlcalc.calculators.stages import StageLayers
 from dlcalc.costmodel.constraints import Mask
-from dlcalc.costmodel.layer_comm import stage_send_s
+from dlcalc.costmodel.layer_comm import between_stages_s, stage_send_s
 from dlcalc.costmodel.layer_matmuls import ZERO, sum_of
 from dlcalc.costmodel.layer_times import (
     Pass,
@@ -33,7 +34,7 @@ from dlcalc.costmodel.layer_times import (
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans, number
-from dlcalc.costmodel.stage_params import StageParams
+from dlcalc.costmodel.stage_params import StageParams, embedding_copies_count
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
@@ -380,7 +381,7 @@ def step_time(
     )
     return StepTime(
         **_work(model, times, micro_batches * share),
-        pp_comm_s=pp_comm,
+        pp_comm_s=pp_comm + embedding_sync_s(model, plans, links, stages, machine),
         launch_s=micro_batches * share * per_stage.sum_launch_s,
         recompute_s=micro_batches * share * per_stage.sum_recompute_s,
         offload_s=micro_batches * share * per_stage.sum_offload_s,
@@ -406,6 +407,20 @@ def chunk_sends_s(plans: Plans, profile: FrameworkProfile, send_s: Array, forwar
         return in_turn
     beside = 2.0 * (send_s - (1.0 - profile.overlap_slowdown) * np.minimum(send_s, forward_s))
     return np.where(plans.vpp > 1, beside, in_turn)
+
+
+def embedding_sync_s(model: ModelSpec, plans: Plans, links: Links, stages: StageLayers, machine: Machine) -> Array:
+    """What the two stages that hold the embedding's matrix take to add up its gradients: once a step, not hidden.
+
+    An all-reduce of two sends as many bytes as the gradient has, either way.
+
+    Source: [megatron_lm] ``_allreduce_word_embedding_grads``.
+    """  # mesh x pipe
+    copies = np.max(embedding_copies_count(model, stages), axis=0)
+    if not np.any(copies):
+        return ZERO
+    size = vocabulary_matrix_params(model, tp=plans.tp) * float(machine.recipe.framework.grad_reduce_bytes)
+    return np.asarray(copies * between_stages_s(np.asarray(size), links, machine))
 
 
 def _layer_totals(model: ModelSpec) -> dict[str, int]:

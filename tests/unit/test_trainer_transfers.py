@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dlcalc.calculators.stages import stage_layers_count
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import Plans
+from dlcalc.costmodel.stage_params import embedding_copies_count, stage_params
 from dlcalc.hardware_registry import load_hardware
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
@@ -15,18 +17,51 @@ from dlcalc.specs.recipe import Recipe
 MODEL, HARDWARE = load_model("gpt3-175b"), load_hardware("a100_80gb")
 
 
-def terms(profile, framework="megatron_legacy", **plan):
+def terms(profile, framework="megatron_legacy", model=MODEL, **plan):
     recipe = Recipe(seq_len=2048, global_batch=256, precision="bf16", framework=load_framework(framework, profile))
-    found = estimate(MODEL, HARDWARE, recipe, Plans.point(schedule="1f1b", **plan))
+    found = estimate(model, HARDWARE, recipe, Plans.point(schedule="1f1b", **plan))
     return {name.removesuffix("_s"): float(np.asarray(value)) for name, value in found.step.terms().items()}
 
 
 PIPELINE = {"tp": 8, "pp": 8, "dp": 2, "recompute": "full", "zero_stage": 0}
+UNTIED = MODEL.model_copy(update={"tied_embeddings": False})
+MTP = UNTIED.model_copy(update={"mtp_layers": 1})
+SHARED_GB = 12288 * MODEL.vocab_size / 8 / 1e9
+"""Elements of an eighth of the embedding."""
+
+
+def test_both_ends_of_a_pipeline_add_up_the_gradients_of_a_shared_embedding():
+    """Four bytes an element over a NIC of 25 GB/s, at 0.9 of that."""
+    tied, untied = (terms({}, model=model, **PIPELINE)["pp_comm"] for model in (MODEL, UNTIED))
+    assert tied - untied == pytest.approx(SHARED_GB * 4 / 25 / 0.9, rel=0.01)
+    alone = PIPELINE | {"pp": 1}
+    assert terms({}, **alone)["pp_comm"] == terms({}, model=UNTIED, **alone)["pp_comm"] == 0
+
+
+def test_multi_token_prediction_needs_the_embedding_where_the_loss_is():
+    """So does a tied head, which has it instead of its own; a V has both ends on one device."""
+    copies = {
+        name: stage_params(model, plans, layers(model, plans)).stage_dense[-1]
+        for name, model in {"tied": MODEL, "untied": UNTIED, "mtp": MTP}.items()
+        for plans in [Plans.point(**PIPELINE)]
+    }
+    one_layer = MTP.model_copy(update={"vocab_size": 8})
+    plans = Plans.point(**PIPELINE)
+    without = stage_params(one_layer, plans, layers(one_layer, plans)).stage_dense[-1]
+    assert copies["tied"] == pytest.approx(copies["untied"], rel=1e-6)
+    assert copies["mtp"] - without == pytest.approx(2 * (SHARED_GB * 1e9 - 12288), rel=1e-6)
+    folded = Plans.point(**PIPELINE | {"schedule": "zb-v", "vpp": 2})
+    assert not np.any(embedding_copies_count(MTP, layers(MTP, folded)))
+
+
+def layers(model, plans):
+    where = {knob: getattr(plans, knob) for knob in ("pp", "vpp", "schedule", "split")}
+    return stage_layers_count(model, **where)
 
 
 def test_transfers_in_turn_take_twice_those_that_cross():
-    crossing = terms({"sends_and_receives_in_turn": False}, **PIPELINE)
-    in_turn = terms({"sends_and_receives_in_turn": True}, **PIPELINE)
+    crossing = terms({"sends_and_receives_in_turn": False}, model=UNTIED, **PIPELINE)
+    in_turn = terms({"sends_and_receives_in_turn": True}, model=UNTIED, **PIPELINE)
     assert in_turn["pp_comm"] == pytest.approx(2 * crossing["pp_comm"])
     assert in_turn["matmul"] == crossing["matmul"]
 

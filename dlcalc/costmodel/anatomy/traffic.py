@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
+import numpy as np
+
 from dlcalc.calculators import context_parallel
 from dlcalc.calculators.communication import (
     GroupLink,
@@ -15,13 +17,14 @@ from dlcalc.calculators.communication import (
     all_reduce_time_s,
     all_to_all_time_s,
     reduce_scatter_time_s,
-    send_time_s,
 )
+from dlcalc.calculators.params import vocabulary_matrix_params
 from dlcalc.costmodel.anatomy.numbers import plain
 from dlcalc.costmodel.estimate import Estimate
-from dlcalc.costmodel.layer_comm import dispatch_link, dispatch_setup_s, off_node_fraction, ring_link
+from dlcalc.costmodel.layer_comm import between_stages_s, dispatch_link, dispatch_setup_s, off_node_fraction, ring_link
 from dlcalc.costmodel.placement import Links
-from dlcalc.costmodel.stage_params import stage_params
+from dlcalc.costmodel.plans import number
+from dlcalc.costmodel.stage_params import embedding_copies_count, stage_params
 from dlcalc.costmodel.step_time import gathers_again, reduces_whole
 
 Operation = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
@@ -235,27 +238,30 @@ class _Talk:
         shards = plain(1.0 + plan.sequence_parallel * (plan.tp - 1.0))
         size = 2.0 * self.tokens * self.model.hidden_size / shards
         crosses = bool(where.pp_crosses)
-        rates = (self.rates.fabric_collectives if crosses else self.rates.node_collectives)["send"]
 
-        def send_s(sent_bytes: float) -> float:
-            return plain(
-                send_time_s(
-                    sent_bytes, link_bytes_per_s=where.pp_bytes_per_s, link_latency_s=where.pp_latency_s, rates=rates
-                )
+        def facts(what: str, operation: Operation, sent_bytes: float, n_ranks: float, calls: float) -> CollectiveFacts:
+            latency_s, call_s = (
+                plain(between_stages_s(number(b), where, self.found.machine)) for b in (0.0, sent_bytes)
+            )
+            return CollectiveFacts(
+                what=what,
+                operation=operation,
+                size_bytes=sent_bytes,
+                n_ranks=n_ranks,
+                ranks_per_node=1.0 if crosses else n_ranks,
+                link="fabric" if crosses else "node",
+                link_bytes_per_s=plain(where.pp_bytes_per_s),
+                latency_s=latency_s,
+                bandwidth_s=call_s - latency_s,
+                calls_per_step=calls,
             )
 
-        yield CollectiveFacts(
-            what="activations and gradients, both passes",
-            operation="send",
-            size_bytes=size,
-            n_ranks=plain(plan.pp),
-            ranks_per_node=1.0 if crosses else plain(plan.pp),
-            link="fabric" if crosses else "node",
-            link_bytes_per_s=plain(where.pp_bytes_per_s),
-            latency_s=send_s(0.0),
-            bandwidth_s=send_s(size) - send_s(0.0),
-            calls_per_step=2.0 * self.micro_batches * plain(plan.vpp),
-        )
+        n_stages, sends = plain(plan.pp), 2.0 * self.micro_batches * plain(plan.vpp)
+        yield facts("activations and gradients, both passes", "send", size, n_stages, sends)
+        if np.any(embedding_copies_count(self.model, self.found.stages)):
+            matrix = plain(vocabulary_matrix_params(self.model, tp=plan.tp))
+            gradient = matrix * float(self.recipe.framework.grad_reduce_bytes)
+            yield facts("gradients of the embedding, first and last stage", "all_reduce", gradient, 2.0, 1.0)
 
     def data(self) -> Iterable[CollectiveFacts]:
         """Gradients reduced and parameters gathered over the ranks that hold them."""
