@@ -11,6 +11,7 @@ is known here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,13 +196,16 @@ def all_to_all_time_s(
     return np.where(np.asarray(link.n_ranks) > 1.0, full_s + floor_s, 0.0)
 
 
-def distinct_places_count(n_places: Numeric, *, top_k: Numeric) -> Numeric:
-    """Nodes (or ranks) on which a token's ``top_k`` experts sit, on average: ``N (1 - (1 - 1 / N) ** k)``, at least 1.
+def distinct_places_count(n_places: Numeric, *, n_experts: int, top_k: int) -> Numeric:
+    """Nodes (or ranks) on which a token's ``top_k`` different experts of ``n_experts`` sit, on average; at least 1.
 
-    Assumes: experts drawn evenly. Ignores: that one of them may be the token's own, which ``all_to_all_time_s`` counts.
-    Source: [derived] the chance that a node is missed by k draws.
+    Assumes: experts drawn evenly. Ignores: that one of them may be the token's own, which ``all_to_all_time_s`` counts;
+    for ranks, that a router may draw from a few groups alone (5% fewer for DeepSeek-V3 on 64 ranks).
+    Source: [derived] the chance that none of a place's experts is among k drawn without putting back.
     """
-    return np.maximum(n_places * (1.0 - (1.0 - 1.0 / n_places) ** top_k), 1.0)
+    elsewhere = n_experts * (1.0 - 1.0 / n_places)
+    missed = prod(np.maximum(elsewhere - drawn, 0.0) / (n_experts - drawn) for drawn in range(top_k))
+    return np.maximum(n_places * (1.0 - missed), 1.0)
 
 
 def send_time_s(

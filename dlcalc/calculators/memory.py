@@ -53,6 +53,7 @@ KEPT: Mapping[str, tuple[float, ...]] = {
     "gate_up": (1, 1, 0, 1, 1, 0, 0, 1),
     "activation": (1, 1, 0, 0, 1, 0, 0, 1),
     "routing": (1, 1, 0, 1, 1, 0, 1, 0),
+    "shared_input": (1, 1, 0, 0, 1, 0, 1, 0),
     "expert_input": (1, 1, 0, 1, 1, 0, 1, 0),
     "expert_gate_up": (1, 1, 0, 1, 1, 0, 1, 0),
     "expert_activation": (1, 1, 0, 0, 1, 0, 1, 0),
@@ -240,8 +241,8 @@ def moe_activation_bytes(
         recompute,
         {
             **_norms(profile, h * between, n_more=own_norms, n=own_norms),
-            "linear_input": ACTIVATION_BYTES * h * between
-            + (copies and model.n_shared_experts > 0) * input_bytes * h * between,
+            "linear_input": ACTIVATION_BYTES * h * between,
+            "shared_input": (copies and model.n_shared_experts > 0) * input_bytes * h * between,
             "routing": 9.0 * model.n_experts * between,
             "expert_input": input_bytes * h * routed * etp,
             "expert_gate_up": experts["gate_up"] + shared["gate_up"],

@@ -178,20 +178,28 @@ def sharding_copy_traffic_bytes(params: Array, *, profile: FrameworkProfile, gat
 
 
 def routing_traffic_bytes(
-    tokens: Array, routed_elements: Array, *, n_experts: int, profile: FrameworkProfile, precision: Precision
+    tokens: Array,
+    routed_elements: Array,
+    *,
+    n_experts: int,
+    ep: Array,
+    profile: FrameworkProfile,
+    precision: Precision,
 ) -> tuple[Array, Array]:
     """Forward and backward bytes of scoring, permuting and combining; ``routed_elements`` = routed tokens x hidden.
 
-    Rows that are gathered count :data:`GATHERED_COST` times.
+    A dispatcher that knows nodes and ranks permutes and pads as it sends, so not where ``ep`` is 1. Rows that are
+    gathered count :data:`GATHERED_COST` times.
 
     Ignores: the padding itself, a few per cent of the routed elements.
     Source: [derived] operand by operand, see ``PERMUTE``, ``PAD`` and ``ROUTER``; [moorethreads2025] for gathered rows.
     """
     scores, gathered = tokens * n_experts, routed_elements * GATHERED_COST
-    permute = PERMUTE[profile.dispatches_once_per_node]
-    pads = profile.pads_experts_apart and not profile.dispatches_once_per_node and precision in CAST_BYTES
-    forward = scores * ROUTER.forward + gathered * permute.forward + routed_elements * (pads * PAD.forward)
-    backward = scores * ROUTER.backward + gathered * permute.backward + routed_elements * (pads * PAD.backward)
+    dispatched = profile.dispatches_once_per_node & (np.asarray(ep) > 1.0)
+    pads = (profile.pads_experts_apart and precision in CAST_BYTES) & ~dispatched
+    permute = [np.where(dispatched, there, here) for there, here in zip(PERMUTE[True], PERMUTE[False], strict=True)]
+    forward = scores * ROUTER.forward + gathered * permute[0] + routed_elements * (pads * PAD.forward)
+    backward = scores * ROUTER.backward + gathered * permute[1] + routed_elements * (pads * PAD.backward)
     return forward, backward
 
 

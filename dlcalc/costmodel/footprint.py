@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -272,7 +272,6 @@ def _working_set(
 ) -> Array:
     """The more of: logits and loss; one layer's gradients with what recomputation brings back of it."""
     profile, recipe = machine.recipe.framework, machine.recipe
-    whole, kept = _mean_layer(model, layer.whole), _mean_layer(model, layer.kept)
     backward = memory.backward_working_set_bytes(
         model,
         profile,
@@ -290,12 +289,24 @@ def _working_set(
         value_head_dim=float(model.value_head_dim),
     )
     gathered = context_parallel.gathered_key_value_bytes(sequence, cp=plans.cp, cp_exchange=plans.cp_exchange)
-    again = backward + memory.recompute_working_set_bytes(whole, kept) + gathered  # mesh x batch x redo x tensor
+    again = backward + _brought_back(stages, layer) + gathered  # (stage x) mesh x batch (x pipe) x redo x tensor
     logits = memory.logits_loss_bytes(
         tokens=tokens, vocab_size=float(model.vocab_size), tp=plans.tp, cross_entropy=profile.cross_entropy
     )
     at_loss = logits + memory.weight_gradient_working_set_bytes(params.vocabulary_matrix_params(model, tp=plans.tp))
     return np.maximum(again, stages.heads * at_loss)
+
+
+def _brought_back(stages: StageLayers, layer: LayerActivations) -> Array:
+    """What recomputation brings back of one layer: the most that a stage has one of."""
+    found: Array = number(0.0)
+    for together in (("windowed", "full"), ("dense", "moe")):
+        kinds = [kind for kind in together if kind in layer.whole]
+        back = [memory.recompute_working_set_bytes(layer.whole[kind], layer.kept[kind]) for kind in kinds]
+        if len(kinds) > 1:
+            back = [size * (getattr(stages, kind) > 0) for kind, size in zip(kinds, back, strict=True)]
+        found = found + reduce(np.maximum, back)
+    return found
 
 
 def _shard_share(zero_stage: Array, from_stage: int, shards: Array) -> Array:

@@ -214,7 +214,7 @@ def off_node_fraction(model: ModelSpec, links: Links, profile: FrameworkProfile)
     """
     if not profile.dispatches_once_per_node:
         return np.ones(())
-    nodes = distinct_places_count(links.ep.n_nodes, top_k=float(model.top_k))
+    nodes = distinct_places_count(links.ep.n_nodes, n_experts=model.n_experts, top_k=model.top_k)
     return np.asarray(np.minimum(nodes, model.expert_groups_per_token or np.inf) / model.top_k)
 
 
@@ -228,7 +228,7 @@ def dispatch_link(model: ModelSpec, links: Links, profile: FrameworkProfile) -> 
     """
     if not profile.dispatches_once_per_node:
         return links.ep
-    ranks = distinct_places_count(links.ep.n_ranks, top_k=float(model.top_k))
+    ranks = distinct_places_count(links.ep.n_ranks, n_experts=model.n_experts, top_k=model.top_k)
     return replace(
         links.ep,
         fabric_bytes_per_s=links.ep.fabric_bytes_per_s / off_node_fraction(model, links, profile),

@@ -217,6 +217,7 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         own_tokens,
         routed * hidden,
         n_experts=model.n_experts,
+        ep=plans.ep,
         profile=profile,
         precision=machine.recipe.precision,
     )

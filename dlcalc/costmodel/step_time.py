@@ -64,7 +64,7 @@ class StepTime:
     optimizer_s: Array
     overhead_s: Array
     grad_reduce_sent_s: Array
-    """Gradient reduction over data-parallel ranks, hidden or not."""
+    """Gradient reduction over data-parallel ranks, hidden or not, and between two stages that hold one embedding."""
     param_gather_sent_s: Array
     """Parameters gathered for the forward (and, ZeRO 3, the backward) pass, hidden or not."""
     overlap: Overlap
@@ -164,22 +164,30 @@ REPLAYED: Mapping[str, tuple[float, ...]] = {
     "ep_comm_s": (0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
 }
 """Share of each part of the forward pass that a simple recompute mode runs again."""
+LAUNCHED_AGAIN = (0.0, 0.2, 1.0, 0.15, 0.1, 0.6)
+"""Share of a layer's launches that each simple mode repeats, but for those below."""
 REPLAYED_WHOLE = {"dense": (1.0, 0.0), "moe": (0.0, 1.0)}
 """Of a kind of sublayer, in modes mlp and moe; those of attention not at all."""
+NOT_AGAIN = {"moe": ("norm_s",)}
+"""What of these is kept even so: experts that run again begin after their norm."""
 
 
-def _replayed_by_mode(whole: tuple[float, float]) -> dict[str, Array]:
-    return {term: np.array(for_every_mode((*shares, *whole), max)) for term, shares in REPLAYED.items()}
+def _replayed_by_mode(kind: str) -> dict[str, Array]:
+    whole, kept = REPLAYED_WHOLE.get(kind, (0.0, 0.0)), NOT_AGAIN.get(kind, ())
+    return {
+        term: np.array(for_every_mode((*shares, *((0.0, 0.0) if term in kept else whole)), max))
+        for term, shares in REPLAYED.items()
+    }
 
 
-REPLAYED_OF_ATTENTION = _replayed_by_mode((0.0, 0.0))
-REPLAYED_OF_KIND = {kind: _replayed_by_mode(whole) for kind, whole in REPLAYED_WHOLE.items()}
+KINDS = ("windowed", "full", "dense", "moe")
+REPLAYED_OF_KIND = {kind: _replayed_by_mode(kind) for kind in KINDS}
+LAUNCHED_AGAIN_OF_KIND = {
+    kind: np.minimum(for_every_mode((*LAUNCHED_AGAIN, *REPLAYED_WHOLE.get(kind, (0.0, 0.0))), sum), 1.0)
+    for kind in KINDS
+}
 HOST_LINK_FRACTION = 0.8
 """Achieved over datasheet rate of the link to the host: an assumption, not measured here."""
-LAUNCHED_AGAIN = (0.0, 0.2, 1.0, 0.15, 0.1, 0.6)
-LAUNCHES_OF_MLP, LAUNCHES_OF_MOE = 1.0 / 3.0, 0.75
-"""Share of a layer's launches that each simple mode repeats, and that are those of its MLP, or of its experts (eight on
-a device)."""
 
 
 @dataclass(frozen=True)
@@ -214,17 +222,9 @@ def replay_s(forward: Pass, recompute: Array, kind: str) -> Array:
     code = recompute.astype(np.int64)
     return sum_of(
         np.take(shares, code) * getattr(forward, term)
-        for term, shares in REPLAYED_OF_KIND.get(kind, REPLAYED_OF_ATTENTION).items()
+        for term, shares in REPLAYED_OF_KIND[kind].items()
         if np.any(getattr(forward, term))
     ) + np.zeros_like(recompute)
-
-
-def launched_again_fraction(model: ModelSpec, recompute: Array) -> Array:
-    """Share of a layer's launches that ``recompute`` repeats, on average over layers."""
-    moe = model.n_moe_layers / model.n_layers
-    simple = (*LAUNCHED_AGAIN, LAUNCHES_OF_MLP * (1.0 - moe), LAUNCHES_OF_MOE * moe)
-    by_mode = np.minimum(for_every_mode(simple, sum), 1.0)
-    return np.asarray(np.take(by_mode, recompute.astype(np.int64)))
 
 
 def _layer_end_s(plans: Plans, dense: Sublayer) -> Array:
@@ -275,8 +275,8 @@ def stage_times(
     # under dualpipe a device sees every micro-batch on one of its two stages
     share = 1.0 - 0.5 * (plans.schedule == schedule.DUALPIPE)
     totals = {name: float(count) for name, count in _layer_totals(model).items()}
-    again = launched_again_fraction(model, plans.recompute)
-    device_f, device_b, replayed, host = (_Sum() for _ in range(4))
+    code = plans.recompute.astype(np.int64)
+    device_f, device_b, replayed, host, launched_again = (_Sum() for _ in range(5))
     weight_grad: Array = ZERO
     for name, sublayer in times.kinds.items():
         extra = float(model.mtp_layers) if _is_mtp_kind(model, name) else 0.0
@@ -287,6 +287,7 @@ def stage_times(
         if name == "dense" and not machine.recipe.framework.recomputes_to_the_end:
             replayed.add(counts, -_layer_end_s(plans, sublayer))
         host.add(counts, sublayer.host_s)
+        launched_again.add(counts, np.take(LAUNCHED_AGAIN_OF_KIND[name], code) * sublayer.host_s)
         weight_grad = weight_grad + counts[0] * sublayer.weight_grad_s
     n_heads = 1.0 + model.mtp_layers
     for counts, edge in (
@@ -307,12 +308,12 @@ def stage_times(
 
     forward = with_launches(device_f.stage, host.stage)  # stage x mesh x pipe x batch x tensor
     backward = with_launches(
-        device_b.stage + fraction * replayed.stage, host.stage * (twice + fraction * again)
+        device_b.stage + fraction * replayed.stage, twice * host.stage + fraction * launched_again.stage
     )  # stage x mesh x pipe x batch x redo x tensor
     sum_forward = with_launches(device_f.total, host.total)
     without = with_launches(device_b.total, twice * host.total)
     sum_backward = with_launches(
-        device_b.total + mean_fraction * replayed.total, host.total * (twice + mean_fraction * again)
+        device_b.total + mean_fraction * replayed.total, twice * host.total + mean_fraction * launched_again.total
     )
     exposed = mean_exposed = ZERO
     if np.any(plans.offload_layers):
@@ -379,15 +380,19 @@ def step_time(
         weight_grad_s=per_stage.weight_grad_s,
         send_s=send,
     )
+    exchanged = _data_parallel(plans, links, params, machine, micro_batches, forward, backward)
+    exchanged["grad_reduce_sent_s"] = exchanged["grad_reduce_sent_s"] + embedding_sync_s(
+        model, plans, links, stages, machine
+    )
     return StepTime(
         **_work(model, times, micro_batches * share),
-        pp_comm_s=pp_comm + embedding_sync_s(model, plans, links, stages, machine),
+        pp_comm_s=pp_comm,
         launch_s=micro_batches * share * per_stage.sum_launch_s,
         recompute_s=micro_batches * share * per_stage.sum_recompute_s,
         offload_s=micro_batches * share * per_stage.sum_offload_s,
         imbalance_s=micro_batches * (slowest - mean),
         bubble_s=np.asarray(pipeline - micro_batches * slowest),
-        **_data_parallel(plans, links, params, machine, micro_batches, forward, backward),
+        **exchanged,
         optimizer_s=_optimizer_s(plans, params, machine),
         overhead_s=(profile.step_overhead_us + profile.micro_batch_overhead_us * micro_batches) * 1e-6
         + _gradient_passes_s(plans, params, machine, micro_batches),
@@ -412,15 +417,21 @@ def chunk_sends_s(plans: Plans, profile: FrameworkProfile, send_s: Array, forwar
 def embedding_sync_s(model: ModelSpec, plans: Plans, links: Links, stages: StageLayers, machine: Machine) -> Array:
     """What the two stages that hold the embedding's matrix take to add up its gradients: once a step, not hidden.
 
-    An all-reduce of two sends as many bytes as the gradient has, either way.
+    An all-reduce of two sends as many bytes as the gradient has, either way; of sharded gradients, a shard.
 
     Source: [megatron_lm] ``_allreduce_word_embedding_grads``.
-    """  # mesh x pipe
+    """  # mesh x pipe x data
     copies = np.max(embedding_copies_count(model, stages), axis=0)
     if not np.any(copies):
         return ZERO
-    size = vocabulary_matrix_params(model, tp=plans.tp) * float(machine.recipe.framework.grad_reduce_bytes)
-    return np.asarray(copies * between_stages_s(np.asarray(size), links, machine))
+    size = embedding_gradient_bytes(model, plans, links, machine.recipe)
+    return np.asarray(copies * between_stages_s(size, links, machine))
+
+
+def embedding_gradient_bytes(model: ModelSpec, plans: Plans, links: Links, recipe: Recipe) -> Array:
+    """What a device has of the gradients of the embedding's matrix."""
+    shards = np.where(plans.zero_stage >= 2, links.shard.n_ranks, 1.0)
+    return np.asarray(vocabulary_matrix_params(model, tp=plans.tp) * float(recipe.framework.grad_bytes) / shards)
 
 
 def _layer_totals(model: ModelSpec) -> dict[str, int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from dlcalc.costmodel.plans import ALL_LAYERS
-from dlcalc.specs.recompute import combined
+from dlcalc.specs.recompute import combined, parts_of
 
 
 class Taken(NamedTuple):
@@ -157,10 +157,13 @@ SWITCHED_OFF = re.compile(r"[=:]\s*(0|no|none|off|false)\b")
 BEGINS_WITH_A_MODE = re.compile(r"(full|selective|uniform|block)\b")
 """Words that turn what they stand with into nothing, unless it begins with what is recomputed: ``full (no offload)``;
 policies of JAX that have one in their name are not meant."""
+WHOLE_LAYERS = re.compile(r"\b(full|block|uniform)\b|every|layers?\D{0,3}\d|\d[_ ]?layers?\b")
+"""Words that are about layers, whatever parts of one they name beside."""
 POLICIES = re.compile(r"nothing_saveable|no_batch_dims")
 
 MODULES = {
-    "core_attn": "selective", "mla_up_proj": "mla_up_proj", "mlp": "mlp", "moe": "moe", "moe_layer": "moe",
+    **dict.fromkeys(("core_attn", "attn", "attention"), "selective"),
+    "mla_up_proj": "mla_up_proj", "mlp": "mlp", "moe": "moe", "moe_layer": "moe",
     **dict.fromkeys(("layernorm", "rmsnorm", "norm", "moe_act", "swiglu"), "norm_act"),
 }  # fmt: skip
 """Megatron's and others' words for parts of a layer that are recomputed, one or several of them."""
@@ -174,6 +177,7 @@ PARTS = (
     (r"minimal", ("selective", "norm_act")),
     (r"attn|attention|sdpa", ("selective",)),
     (r"norm|act|swiglu|gelu|silu", ("norm_act",)),
+    (r"shared_?expert|router", ()),
     (r"moe|expert", ("moe",)),
     (r"mlp|ffn|feed.?forward", ("mlp",)),
 )
@@ -198,9 +202,11 @@ def recompute_mode(
     says_no = NEGATED.search(what) and not BEGINS_WITH_A_MODE.match(what)
     if (says_no or SWITCHED_OFF.search(what)) and not POLICIES.search(what):
         return Recompute("none")
-    modules = [module for module in re.split(r"[\s+,&]+", what) if module]
+    if mode := combined(what.split("+")):  # our own word for several parts
+        return _made_of(parts_of(mode), written, lacks=lacks, why="")
+    modules = [module for module in re.split(r"[\s+,&]+|\band\b", what) if module]
     known = [MODULES[module] for module in modules if module in MODULES]
-    if known:
+    if known and not WHOLE_LAYERS.search(what):
         unknown = [module for module in modules if module not in MODULES]
         return _made_of(known, written, lacks=lacks, why=f"without {', '.join(unknown)}" if unknown else "")
     if re.search(r"\bop_?sac|sac\b|_sac_|selective_op", what):

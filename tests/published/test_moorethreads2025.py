@@ -99,5 +99,8 @@ def test_adding_to_fp32_gradients_shows_in_the_weight_gradients_of_experts():
 def test_rows_gathered_by_index_move_at_three_quarters_of_the_rate_of_others():
     elements = np.array(1e6)
     megatron = {"profile": load_framework("megatron"), "precision": "bf16"}
-    plain, gathered = 14 * elements, routing_traffic_bytes(np.zeros(()), elements, n_experts=8, **megatron)[0]
+    plain, gathered = (
+        14 * elements,
+        routing_traffic_bytes(np.zeros(()), elements, n_experts=8, ep=np.array(8.0), **megatron)[0],
+    )
     assert float(gathered / plain) == pytest.approx(0.666 / np.mean([0.5008, 0.5108]), rel=0.02)

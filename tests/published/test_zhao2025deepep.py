@@ -1,8 +1,11 @@
 """[zhao2025deepep]: calls of HybridEP from Python, 4,096 tokens of 7,168 in bf16, 8 of 8 x ranks experts each."""
 
+import math
+
 import numpy as np
 import pytest
 
+from dlcalc.calculators.communication import distinct_places_count
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.layer_comm import dispatch_link, dispatch_setup_s, ep_comm_s
 from dlcalc.costmodel.layer_matmuls import ZERO, MatmulTime
@@ -37,7 +40,7 @@ def ours_s(hardware: str, ranks: int) -> float:
 @pytest.mark.parametrize(("machine", "rates"), PUBLISHED.items())
 def test_a_dispatch_and_a_combine_take_what_calls_were_timed_at(machine, rates):
     hardware, ranks = machine
-    arriving = TOKENS * HIDDEN * 2 * ranks * (1 - (1 - 1 / ranks) ** TOP_K)
+    arriving = TOKENS * HIDDEN * 2 * float(distinct_places_count(ranks, n_experts=8 * ranks, top_k=TOP_K))
     published_s = sum(arriving / (rate * 1e9) for rate in rates)
     assert ours_s(hardware, ranks) == pytest.approx(published_s, rel=0.2)
 
@@ -54,4 +57,9 @@ def test_what_stays_on_a_device_needs_no_setup():
     assert float(dispatch_setup_s(everywhere.links, plain)) == 0
     assert dispatch_link(model, everywhere.links, plain) is everywhere.links.ep
     fewer = np.asarray(dispatch_link(model, everywhere.links, recipe.framework).hops_factor)
-    assert float(fewer) == pytest.approx(8 * (1 - (7 / 8) ** 8) / 8)  # 5.25 devices for 8 experts
+    others = math.comb(256 - 32, 8) / math.comb(256, 8)
+    assert float(fewer) == pytest.approx(8 * (1 - others) / 8)  # 5.29 devices for 8 experts
+
+
+def test_experts_one_to_a_device_sit_on_as_many_devices_as_there_are():
+    assert float(distinct_places_count(8.0, n_experts=8, top_k=2)) == pytest.approx(2)

@@ -591,3 +591,13 @@ def test_every_knob_of_a_plan_changes_what_is_written():
             for one in (start, {**start, knob: value})
         )
         assert after != before, knob
+
+
+@pytest.mark.parametrize(
+    ("network", "mode"), [("", "mlp"), ("--num-experts 8 ", "moe"), ("--num-experts 8 --moe-layer-freq 2 ", "mlp+moe")]
+)
+def test_modules_of_layers_that_the_model_lacks_are_passed_over(network, mode):
+    """As Megatron does, which asks each layer what it is."""
+    asked = "--recompute-granularity selective --recompute-modules mlp moe"
+    found = reader.read(f"pretrain_gpt.py {LINE} {network}{asked}", FILE)
+    assert (found.knobs["recompute"], [note for note in found.notes if "Recomputation" in note]) == (mode, [])

@@ -17,6 +17,7 @@ from dlcalc.specs.framework import AttentionKernel
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.load import config_dir
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.validation import spelling
 from dlcalc.validation.compare import compare_runs
@@ -769,3 +770,27 @@ def test_trainers_by_other_names(written, shards_weights, splits_layers, profile
         written, known_frameworks(), shards_weights=shards_weights, splits_layers=splits_layers
     )
     assert taken.word == profile
+
+
+@pytest.mark.parametrize("mode", RECOMPUTE_MODES)
+def test_our_own_words_of_recomputation_are_read_as_written(mode):
+    found = spelling.recompute_mode(mode, RECOMPUTE_MODES, lacks=(), layers_per_chunk=lambda: 8)
+    assert (found.mode, found.remark) == (mode, "")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("full: attention + mlp", "full"),
+        ("full (attn+mlp+moe)", "full"),
+        ("block 4 layers mlp", "full"),
+        ("MoE layers every 2", "full"),
+        ("attn+mlp", "selective+mlp"),
+        ("attention and mlp", "selective+mlp"),
+        ("shared_experts", "none"),
+        ("moe_router", "none"),
+        ("mlp, moe", "mlp+moe"),
+    ],
+)
+def test_parts_named_beside_whole_layers_do_not_stand_for_them(written, expected):
+    assert spelling.recompute_mode(written, RECOMPUTE_MODES, lacks=(), layers_per_chunk=lambda: 8).mode == expected

@@ -303,7 +303,9 @@ def test_deepseek_v3_experts_by_op():
     unfused = moe_activation_bytes(DEEPSEEK_V3, UNFUSED, **plan).terms
     assert unfused["expert_output"] == 2 * 7168 * 8
     copies = moe_activation_bytes(DEEPSEEK_V3, FUSED, input_bytes=1.0, **plan).terms
-    assert copies["linear_input"] == 3 * 7168  # bf16 for the router, fp8 for the shared expert
+    assert (copies["linear_input"], copies["shared_input"]) == (2 * 7168, 7168)  # bf16 for the router, fp8
+    again = moe_activation_bytes(DEEPSEEK_V3, FUSED, input_bytes=1.0, recompute=MOE, **plan).terms
+    assert {op: size for op, size in again.items() if size} == {"norm_input": 2 * 7168, "linear_input": 2 * 7168}
     assert copies["expert_input"] == 7168 * 8
 
 

@@ -48,15 +48,20 @@ def test_rows_gathered_by_index_count_a_third_more():
     assert routing(np.array(100.0), np.zeros(())) == (64 * 2400, 64 * 2400)
 
 
-def routing(tokens, elements, precision="bf16", **changes):
+def routing(tokens, elements, precision="bf16", ep=8.0, **changes):
     profile = FUSED.model_copy(update=changes)
-    return traffic.routing_traffic_bytes(tokens, elements, n_experts=64, profile=profile, precision=precision)
+    return traffic.routing_traffic_bytes(
+        tokens, elements, n_experts=64, ep=np.array(ep), profile=profile, precision=precision
+    )
 
 
 def test_a_dispatcher_that_knows_ranks_copies_on_arrival_alone():
     """Copied for a rank's experts and summed: 6 bytes, at 3/4 of the rate."""
     rows = routing(np.zeros(()), np.array(3e6), dispatches_once_per_node=True)
     assert rows == (pytest.approx(24e6), pytest.approx(24e6))
+    alone = {"ep": 1.0, "pads_experts_apart": True}
+    nothing_dispatched = routing(np.zeros(()), np.array(3e6), "fp8", dispatches_once_per_node=True, **alone)
+    assert nothing_dispatched == routing(np.zeros(()), np.array(3e6), "fp8", **alone)
 
 
 @pytest.mark.parametrize(

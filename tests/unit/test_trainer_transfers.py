@@ -32,10 +32,11 @@ SHARED_GB = 12288 * MODEL.vocab_size / 8 / 1e9
 
 def test_both_ends_of_a_pipeline_add_up_the_gradients_of_a_shared_embedding():
     """Four bytes an element over a NIC of 25 GB/s, at 0.9 of that."""
-    tied, untied = (terms({}, model=model, **PIPELINE)["pp_comm"] for model in (MODEL, UNTIED))
+    tied, untied = (terms({}, model=model, **PIPELINE)["grad_reduce"] for model in (MODEL, UNTIED))
     assert tied - untied == pytest.approx(SHARED_GB * 4 / 25 / 0.9, rel=0.01)
     alone = PIPELINE | {"pp": 1}
-    assert terms({}, **alone)["pp_comm"] == terms({}, model=UNTIED, **alone)["pp_comm"] == 0
+    one_matrix, two = (terms({}, model=model, **alone)["grad_reduce"] for model in (MODEL, UNTIED))
+    assert one_matrix < two  # nothing to add up
 
 
 def test_multi_token_prediction_needs_the_embedding_where_the_loss_is():

@@ -18,14 +18,13 @@ from dlcalc.calculators.communication import (
     all_to_all_time_s,
     reduce_scatter_time_s,
 )
-from dlcalc.calculators.params import vocabulary_matrix_params
 from dlcalc.costmodel.anatomy.numbers import plain
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.layer_comm import between_stages_s, dispatch_link, dispatch_setup_s, off_node_fraction, ring_link
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import number
 from dlcalc.costmodel.stage_params import embedding_copies_count, stage_params
-from dlcalc.costmodel.step_time import gathers_again, reduces_whole
+from dlcalc.costmodel.step_time import embedding_gradient_bytes, gathers_again, reduces_whole
 
 Operation = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
 
@@ -234,34 +233,31 @@ class _Talk:
 
     def pipeline(self) -> Iterable[CollectiveFacts]:
         """Activations and their gradients between neighbouring stages."""
-        plan, where = self.plan, self.links
+        plan = self.plan
         shards = plain(1.0 + plan.sequence_parallel * (plan.tp - 1.0))
         size = 2.0 * self.tokens * self.model.hidden_size / shards
+        sends = 2.0 * self.micro_batches * plain(plan.vpp)
+        yield self.between_stages("activations and gradients, both passes", "send", size, plain(plan.pp), sends)
+
+    def between_stages(
+        self, what: str, operation: Operation, size_bytes: float, n_ranks: float, calls: float
+    ) -> CollectiveFacts:
+        """What ``n_ranks`` stages exchange, each call as long as one send."""
+        where, machine = self.links, self.found.machine
+        latency_s, call_s = (plain(between_stages_s(number(size), where, machine)) for size in (0.0, size_bytes))
         crosses = bool(where.pp_crosses)
-
-        def facts(what: str, operation: Operation, sent_bytes: float, n_ranks: float, calls: float) -> CollectiveFacts:
-            latency_s, call_s = (
-                plain(between_stages_s(number(b), where, self.found.machine)) for b in (0.0, sent_bytes)
-            )
-            return CollectiveFacts(
-                what=what,
-                operation=operation,
-                size_bytes=sent_bytes,
-                n_ranks=n_ranks,
-                ranks_per_node=1.0 if crosses else n_ranks,
-                link="fabric" if crosses else "node",
-                link_bytes_per_s=plain(where.pp_bytes_per_s),
-                latency_s=latency_s,
-                bandwidth_s=call_s - latency_s,
-                calls_per_step=calls,
-            )
-
-        n_stages, sends = plain(plan.pp), 2.0 * self.micro_batches * plain(plan.vpp)
-        yield facts("activations and gradients, both passes", "send", size, n_stages, sends)
-        if np.any(embedding_copies_count(self.model, self.found.stages)):
-            matrix = plain(vocabulary_matrix_params(self.model, tp=plan.tp))
-            gradient = matrix * float(self.recipe.framework.grad_reduce_bytes)
-            yield facts("gradients of the embedding, first and last stage", "all_reduce", gradient, 2.0, 1.0)
+        return CollectiveFacts(
+            what=what,
+            operation=operation,
+            size_bytes=size_bytes,
+            n_ranks=n_ranks,
+            ranks_per_node=1.0 if crosses else n_ranks,
+            link="fabric" if crosses else "node",
+            link_bytes_per_s=plain(where.pp_bytes_per_s),
+            latency_s=latency_s,
+            bandwidth_s=call_s - latency_s,
+            calls_per_step=calls,
+        )
 
     def data(self) -> Iterable[CollectiveFacts]:
         """Gradients reduced and parameters gathered over the ranks that hold them."""
@@ -281,6 +277,10 @@ class _Talk:
             yield self.call("gradients of experts", reduce, expert * per_element, where.expert_shard, reduces)
         replicated = dense * per_element / plain(where.shard.n_ranks)
         yield self.call("gradients, between replicas", "all_reduce", replicated, where.replicate, 1.0)
+        if np.any(embedding_copies_count(self.model, self.found.stages)):
+            size = plain(embedding_gradient_bytes(self.model, plan, where, self.recipe))
+            what = "gradients of the embedding, first and last stage"
+            yield self.between_stages(what, "all_reduce", size, 2.0, 1.0)
         yield self.call("parameters", "all_gather", dense * 2.0, where.shard, gathers)
         if expert:
             yield self.call("parameters of experts", "all_gather", expert * 2.0, where.expert_shard, gathers)

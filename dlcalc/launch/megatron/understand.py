@@ -14,6 +14,7 @@ from dlcalc.launch.megatron.said import Said
 from dlcalc.launch.megatron.stages import pipeline_knobs
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.hardware import Precision
+from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recompute import combined
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
 from dlcalc.utils.units import MIB
@@ -37,7 +38,7 @@ def imported(said: Said, source: Target, *, devices: int | None = None) -> Impor
         "ep": said.count("expert_model_parallel_size", 1) if model.is_moe else 1,
         "etp": (expert_ranks if isinstance(expert_ranks, int) else ranks) if model.is_moe else 1,
         "micro_batch": said.whole("micro_batch_size"),
-        **_recomputation(said, chunks),
+        **_recomputation(said, model, chunks),
         **_sharding(said),
         "sequence_parallel": said.on("sequence_parallel") and ranks > 1,
         "overlap_grad": said.on("overlap_grad_reduce"),
@@ -97,7 +98,7 @@ def _context_exchange(said: Said) -> dict[str, str]:
     return {"cp_exchange": "ring"}
 
 
-def _recomputation(said: Said, chunks: tuple[int, ...]) -> dict[str, int | bool | str]:
+def _recomputation(said: Said, model: ModelSpec, chunks: tuple[int, ...]) -> dict[str, int | bool | str]:
     granularity = "selective" if said.on("recompute_activations") else said.get("recompute_granularity")
     if granularity == "full":
         return _full(said, chunks)
@@ -105,6 +106,7 @@ def _recomputation(said: Said, chunks: tuple[int, ...]) -> dict[str, int | bool 
         return {"recompute": "none", "recompute_layers": -1}
     given = said.get("recompute_modules")
     modules = set(given) if isinstance(given, tuple) else {"core_attn"}
+    modules -= model.not_to_recompute & {"mlp", "moe"}  # a layer that the model lacks is passed over
     parts = [part for part, its_modules in RECOMPUTED_MODULES.items() if modules & set(its_modules)]
     found = combined(parts) or "none"
     modules -= set(modules_of(found))
