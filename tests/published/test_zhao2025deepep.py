@@ -30,7 +30,7 @@ OVER_FABRIC = {16: (54.47, 53.35), 32: (47.36, 52.53), 64: (41.24, 46.57)}
 
 def ours_s(hardware: str, ranks: int) -> float:
     """One dispatch and one combine."""
-    anywhere = {"n_experts": 8 * ranks, "expert_groups_per_token": None}  # routed at random
+    anywhere = {"n_experts": 8 * ranks, "expert_groups_per_token": 0}  # routed at random
     model = load_model("deepseek-v3").model_copy(update=anywhere)
     recipe = Recipe(seq_len=TOKENS, global_batch=ranks, precision="bf16", framework=load_framework("megatron_bridge"))
     found = estimate(model, load_hardware(hardware), recipe, Plans.point(dp=ranks, ep=ranks))
@@ -50,7 +50,7 @@ def test_a_dispatch_and_a_combine_take_what_calls_were_timed_at(machine, rates):
 
 @pytest.mark.parametrize(("ranks", "rates"), OVER_FABRIC.items())
 def test_over_a_fabric_calls_take_what_was_published(ranks, rates):
-    """Not fitted; two nodes come out 20 % too fast, four and eight within 4 %."""
+    """Not fitted; two nodes come out 20 % too fast, four and eight within 5 %."""
     to_nodes = TOKENS * HIDDEN * 2 * float(distinct_places_count(ranks / 8, n_experts=8 * ranks, top_k=TOP_K))
     published_s = sum(to_nodes / (rate * 1e9) for rate in rates)
     assert ours_s("h100", ranks) == pytest.approx(published_s, rel=0.21)
