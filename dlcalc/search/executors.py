@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -120,7 +121,8 @@ def run(
         running: dict[Future[T], W] = {}
         try:
             for task in sorted(tasks, key=lambda task: -task.n_plans):
-                running[pool.submit(work, task)] = task
+                with _signals_wait():
+                    running[pool.submit(work, task)] = task
                 if len(running) >= 2 * processes:
                     yield from _finished(running)
             while running:
@@ -157,10 +159,28 @@ def _called(function: Callable[..., T], call: _Call) -> T:
     return function(*call.arguments)
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals to stop come later: a worker begun meanwhile would give its parent's answer, until it has its own."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve_one_parent() -> None:
     """In a worker: leave Ctrl-C to the parent, and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's answer, which a fork inherits
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -237,6 +237,29 @@ def test_ctrl_c_and_sigterm_end_in_order(folder, whole, number, code, said):
         assert "an earlier run was interrupted; going on as with --resume" in offered
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_workers_that_have_just_begun_leave_the_answer_to_their_parent(folder, number, code):
+    search = Search(folder, prelude=SLOW_TO_BEGIN)
+    while not psutil.Process(search.process.pid).children():
+        time.sleep(0.002)
+    os.killpg(search.process.pid, number)
+    _, text = search.ends(code)
+    assert text.count("\n") == 1
+
+
+SLOW_TO_BEGIN = """
+import time
+from dlcalc.search import executors
+begins = executors._serve_one_parent
+
+def _serve_one_parent():
+    time.sleep(0.5)
+    begins()
+
+executors._serve_one_parent = _serve_one_parent
+"""
+
+
 def test_a_lost_worker_loses_its_shard_alone(folder, whole):
     search = Search(folder, prelude=LOSE_A_WORKER)
     _, said = search.ends(2)
