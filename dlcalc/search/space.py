@@ -223,7 +223,10 @@ def _pipe_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
 
 def _redo_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     """Recompute modes; full recomputation also of k layers a stage; activation offload only without recomputation."""
-    full_modes = [mode for mode in RECOMPUTE_MODES if not model.not_to_recompute & set(parts_of(mode))]
+    nothing_to = model.not_to_recompute
+    if not (model.is_moe or recipe.framework.recomputes_dense_activations):
+        nothing_to |= {"norm_act"}
+    full_modes = [mode for mode in RECOMPUTE_MODES if not nothing_to & set(parts_of(mode))]
     offered = [m for m in recipe.framework.recompute_modes if m in full_modes]
     modes = _words(ranges.recompute, auto=offered, full=full_modes)
     if isinstance(ranges.recompute_layers, str):

@@ -138,6 +138,8 @@ class FrameworkProfile(Spec):
     recomputes_to_the_end: bool = True
     """Full recomputation runs whole layers; False: it stops where the backward pass has all it needs, before the last
     matmul of a dense MLP and what follows (XLA leaves it out, PyTorch stops early where no graph is entered anew)."""
+    recomputes_dense_activations: bool = True
+    """Whether norms and activation functions of dense layers can be recomputed alone; False: those of experts."""
 
     # what the framework itself costs
     host_launch_us: PositiveFloat

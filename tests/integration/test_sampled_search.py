@@ -193,7 +193,7 @@ def test_a_dry_run_says_how_plans_would_be_sampled(exhaustive):
     assert name == exhaustive["scenarios"][0]["name"]
     assert {"name": "tp", "values": [1, 2, 4, 8], "low": None, "high": None} in variables
     assert said["n_points"][name] == math.prod(len(one["values"]) for one in variables)
-    assert "300 trials of tpe for step time, 8 at a time, kept in sqlite:///t.db; at most 15 plans estimated" in text
+    assert "300 trials of tpe for step time, 8 at a time, kept in sqlite:///t.db; at most 16 plans estimated" in text
     assert "tp 1/2/4/8, pp 1/2/4/8/16" in text
     assert counts["seconds"] > said["seconds_of_all_plans"]
     assert f"All {counts['n_plans']:,} plans take about" in text

@@ -93,8 +93,32 @@ def test_auto_follows_what_the_framework_offers():
     assert set(case.axes[1]["zero_stage"]) == {0, 1}
     assert {SCHEDULES[int(code)] for code in case.axes[2]["schedule"]} == {"1f1b", "interleaved"}
     assert rows(case, 3) == [(1,), (2,), (4,), (8,)]
-    assert {RECOMPUTE_MODES[int(code)] for code in case.axes[4]["recompute"]} == {"none", "selective", "full"}
+    assert recomputed(case) == {"none", "selective", "mlp", "full"}
     assert rows(case, 5) == [(0, 0, 0), (1, 0, 0), (1, 1, 0)]
+
+
+def recomputed(case):
+    return {RECOMPUTE_MODES[int(code)] for code in case.axes[4]["recompute"]}
+
+
+@pytest.mark.parametrize(
+    ("model", "framework", "modes"),
+    [
+        ("llama3-8b", "megatron_bridge", {"none", "selective", "mlp", "full"}),  # nothing of a dense layer's norms
+        ("llama3-8b", "maxtext", {"full", "selective+norm_act", "norm_act", "none"}),
+        ("mixtral-8x7b", "megatron", {"none", "selective", "norm_act", "moe", "full"}),
+        (
+            "deepseek-v3",
+            "megatron",
+            {
+                *("none", "selective", "norm_act", "mla_up_proj", "norm_act+mla_up_proj"),
+                *("mlp", "mla_up_proj+mlp", "moe", "full"),
+            },
+        ),
+    ],
+)
+def test_what_is_recomputed_is_what_the_framework_can_and_the_model_has(model, framework, modes):
+    assert recomputed(one(model=model, recipe={"framework": framework})) == modes
 
 
 @pytest.mark.parametrize(
