@@ -197,7 +197,7 @@ def test_a_dry_run_says_how_plans_would_be_sampled(exhaustive):
     assert "tp 1/2/4/8, pp 1/2/4/8/16" in text
     assert counts["seconds"] > said["seconds_of_all_plans"]
     assert f"All {counts['n_plans']:,} plans take about" in text
-    assert counts["result_bytes"] <= 300 * 15 * 48
+    assert counts["result_bytes"] <= 300 * 16 * 48
 
 
 def test_a_dry_run_says_which_designs_would_be_tried():
