@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from dlcalc.specs.base import Degree, Depth, NonNegativeInt, PositiveInt, Spec
 from dlcalc.specs.framework import CpExchange
-from dlcalc.specs.recompute import JOIN, RECOMPUTE_MODES, combined
+from dlcalc.specs.recompute import JOIN, SIMPLE_MODES, combined
 
 Schedule = Literal["1f1b", "interleaved", "zb-h1", "zb-v", "gpipe", "dualpipe"]
 Split = Literal["even", "embedding_and_loss", "custom"]
 
 
-def _in_order(mode: object) -> object:
-    """A combined mode whose parts may be written in any order."""
-    return (combined(mode.split(JOIN)) or mode) if isinstance(mode, str) and JOIN in mode else mode
+def _known(mode: str) -> str:
+    """A recompute mode; parts of a combined one may be written in any order."""
+    known = combined(mode.split(JOIN))
+    if known is None:  # told as a Literal's mistakes are, whose 34 values would fill a screen
+        raise PydanticCustomError("literal_error", "unknown", {"expected": ", ".join(map(repr, SIMPLE_MODES))})
+    return known
 
 
-if TYPE_CHECKING:
-    Recompute = str
-else:
-    Recompute = Annotated[Literal[RECOMPUTE_MODES], BeforeValidator(_in_order)]
+Recompute = Annotated[str, AfterValidator(_known)]
+"""One of SIMPLE_MODES, or several of COMBINED joined by JOIN."""
 ZeroStage = Annotated[int, Field(ge=0, le=3)]
 
 
