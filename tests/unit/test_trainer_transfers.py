@@ -9,6 +9,7 @@ from dlcalc.calculators.stages import stage_layers_count
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import Plans
 from dlcalc.costmodel.stage_params import embedding_copies_count, stage_params
+from dlcalc.costmodel.step_time import model_times
 from dlcalc.hardware_registry import load_hardware
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
@@ -95,3 +96,31 @@ def test_without_overlap_the_input_gradient_is_exchanged_in_the_open():
         terms({"overlaps_input_grad": on}, framework="megatron", **plan)["tp_comm"] for on in (True, False)
     )
     assert exposed > hidden
+
+
+def test_memory_that_comes_back_is_that_of_the_largest_layer_on_a_stage():
+    """DeepSeek-V3 has its dense layers on the first stage: there an MLP 18,432 wide comes back, elsewhere nothing."""
+    model, h100 = load_model("deepseek-v3"), load_hardware("h100")
+    recipe = Recipe(seq_len=4096, global_batch=256, precision="bf16", framework=load_framework("megatron_bridge"))
+    plan = {"pp": 4, "dp": 16, "ep": 16, "split": "embedding_and_loss", "schedule": "1f1b", "zero_stage": 1}
+    none, mlp = (
+        estimate(model, h100, recipe, Plans.point(**plan, recompute=mode)).footprint.working_set_bytes.ravel()
+        for mode in ("none", "mlp")
+    )
+    per_token = 2 * (7168 + 3 * 18432)  # its input, gate, up and their product, in 16 bits
+    assert mlp[0] - none[0] == pytest.approx(4096 * per_token, rel=0.01)
+    assert mlp[1] == none[1]
+
+
+@pytest.mark.parametrize("mode", ["none", "moe"])
+def test_experts_that_run_again_are_launched_again(mode):
+    """Where the host alone decides, running experts again takes their launches once more, and no others."""
+    model, h100 = load_model("qwen3-30b-a3b"), load_hardware("h100")
+    framework = load_framework("megatron_bridge", {"host_launch_us": 80_000.0})
+    recipe = Recipe(seq_len=256, global_batch=8, precision="bf16", framework=framework)
+    found = estimate(model, h100, recipe, Plans.point(dp=8, micro_batch=1, recompute=mode, zero_stage=1))
+    times = model_times(model, found.plans, found.links, found.machine)
+    attention, experts = (float(times.kinds[kind].host_s) for kind in ("full", "moe"))
+    again_s = (mode == "moe") * model.n_layers * experts
+    assert float(found.step.recompute_s) == pytest.approx(again_s, rel=1e-6)
+    assert experts > 10 * attention  # 128 on one device
