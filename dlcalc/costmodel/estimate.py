@@ -17,13 +17,14 @@ from dlcalc.costmodel.footprint import Footprint, footprint, offloaded_layer_byt
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links, PlacedRates, links
 from dlcalc.costmodel.plans import Array, Index, Plans, take_rows
+from dlcalc.costmodel.recomputation import recompute_flops_factor
 from dlcalc.costmodel.stage_params import StageParams, stage_params
-from dlcalc.costmodel.step_time import StepTime, mean_recomputed_fraction, model_times, step_time
+from dlcalc.costmodel.stage_times import model_times
+from dlcalc.costmodel.step_time import StepTime, step_time
 from dlcalc.costmodel.targets.refusals import refused_by_target
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Recipe
-from dlcalc.specs.recompute import FULL, MLP, MOE, OP_SAC, codes_with, for_every_mode
 
 QUIET = partial(np.errstate, divide="ignore", invalid="ignore", over="ignore")
 """Plans that are refused may divide by zero."""
@@ -158,27 +159,6 @@ def any_of(masks: list[Mask]) -> Mask:
         left = [mask for position, mask in enumerate(left) if position not in (i, j)]
         left.append(joined)
     return left[0]
-
-
-# recompute mode:                           none select full norm latent sac mlp  moe
-MATMULS_AGAIN = np.array(for_every_mode((0.0, 0.0, 1.0, 0.0, 0.0, 0.5, 0.0, 0.0), max))
-SCORES_AGAIN = np.array(for_every_mode((0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0), max))
-
-
-def recompute_flops_factor(model: ModelSpec, recipe: Recipe, plans: Plans, stages: StageLayers) -> Array:
-    """FLOPs of a step with recomputation over those without: of three passes, one of what is run again on top."""
-    causal = recipe.mfu_convention != "full_attention"
-    forward = flops.forward_token_flops(model, seq_len=float(recipe.seq_len), causal=causal)
-    scores = forward.attention_scores_flops
-    matmuls = forward.total_flops - scores - forward.head_flops - forward.mtp_flops
-    code = plans.recompute.astype(np.int64)
-    again = MATMULS_AGAIN[code] * matmuls + SCORES_AGAIN[code] * scores
-    again = again + np.isin(code, codes_with(MLP)) * forward.dense_mlp_flops
-    again = again + np.isin(code, codes_with(MOE)) * forward.moe_flops
-    if not recipe.framework.recomputes_to_the_end:
-        last = forward.dense_mlp_flops / (2.0 + model.gated_mlp)
-        again = again - (np.isin(code, (FULL, *codes_with(MLP))) + 0.5 * (code == OP_SAC)) * last
-    return 1.0 + mean_recomputed_fraction(model, plans, stages) * again / (3.0 * forward.total_flops)
 
 
 def with_states_as_kept(plans: Plans, recipe: Recipe) -> Plans:

@@ -16,7 +16,7 @@ from dlcalc.calculators.stages import CUSTOM, StageLayers, chunk_recomputed_coun
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.footprint import offloaded_layer_bytes
 from dlcalc.costmodel.plans import Array, Plans, number
-from dlcalc.costmodel.step_time import ModelTimes, StageTimes, model_times, stage_times
+from dlcalc.costmodel.stage_times import ModelTimes, StageTimes, model_times, stage_times
 from dlcalc.specs.model import ModelSpec
 
 Index = NDArray[np.intp]

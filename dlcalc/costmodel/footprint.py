@@ -20,8 +20,8 @@ from dlcalc.calculators.stages import StageLayers
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.costmodel.quantized_weights import copies_share
+from dlcalc.costmodel.recomputation import recomputed_fraction
 from dlcalc.costmodel.stage_params import StageParams, state_shards
-from dlcalc.costmodel.step_time import recomputed_fraction
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recompute import NONE
 from dlcalc.utils.units import GIB

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.costmodel.constraints import Mask
+from dlcalc.costmodel.data_parallel import Overlap
 from dlcalc.costmodel.estimate import Estimate, any_of
 from dlcalc.costmodel.footprint import fullest_stage_bytes
 from dlcalc.costmodel.plans import Array, Index, T, take_rows
-from dlcalc.costmodel.step_time import Overlap, total_time_s
+from dlcalc.costmodel.step_time import total_time_s
 
 TILE_PLANS = 1 << 15
 """A full-size array of this many takes 256 KiB, so that a few of them share a 1 MiB cache."""

@@ -17,7 +17,8 @@ from dlcalc.costmodel.layer_comm import cp_comm_s
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import links
 from dlcalc.costmodel.plans import ALL_LAYERS, Plans, number
-from dlcalc.costmodel.step_time import model_times, recomputed_fraction
+from dlcalc.costmodel.recomputation import recomputed_fraction
+from dlcalc.costmodel.stage_times import model_times
 from dlcalc.hardware_registry import load_hardware
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model

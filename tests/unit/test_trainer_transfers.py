@@ -9,7 +9,7 @@ from dlcalc.calculators.stages import stage_layers_count
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import Plans
 from dlcalc.costmodel.stage_params import embedding_copies_count, stage_params
-from dlcalc.costmodel.step_time import model_times
+from dlcalc.costmodel.stage_times import model_times
 from dlcalc.hardware_registry import load_hardware
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model

@@ -13,7 +13,7 @@ from dlcalc.costmodel.every_stage import times_of
 from dlcalc.costmodel.layer_matmuls import Matmul
 from dlcalc.costmodel.layer_times import Pass, Sublayer
 from dlcalc.costmodel.plans import number
-from dlcalc.costmodel.step_time import ModelTimes
+from dlcalc.costmodel.stage_times import ModelTimes
 
 ATTENTION_KINDS = ("full", "windowed")
 

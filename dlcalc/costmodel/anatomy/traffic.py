@@ -19,12 +19,13 @@ from dlcalc.calculators.communication import (
     reduce_scatter_time_s,
 )
 from dlcalc.costmodel.anatomy.numbers import plain
+from dlcalc.costmodel.data_parallel import gathers_again, reduces_whole
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.layer_comm import between_stages_s, dispatch_link, dispatch_setup_s, off_node_fraction, ring_link
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import number
 from dlcalc.costmodel.stage_params import embedding_copies_count, stage_params
-from dlcalc.costmodel.step_time import embedding_gradient_bytes, gathers_again, reduces_whole
+from dlcalc.costmodel.step_time import embedding_gradient_bytes
 
 Operation = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
 
