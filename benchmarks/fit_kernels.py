@@ -16,24 +16,11 @@ in low precision, and append keys and values to a cache before attention. These 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 from kernel_fit.devices import fit_device, fit_device_collectives
-from kernel_fit.sources import SOURCES
+from kernel_fit.sources import SOURCES, tables_folder
 from kernel_fit.writing import write_calibration, write_collectives, write_docs, write_harness, write_sample
-
-
-def tables_folder(given: Path | None) -> Path:
-    """The package's folder of tables, installed or unzipped."""
-    if given is not None:
-        return given
-    spec = importlib.util.find_spec("aiconfigurator_core")
-    if spec is None or spec.origin is None:
-        raise SystemExit(
-            "pip install aiconfigurator-core==0.12.0, or name its unzipped folder systems/data with --tables"
-        )
-    return Path(spec.origin).parent / "systems" / "data"
 
 
 def main() -> None:

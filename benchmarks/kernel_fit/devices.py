@@ -90,7 +90,7 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
         "provenance": (
             f"benchmarks/fit_kernels.py on kernel measurements of {source.folder} in aiconfigurator-core {VERSION} "
             "(Apache-2.0); errors in docs/kernels.md. Backward attention and other attention kernels: ratios in "
-            "shah2024 and dao2023. Fabric: assumed, no measurement crosses nodes."
+            "shah2024 and dao2023. Fabric: assumed, no collective of the tables crosses nodes."
             + ("" if source.nccl else f" Collectives: as on {CARDS}.")
         ),
         "matmul": matmul,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,3 +117,15 @@ def generation(device: str) -> str:
     if device in ("l40s", "rtx_pro_6000"):
         return "card"
     return "a100" if device.startswith("a100") else "h" if device.startswith("h") else "b"
+
+
+def tables_folder(given: Path | None) -> Path:
+    """The package's folder of tables, installed or unzipped."""
+    if given is not None:
+        return given
+    spec = importlib.util.find_spec("aiconfigurator_core")
+    if spec is None or spec.origin is None:
+        raise SystemExit(
+            "pip install aiconfigurator-core==0.12.0, or name its unzipped folder systems/data with --tables"
+        )
+    return Path(spec.origin).parent / "systems" / "data"
