@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.hardware import Precision
+from dlcalc.specs.recipe import Scaling
 
 Array = NDArray[np.float64]
 
@@ -89,6 +90,8 @@ CAST_BYTES: dict[Precision, float] = {"fp8": 6.0, "mxfp8": 4.5, "nvfp4": 7.0}
 """Per element quantized. fp8 with current scaling: a pass for the maximum (2), read (2), write both orientations (2).
 mxfp8: read (2), write both orientations with scales (2.1), swizzle scales. nvfp4: maximum (2), read (2), Hadamard
 transform and both orientations (3)."""
+DELAYED_CAST_BYTES = 4.0
+"""fp8 with the scale of steps before: read (2), write both orientations (2), the maximum taken meanwhile."""
 
 
 def norm_traffic_bytes(elements: Array, *, profile: FrameworkProfile) -> tuple[Array, Array]:
@@ -220,12 +223,14 @@ def embedding_traffic_bytes(elements: Array) -> tuple[Array, Array]:
     return elements * EMBEDDING.forward, elements * EMBEDDING.backward
 
 
-def cast_traffic_bytes(elements: Array, *, precision: Precision) -> Array:
+def cast_traffic_bytes(elements: Array, *, precision: Precision, scaling: Scaling = "tensor") -> Array:
     """Bytes of quantizing ``elements`` for a low-precision matmul; zero at 16 bits and above.
 
     Ignores: casts fused into the norm or activation before them.
     Source: [derived] operand by operand, see ``CAST_BYTES``.
     """
+    if precision == "fp8" and scaling == "delayed":
+        return elements * DELAYED_CAST_BYTES
     return elements * CAST_BYTES.get(precision, 0.0)
 
 

@@ -140,10 +140,10 @@ def cast_traffic(matmuls: list[Matmul], machine: Machine) -> tuple[Array, Array]
             weights = matmul.groups * matmul.outer * matmul.inner
             forward = forward + inputs + weights
             backward = backward + matmul.groups * matmul.tokens * matmul.outer
-    precision = machine.recipe.precision
+    precision, scaling = machine.recipe.precision, machine.recipe.scaling
     return (
-        traffic.cast_traffic_bytes(forward, precision=precision),
-        traffic.cast_traffic_bytes(backward, precision=precision),
+        traffic.cast_traffic_bytes(forward, precision=precision, scaling=scaling),
+        traffic.cast_traffic_bytes(backward, precision=precision, scaling=scaling),
     )
 
 

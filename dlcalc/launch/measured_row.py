@@ -102,8 +102,8 @@ def _extras(job: Job) -> dict[str, str | int]:
         told["cpu_offload_layers"] = plan.offload_layers
     if job.recipe.cuda_graphs:
         told["cuda_graph"] = "1"
-    if job.recipe.scaling == "block":
-        told["fp8_recipe"] = "block"
+    if job.recipe.scaling != "tensor":
+        told["fp8_recipe"] = job.recipe.scaling
     return told
 
 

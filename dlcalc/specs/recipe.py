@@ -17,7 +17,7 @@ MfuConvention = Literal["full_attention", "causal_attention", "six_n"]
 same with causal attention halved (what flash attention computes); six_n: 6 x active parameters, no attention."""
 
 
-Scaling = Literal["tensor", "block"]
+Scaling = Literal["tensor", "delayed", "block"]
 
 
 class Recipe(Spec):
@@ -30,7 +30,8 @@ class Recipe(Spec):
     """Of the linear layers; attention and everything else runs in bf16 (fp16 for fp16)."""
     framework: FrameworkProfile
     scaling: Scaling = "tensor"
-    """What one scale of an 8-bit matmul covers: a whole tensor, or a row or block of it, which is slower."""
+    """What one scale of an 8-bit matmul covers: a whole tensor, by its maximum of now or of steps before (``delayed``,
+    which takes a pass less), or a row or block of it, whose matmuls are slower."""
     mfu_convention: MfuConvention = "full_attention"
     token_budget: PositiveFloat | None = None
     """Tokens of the whole run, for days and cost."""

@@ -139,9 +139,7 @@ class RunReader:
     def _recipe(self, run: MeasuredRun, profile: FrameworkProfile, precision: Precision) -> Recipe:
         seq_len, global_batch = run.whole("seq_len"), run.whole("global_batch")
         cuda_graphs, _ = captured_graphs(run)
-        scaling: Literal["tensor", "block"] = (
-            "block" if re.search(r"row|block", run.extras.get("fp8_recipe", "").lower()) else "tensor"
-        )
+        scaling = spelling.scaling_name(run.extras.get("fp8_recipe", ""), run.extras.get("fp8", ""))
         return self._once(
             ("recipe", seq_len, global_batch, precision, id(profile), cuda_graphs, scaling),
             lambda: Recipe(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from dlcalc.costmodel.plans import ALL_LAYERS
+from dlcalc.specs.recipe import Scaling
 from dlcalc.specs.recompute import combined, parts_of
 
 
@@ -106,6 +107,13 @@ def precision_name(written: str, recipe: str, available: Collection[str]) -> Tak
         return Taken(word, "" if asked == word or asked in PRECISIONS else f"precision {written} taken as {word}")
     other = OTHER_PRECISIONS.get(word, "")
     return Taken(other, f"precision {written} taken as {other}, which the device has") if other in available else None
+
+
+def scaling_name(recipe: str, fp8: str) -> Scaling:
+    """Our word for what a scale of 8-bit numbers covers; Transformer Engine alone, as ``fp8`` may name it, delays."""
+    if re.search(r"row|block|subchannel|_sc\b", recipe.lower()):
+        return "block"
+    return "delayed" if "delayed" in recipe.lower() or (not recipe and plain(fp8) == "te") else "tensor"
 
 
 # ---- attention

@@ -145,7 +145,12 @@ def test_plans_that_other_words_would_lose(tmp_path, framework, knobs):
 
 @pytest.mark.parametrize(
     ("precision", "hardware", "scaling", "cuda_graphs"),
-    [("mxfp8", "b200", "block", True), ("nvfp4", "b200", "tensor", False), ("fp8", "h100", "block", False)],
+    [
+        ("mxfp8", "b200", "block", True),
+        ("nvfp4", "b200", "tensor", False),
+        ("fp8", "h100", "block", False),
+        ("fp8", "h100", "delayed", False),
+    ],
 )
 def test_low_precision(tmp_path, precision, hardware, scaling, cuda_graphs):
     one = job("megatron-lm", hardware=hardware, precision=precision, tp=2, dp=8)

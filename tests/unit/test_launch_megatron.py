@@ -385,6 +385,17 @@ rng: {seed: 1}
 """
 
 
+@pytest.mark.parametrize(
+    ("word", "scaling", "flag"),
+    [("current", "tensor", "tensorwise"), ("delayed", "delayed", "delayed"), ("subchannel", "block", "blockwise")],
+)
+def test_what_a_scale_of_8_bits_covers_is_read_and_written(word, scaling, flag):
+    said = bridge_reader.read(BRIDGE.replace("current", word), Path("run_config.yaml"))
+    assert said.scaling == scaling
+    recipe = recipe_of("megatron-lm", precision="fp8").model_copy(update={"scaling": scaling})
+    assert flags(job_from("megatron-lm", LLAMA, recipe, {"dp": 8}))["--fp8-recipe"] == (flag,)
+
+
 def test_a_dump_with_a_precision_by_name_takes_the_bridges_defaults():
     found = bridge_reader.read(BRIDGE, Path("run_config.yaml"))
     assert found.precision == "fp8"

@@ -141,6 +141,16 @@ def test_quantizing_reads_at_least_what_it_is_given(precision):
     assert traffic.cast_traffic_bytes(1000.0, precision=precision) > 2000
 
 
+def test_a_scale_of_steps_before_saves_the_pass_for_the_maximum():
+    now, before = (
+        traffic.cast_traffic_bytes(1000.0, precision="fp8", scaling=scaling) for scaling in ("tensor", "delayed")
+    )
+    assert now - before == 2000  # each element, in 16 bits, once
+    assert traffic.cast_traffic_bytes(1000.0, precision="mxfp8", scaling="delayed") == traffic.cast_traffic_bytes(
+        1000.0, precision="mxfp8"
+    )
+
+
 def test_an_experts_bias_is_added_in_fp32():
     """Product written (4) and sum of bf16 and fp32 (2 + 4 + 4), one element at a time; joined (8); cast (4 + 2)."""
     slow = traffic.UNVECTORIZED_COST

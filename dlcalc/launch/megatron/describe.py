@@ -15,6 +15,7 @@ from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
 
 USUAL_BUCKET_MIB = 160
+FP8_RECIPES = {"tensor": "tensorwise", "delayed": "delayed", "block": "blockwise"}
 """Of Megatron itself: 40 million elements, as long as no more than 40 ranks share them."""
 FSDP_STRATEGIES = {2: "optim_grads", 3: "optim_grads_params"}
 FULL_MODEL_GRAPH, LAYER_GRAPHS = "full_iteration", "transformer_engine"
@@ -163,12 +164,12 @@ def _pipeline(job: Job) -> dict[str, Value]:
 
 def _precision(job: Job) -> dict[str, Value]:
     profile = job.recipe.framework
-    by_block = job.recipe.scaling == "block"
     half = job.recipe.precision == "fp16"
     low: dict[str, Value] = {}
     match job.recipe.precision:
         case "fp8":
-            low = {"fp8": "e4m3" if by_block else "hybrid", "fp8_recipe": "blockwise" if by_block else "tensorwise"}
+            scaling = job.recipe.scaling
+            low = {"fp8": "e4m3" if scaling == "block" else "hybrid", "fp8_recipe": FP8_RECIPES[scaling]}
         case "mxfp8":
             low = {"fp8": "e4m3", "fp8_recipe": "mxfp8"}
         case "nvfp4":

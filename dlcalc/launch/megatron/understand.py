@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from dlcalc.costmodel.quantized_weights import gathers_quantized
 from dlcalc.launch.imported import Imported
@@ -15,12 +14,14 @@ from dlcalc.launch.megatron.stages import pipeline_knobs
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.hardware import Precision
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recipe import Scaling
 from dlcalc.specs.recompute import combined
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
 from dlcalc.utils.units import MIB
 
 FSDP_STAGES = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
-Scaling = Literal["tensor", "block"]
+SCALINGS: dict[str, Scaling] = {"delayed": "delayed", "blockwise": "block"}
+"""Of an fp8 recipe; all others scale a tensor by its maximum of now."""
 DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 
 
@@ -79,7 +80,7 @@ def _precision(said: Said) -> tuple[Precision, Scaling]:
     if said.get("fp8"):
         if recipe == "mxfp8":
             return "mxfp8", "tensor"
-        return "fp8", "block" if recipe == "blockwise" else "tensor"
+        return "fp8", SCALINGS.get(str(recipe), "tensor")
     if said.on("fp16"):
         return "fp16", "tensor"
     return ("bf16" if said.on("bf16") else "fp32"), "tensor"
