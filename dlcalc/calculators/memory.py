@@ -83,10 +83,28 @@ with V. Fused (flash) kernels keep none."""
 SCORE_DROPOUT_BYTES: Mapping[str, float] = {"unfused": 1.0, "megatron_fused": 3.0}
 """A mask, and for the fused softmax its masked copy; unfused, that takes the place of the bf16 copy."""
 
-LOGIT_BYTES: Mapping[CrossEntropy, float] = {"gathered": 14.0, "sharded": 14.0, "parallel": 6.0, "fused": 2.0}
+LOSS_CHUNKS = 8.0
+"""Into which a chunked loss cuts the tokens of a micro-batch."""
+
+LOGIT_BYTES: Mapping[CrossEntropy, float] = {
+    "gathered": 14.0,
+    "sharded": 14.0,
+    "chunked": 14.0 / LOSS_CHUNKS,
+    "parallel": 6.0,
+    "fused": 2.0,
+}
 """Per logit, where the loss turns around. gathered and sharded: bf16 logits, log-probabilities, their gradient and that
 of the fp32 logits; parallel: bf16 logits and one fp32 copy, worked on in place; fused: bf16 logits that become their
 gradient."""
+
+WAITING_LOGIT_BYTES: Mapping[CrossEntropy, float] = {
+    "gathered": 4.0,
+    "sharded": 4.0,
+    "chunked": 0.0,
+    "parallel": 4.0,
+    "fused": 2.0,
+}
+"""Per logit, from its loss to its backward pass."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +229,7 @@ def moe_activation_bytes(
     tp: Numeric,
     etp: Numeric,
     sequence_parallel: Numeric,
+    ep: Numeric = 1.0,
     input_bytes: float = ACTIVATION_BYTES,
     recompute: ArrayLike = NONE,
     routed_factor: float = 1.0,
@@ -219,9 +238,10 @@ def moe_activation_bytes(
 
     Norm input and output, the router's scores, choice and weights (9 bytes per expert), and of each token and each of
     its ``top_k`` experts: the expert's input, gate and up, and the input of its second matmul. All ranks of ``etp``
-    work on the same tokens, each on its part of the width. Where the activation is not fused, the expert's output is
-    kept for the gradient of its weight; fused, the weight is multiplied in there. Experts with biases clamp gate and
-    up, and keep them clamped as well.
+    work on the same tokens, each on its part of the width. Where the activation is not fused (or the trainer does so
+    anyway), the expert's output is kept for the gradient of its weight; fused, the weight is multiplied in there.
+    Experts with biases clamp gate and up, and keep them clamped as well. Recomputation op by op keeps what ranks of
+    ``ep`` exchanged, out and back.
 
     Assumes: routing in balance; ``routed_factor`` is the tokens really computed over that (capacity, padding,
     imbalance).
@@ -235,6 +255,7 @@ def moe_activation_bytes(
     experts = _mlp_bytes(model, profile, model.expert_ffn_hidden_size * routed, input_bytes)
     shared = _mlp_bytes(model, profile, model.shared_ffn_hidden_size / tp, input_bytes)
     own_norms = {1: 0, 2: 1, 4: 2}.get(model.norms_per_layer, 1)
+    weighted = not profile.fused_activation or profile.weights_expert_outputs
     return _kept(
         profile,
         tokens,
@@ -247,9 +268,10 @@ def moe_activation_bytes(
             "expert_input": input_bytes * h * routed * etp,
             "expert_gate_up": experts["gate_up"] + shared["gate_up"],
             "expert_activation": experts["activation"] + shared["activation"] + model.expert_bias * experts["gate_up"],
-            "expert_output": ACTIVATION_BYTES * h * routed * etp * (not profile.fused_activation),
+            "expert_output": ACTIVATION_BYTES * h * routed * etp * weighted,
             "dropout_mask": h * between * profile.dropout,
-            "every_other_matmul": _scattered_bytes(h, tp, sequence_parallel),
+            "every_other_matmul": _scattered_bytes(h, tp, sequence_parallel)
+            + 2.0 * ACTIVATION_BYTES * h * routed * (np.asarray(ep) > 1),
         },
     )
 
@@ -295,6 +317,25 @@ def logits_loss_bytes(*, tokens: Numeric, vocab_size: float, tp: Numeric, cross_
         arriving = (ACTIVATION_BYTES / np.asarray(tp) + GATHERED_LOGIT_COPY_BYTES) * (np.asarray(tp) > 1)
         return np.asarray(tokens * vocab_size * (per_logit + arriving))
     return tokens * vocab_size * per_logit / tp
+
+
+def chunked_loss_bytes(*, tokens: Numeric, hidden_size: float, head_params: Numeric) -> Numeric:
+    """What a loss in chunks has besides: inputs' gradients in fp32 and a 16-bit copy; the head's gradient in fp32.
+
+    Source: [derived] ``ChunkedLossWrapper`` of torchtitan's components/loss.py; gradients add up before they are sent.
+    """
+    return tokens * hidden_size * 6.0 + head_params * 4.0
+
+
+def waiting_logits_bytes(*, tokens: Numeric, vocab_size: float, tp: Numeric, cross_entropy: CrossEntropy) -> Numeric:
+    """What the loss of one micro-batch keeps until its backward pass, where those of others come in between.
+
+    Log-probabilities in fp32; of the fused loss the gradient in 16 bits, written over the logits.
+
+    Source: [derived] as ``logits_loss_bytes``.
+    """
+    parts = 1.0 if cross_entropy == "gathered" else tp
+    return tokens * vocab_size * WAITING_LOGIT_BYTES[cross_entropy] / parts
 
 
 # --- states ----------------------------------------------------------------------------------------------------------
@@ -448,15 +489,28 @@ def tp_overlap_buffer_bytes(
 
 
 def bucket_buffer_bytes(
-    params: Numeric, *, bucket_bytes: float, grad_bytes: float, grad_reduce_bytes: float, overlap: Numeric
+    params: Numeric,
+    *,
+    profile: FrameworkProfile,
+    bucket_bytes: Numeric,
+    overlap: Numeric,
+    zero_stage: Numeric = 0.0,
 ) -> Numeric:
     """Copies of gradients on their way: one bucket, or two where one fills while the other is reduced.
 
-    None where the gradient buffer has the dtype of the reduction and is reduced in place.
-    Source: [rajbhandari2020] section 6.2.
+    None where the gradient buffer has the dtype of the reduction and is reduced in place. At ZeRO stage 3 one, of
+    trainers that copy anyway; what others have there is in ``fsdp_working_set_bytes``.
+
+    Source: [rajbhandari2020] section 6.2; ``ipg_buffer`` of DeepSpeed's stage_1_and_2.py and stage3.py.
     """
-    copied = float(grad_bytes != grad_reduce_bytes)
-    return copied * np.minimum((1.0 + np.asarray(overlap)) * bucket_bytes, params * grad_reduce_bytes)
+    stage_3 = np.asarray(zero_stage) == 3
+    copied = np.where(stage_3, profile.copies_into_buckets, _copies_gradients(profile))
+    buckets = 1.0 + np.asarray(overlap) * ~stage_3
+    return np.asarray(copied * np.minimum(buckets * bucket_bytes, params * float(profile.grad_reduce_bytes)))
+
+
+def _copies_gradients(profile: FrameworkProfile) -> bool:
+    return profile.copies_into_buckets or profile.grad_bytes != profile.grad_reduce_bytes
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

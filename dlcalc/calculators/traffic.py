@@ -79,11 +79,14 @@ GATHERED_COST = 4.0 / 3.0
 [moorethreads2025]. One device's kernels; taken for all."""
 ROUTER = Traffic(24, 24)
 """Scores in fp32: cast, softmax or sigmoid, top-k, mask, auxiliary loss."""
-LOSS = {"fused": Traffic(6, 4), "parallel": Traffic(38, 14), "gathered": Traffic(26, 18), "sharded": Traffic(26, 18)}
+LOSS = {
+    "fused": Traffic(6, 4),
+    "parallel": Traffic(38, 14),
+    **dict.fromkeys(("gathered", "sharded", "chunked"), Traffic(26, 18)),
+}
 """Per logit. fused: read for the softmax (2), read and overwritten with the gradient (4); backward the gradient times
 that of the loss (4). parallel: cast to fp32 (6), maximum (4), subtract (8), exponential (8), sum (4), divide (8);
-backward product (8) and cast (6). gathered and sharded: cast (6), log-softmax (12), gather (8); backward (12) and cast
-(6)."""
+backward product (8) and cast (6). the others: cast (6), log-softmax (12), gather (8); backward (12) and cast (6)."""
 EMBEDDING = Traffic(4, 10)
 
 CAST_BYTES: dict[Precision, float] = {"fp8": 6.0, "mxfp8": 4.5, "nvfp4": 7.0}

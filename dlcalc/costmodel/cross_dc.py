@@ -43,7 +43,7 @@ def across_data_centres(found: Estimate, cross: CrossDcSection) -> tuple[Estimat
 
     They hide behind the same passes as inside a data centre.
     """
-    plan, step = found.plans, found.step
+    plan, step = found.kept, found.step
     micro_batches = float(found.machine.recipe.global_batch / (plan.dp * plan.micro_batch))
     zero = int(plan.zero_stage)
     reductions = micro_batches if zero >= 2 else 1.0

@@ -62,19 +62,20 @@ class Estimate:
         )
 
     @cached_property
-    def _kept(self) -> Plans:
+    def kept(self) -> Plans:
+        """The plans with the ZeRO stage whose exchanges and memory they really have."""
         return with_states_as_kept(self.plans, self.machine.recipe)
 
     @cached_property
     def _params(self) -> StageParams:
-        return stage_params(self.model, self._kept, self.stages)
+        return stage_params(self.model, self.kept, self.stages)
 
     @cached_property
     def step(self) -> StepTime:
         """The terms of time."""
         if self.known_step is not None:
             return self.known_step
-        plans, machine = self._kept, self.machine
+        plans, machine = self.kept, self.machine
         with QUIET():
             times = model_times(self.model, plans, self.links, machine)
             offloaded = offloaded_layer_bytes(self.model, plans, machine)
@@ -84,7 +85,7 @@ class Estimate:
     def footprint(self) -> Footprint:
         """The terms of memory."""
         with QUIET():
-            return footprint(self.model, self._kept, self.stages, self._params, self.machine)
+            return footprint(self.model, self.kept, self.stages, self._params, self.machine)
 
     @cached_property
     def links(self) -> Links:
@@ -182,6 +183,9 @@ def estimate(
     placed: PlacedRates | None = None,
 ) -> Estimate:
     """Time, memory and refusals of ``plans``: a point, rows or a grid; ``placed`` where their nodes are known."""
+    profile = recipe.framework.for_norm(model.norm)
+    if profile is not recipe.framework:
+        recipe = recipe.model_copy(update={"framework": profile})
     with QUIET():
         stages = stage_layers_count(
             model,

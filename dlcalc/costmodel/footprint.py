@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from dlcalc.calculators import context_parallel, memory, params
-from dlcalc.calculators.schedule import DUALPIPE, in_flight_micro_batches_count
+from dlcalc.calculators.schedule import DUALPIPE, GPIPE, in_flight_micro_batches_count
 from dlcalc.calculators.stages import StageLayers
+from dlcalc.costmodel.data_parallel import bucket_params
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.costmodel.quantized_weights import copies_share
@@ -124,6 +125,8 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
     weights = weights + states(2.0, 3) * (1 - profile.keeps_16_bit_weights) * (plans.zero_stage < 3)
     weights = weights + _quantized_copies(plans, held, machine)
     gradients = states(float(profile.grad_bytes), 2)
+    if profile.offloads_gradients:
+        gradients = gradients * (1.0 - plans.offload_optimizer * (plans.zero_stage >= 2))
     optimizer = states(float(profile.master_weight_bytes + profile.optimizer_state_bytes), 1) * on_device
 
     layer = layer_activations(model, plans, machine, tokens)
@@ -131,13 +134,15 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
     gathered = (plans.zero_stage == 3) * memory.fsdp_working_set_bytes(
         held.layer_dense + held.layer_expert, weight_bytes=2.0, grad_reduce_bytes=float(profile.grad_reduce_bytes)
     )  # mesh x data
-    layer_gradients = (plans.zero_stage < 3) * memory.weight_gradient_working_set_bytes(held.layer_dense)  # mesh x data
+    params_held = held.stage_dense + held.stage_expert
+    on_their_way = params_held if profile.keeps_16_bit_gradients and profile.grad_bytes > 2 else held.layer_dense
+    new_gradients = (plans.zero_stage < 3) * memory.weight_gradient_working_set_bytes(on_their_way)  # mesh x data
     buckets = memory.bucket_buffer_bytes(
-        held.stage_dense + held.stage_expert,
-        bucket_bytes=profile.bucket_bytes,
-        grad_bytes=profile.grad_bytes,
-        grad_reduce_bytes=profile.grad_reduce_bytes,
+        params_held,
+        profile=profile,
+        bucket_bytes=bucket_params(plans.dp * plans.cp, profile) * profile.grad_reduce_bytes,
         overlap=plans.overlap_grad,
+        zero_stage=plans.zero_stage,
     )
     stage_buffers = memory.stage_buffer_bytes(
         model, tokens=tokens, tp=plans.tp, sequence_parallel=plans.sequence_parallel, pp=plans.pp, vpp=plans.vpp
@@ -148,7 +153,7 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
         gradients_bytes=gradients,
         optimizer_bytes=optimizer,
         gathered_weights_bytes=gathered,
-        buffers_bytes=np.asarray(layer_gradients + buckets, dtype=np.float64),
+        buffers_bytes=np.asarray(new_gradients + buckets, dtype=np.float64),
         activations_bytes=activations,
         working_set_bytes=working,
         stage_buffers_bytes=np.asarray(stage_buffers),
@@ -204,7 +209,13 @@ def _per_kind(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array, r
         found["full"] = attention
     if any(model.layer_is_moe):
         found["moe"] = memory.moe_activation_bytes(
-            model, profile, etp=plans.etp, recompute=recompute, routed_factor=profile.routed_factor, **shared
+            model,
+            profile,
+            etp=plans.etp,
+            ep=plans.ep,
+            recompute=recompute,
+            routed_factor=profile.routed_factor,
+            **shared,
         ).total_bytes
     if not all(model.layer_is_moe):
         found["dense"] = memory.mlp_activation_bytes(model, profile, recompute=recompute, **shared).total_bytes
@@ -290,10 +301,24 @@ def _working_set(
     )
     gathered = context_parallel.gathered_key_value_bytes(sequence, cp=plans.cp, cp_exchange=plans.cp_exchange)
     again = backward + _brought_back(stages, layer) + gathered  # (stage x) mesh x batch (x pipe) x redo x tensor
-    logits = memory.logits_loss_bytes(
-        tokens=tokens, vocab_size=float(model.vocab_size), tp=plans.tp, cross_entropy=profile.cross_entropy
-    )
-    at_loss = logits + memory.weight_gradient_working_set_bytes(params.vocabulary_matrix_params(model, tp=plans.tp))
+    in_chunks = profile.cross_entropy == "chunked"  # of several tokens at once there is no such loss
+    vocabulary: dict[str, Any] = {
+        "tokens": tokens,
+        "vocab_size": float(model.vocab_size),
+        "tp": plans.tp,
+        "cross_entropy": profile.cross_entropy if not in_chunks or model.mtp_layers == 0 else "sharded",
+    }
+    logits = memory.logits_loss_bytes(**vocabulary)
+    waiting: Array = number(0.0)
+    if np.any(plans.schedule == GPIPE):  # every loss comes before the first backward pass
+        others = recipe.global_batch / (plans.dp * plans.micro_batch) - 1.0
+        waiting = (plans.schedule == GPIPE) * others * memory.waiting_logits_bytes(**vocabulary)
+    head = params.vocabulary_matrix_params(model, tp=plans.tp)
+    at_loss = logits + waiting + memory.weight_gradient_working_set_bytes(head)
+    if in_chunks:
+        at_loss = at_loss + memory.chunked_loss_bytes(
+            tokens=tokens, hidden_size=float(model.hidden_size), head_params=head
+        )
     return np.maximum(again, stages.heads * at_loss)
 
 

@@ -26,6 +26,7 @@ from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import Array, Plans
 from dlcalc.specs.framework import FrameworkProfile
+from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.specs.model import ModelSpec
 
 DISPATCH_SETUP_US = 150.0
@@ -144,12 +145,15 @@ def _layout_copy_s(plans: Plans, machine: Machine, size_bytes: Array) -> Array:
     return np.asarray(needed * 2.0 * size_bytes / achieved)  # read, write
 
 
-def ring_link(link: GroupLink) -> GroupLink:
+def ring_link(link: GroupLink, tp: Array, hardware: HardwareSpec) -> GroupLink:
     """The link of a ring that trainers walk themselves.
 
-    Only ranks at a node's edge send over the fabric, each by its own NIC; in a collective of the library all help.
+    Only ranks at a node's edge send over the fabric, each by its own port; in a collective of the library all help. A
+    port that devices share is the edge's alone, but for its neighbours of other tensor-parallel ranks.
     """
-    return replace(link, fabric_bytes_per_s=link.fabric_bytes_per_s / link.ranks_per_node)
+    share = link.fabric_bytes_per_s / link.ranks_per_node
+    sharing = np.maximum(hardware.fabric.devices_per_nic / tp, 1.0)
+    return replace(link, fabric_bytes_per_s=share * np.minimum(sharing, link.ranks_per_node))
 
 
 def cp_comm_s(
@@ -168,7 +172,7 @@ def cp_comm_s(
     node, fabric = rates.node_collectives, rates.fabric_collectives
     size = context.key_value_bytes(tokens, kv_heads=kv_heads, **widths)
     gather, scatter = ({"node": node[what], "fabric": fabric[what]} for what in ("all_gather", "reduce_scatter"))
-    around = np.asarray(all_gather_time_s(size, ring_link(links.cp), **gather))
+    around = np.asarray(all_gather_time_s(size, ring_link(links.cp, plans.tp, machine.hardware), **gather))
     slowdown = machine.recipe.framework.overlap_slowdown
     exposed_f = context.ring_exposed_s(around, core_f, cp=plans.cp, slowdown=slowdown)
     exposed_b = context.ring_exposed_s(2.0 * around, core_b, cp=plans.cp, slowdown=slowdown)

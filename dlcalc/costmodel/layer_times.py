@@ -222,7 +222,7 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         precision=machine.recipe.precision,
     )
     cast = cast_traffic(matmuls, machine)
-    more = profile.of_experts / profile.memory_pass_factor
+    more = profile.expert_pass_ratio
     floors = (launches.ROUTING - 2.0) * machine.memory.launch_s  # but for those of the router's matmul and the traffic
     exchange_f, exchange_b = ep_comm_s(model, plans, links, machine, own_tokens, routed, times)
     if model.shared_ffn_hidden_size:

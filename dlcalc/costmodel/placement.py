@@ -68,7 +68,7 @@ class Links:
     etp: GroupLink
     ep: GroupLink
     expert_shard: GroupLink
-    """Ranks that hold the same experts."""
+    """Ranks that share the states of the same experts."""
     pp_bytes_per_s: Array
     pp_latency_s: Array
     pp_crosses: Array
@@ -92,7 +92,9 @@ def links(plans: Plans, hardware: HardwareSpec, placed: PlacedRates | None = Non
         replicate=group_link(plans.dp_replicate, plans.tp * shard, n_devices, hardware, where.replicate),
         etp=group_link(plans.etp, number(1.0), n_devices, hardware, where.etp),
         ep=group_link(plans.ep, plans.etp, n_devices, hardware, where.ep),
-        expert_shard=group_link(stage_devices / expert_ranks, expert_ranks, n_devices, hardware, where.expert_shard),
+        expert_shard=group_link(
+            stage_devices / expert_ranks / plans.dp_replicate, expert_ranks, n_devices, hardware, where.expert_shard
+        ),
         pp_bytes_per_s=np.where(
             crosses, where.pp.bytes_per_s_per_device, node_bytes_per_s(neighbours, stage_devices, node, n_devices)
         ),

@@ -45,7 +45,7 @@ def state_shards(plans: Plans) -> tuple[Array, Array]:
     sharded = plans.zero_stage >= 1
     stage_devices = plans.tp * plans.cp * plans.dp
     dense = np.where(sharded, plans.dp * plans.cp / plans.dp_replicate, 1.0)
-    expert = np.where(sharded, stage_devices / (plans.etp * plans.ep), 1.0)
+    expert = np.where(sharded, stage_devices / (plans.etp * plans.ep * plans.dp_replicate), 1.0)
     return dense, np.maximum(expert, 1.0)
 
 

@@ -11,6 +11,7 @@ from dlcalc.calculators import launches, schedule
 from dlcalc.calculators.stages import StageLayers
 from dlcalc.costmodel.layer_matmuls import ZERO
 from dlcalc.costmodel.layer_times import (
+    Pass,
     Sublayer,
     attention_sublayer,
     dense_mlp_sublayer,
@@ -79,6 +80,9 @@ class StageTimes:
     sum_launch_s: Array
     """Part of both sums: the launch floor without recomputation."""
     weight_grad_s: Array
+    arithmetic_s: Array
+    """Of matmuls and attention in a forward pass, on the stage that has most: less than the pass, whatever the plan's
+    recomputation and overlaps; mesh x pipe x batch."""
 
 
 def stage_times(
@@ -94,7 +98,7 @@ def stage_times(
     totals = {name: float(count) for name, count in layer_totals(model).items()}
     code = plans.recompute.astype(np.int64)
     device_f, device_b, replayed, host, launched_again = (_Sum() for _ in range(5))
-    weight_grad: Array = ZERO
+    weight_grad = arithmetic = ZERO
     for name, sublayer in times.kinds.items():
         extra = float(model.mtp_layers) if is_mtp_kind(model, name) else 0.0
         counts = (share * (getattr(stages, name) + extra * stages.heads), totals[name] + extra)  # stage x mesh x pipe
@@ -106,6 +110,7 @@ def stage_times(
         host.add(counts, sublayer.host_s)
         launched_again.add(counts, np.take(LAUNCHED_AGAIN_OF_KIND[name], code) * sublayer.host_s)
         weight_grad = weight_grad + counts[0] * sublayer.weight_grad_s
+        arithmetic = arithmetic + counts[0] * arithmetic_s(sublayer.forward)
     n_heads = 1.0 + model.mtp_layers
     for counts, edge in (
         ((share * stages.embeddings, 1.0), times.embedding),
@@ -114,6 +119,7 @@ def stage_times(
         device_f.add(counts, edge.forward.total_s)
         device_b.add(counts, edge.backward.total_s)
         host.add(counts, edge.host_s)
+        arithmetic = arithmetic + counts[0] * arithmetic_s(edge.forward)
 
     fraction = recomputed_fraction(plans, stages.layers, stages.recomputed)  # stage x mesh x pipe x redo
     mean_fraction = mean_recomputed_fraction(model, plans, stages)
@@ -148,7 +154,13 @@ def stage_times(
         sum_offload_s=mean_exposed,
         sum_launch_s=(sum_forward - device_f.total) + (without - device_b.total),
         weight_grad_s=np.max(weight_grad, axis=0),
+        arithmetic_s=np.max(arithmetic, axis=0),
     )
+
+
+def arithmetic_s(one: Pass) -> Array:
+    """Of a pass, its matmuls and attention."""
+    return np.asarray(one.matmul_s + one.latent_matmul_s + one.attention_s)
 
 
 class _Sum:

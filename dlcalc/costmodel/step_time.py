@@ -128,7 +128,9 @@ def step_time(
         weight_grad_s=per_stage.weight_grad_s,
         send_s=send,
     )
-    exchanged = data_parallel_exchanges(plans, links, params, machine, micro_batches, forward, backward)
+    exchanged = data_parallel_exchanges(
+        model, plans, links, params, machine, micro_batches, per_stage.arithmetic_s, forward, backward
+    )
     exchanged["grad_reduce_sent_s"] = exchanged["grad_reduce_sent_s"] + embedding_sync_s(
         model, plans, links, stages, machine
     )

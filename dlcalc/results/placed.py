@@ -33,7 +33,7 @@ _KIND_WORDS = {
     "replicate": "rings that hold copies of the same states (HSDP)",
     "etp": "tensor parallel groups of experts",
     "ep": "expert all-to-all",
-    "expert_shard": "rings that hold the same experts",
+    "expert_shard": "rings that share the states of experts",
     "pp": "neighbouring stages",
 }
 

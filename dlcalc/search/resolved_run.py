@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dlcalc.calculators.stages import EVEN, first_layer_count
-from dlcalc.costmodel.anatomy.exchanges import bucket_bytes
+from dlcalc.costmodel.anatomy.exchanges import bucket_elements
 from dlcalc.costmodel.plans import LAYER_WORDS, PER_STAGE, Plans
 from dlcalc.errors import DlcalcError, FieldError
 from dlcalc.hardware_registry import HardwareRegistry
@@ -294,8 +294,9 @@ def _with_buckets(run: Run, spec: RunSpec) -> Run:
     if wanted is None or (wanted.n_param_buckets is None and wanted.bucket_size_mb is None):
         return run
     if wanted.bucket_size_mb is not None:
-        mib = wanted.bucket_size_mb * 1e6 / MIB
+        size = wanted.bucket_size_mb * 1e6 / run.recipe.framework.grad_reduce_bytes
     else:
-        mib = bucket_bytes(run.estimate(), int(wanted.n_param_buckets or 1)) / MIB
-    profile = run.recipe.framework.model_copy(update={"bucket_mib": mib})
+        size = bucket_elements(run.estimate(), int(wanted.n_param_buckets or 1))
+    said = {"bucket_elements": size, "bucket_elements_per_rank": 0.0, "buckets_first_chunk": False}
+    profile = run.recipe.framework.model_copy(update=said)
     return replace(run, recipe=run.recipe.model_copy(update={"framework": profile}))

@@ -19,6 +19,7 @@ from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.recipe import Recipe
 from dlcalc.specs.space import Cluster, RecipeSpec, SpaceSpec
+from dlcalc.specs.target import SETTINGS_OF_TARGET
 
 
 def scenarios_of(space: SpaceSpec, folder: Path, registry: HardwareRegistry) -> tuple[Scenario, ...]:
@@ -53,7 +54,8 @@ def resolved_recipes(spec: RecipeSpec, folder: Path = Path()) -> list[Recipe]:
     name = located(spec.profile_name, folder)
     with about("framework"):
         load_framework(name)
-    profile = load_framework(name, spec.profile)
+    of_target = SETTINGS_OF_TARGET.get(spec.target, {}) if spec.target else {}
+    profile = load_framework(name, {**of_target, **spec.profile})
     return [
         Recipe(
             seq_len=spec.seq_len,

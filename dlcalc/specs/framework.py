@@ -15,9 +15,10 @@ from dlcalc.specs.base import NonNegativeFloat, PositiveInt, Spec, TupleFromList
 
 AttentionKernel = Literal["unfused", "megatron_fused", "flash1", "flash2", "flash3", "te_flash"]
 CpExchange = Literal["ring", "all_to_all", "all_gather"]
-CrossEntropy = Literal["gathered", "sharded", "parallel", "fused"]
+CrossEntropy = Literal["gathered", "sharded", "chunked", "parallel", "fused"]
 """gathered: logits of the whole vocabulary on one device, in several fp32 copies; sharded: as many copies of those of a
-tp rank (DTensor's loss_parallel); parallel: sharded over tp, fp32
+tp rank (DTensor's loss_parallel); chunked: the same, an eighth of the tokens at a time, each with its backward pass
+(torchtitan since 2026); parallel: sharded over tp, fp32
 copies; fused: sharded over tp, one kernel, the gradient written over the logits."""
 
 
@@ -30,7 +31,7 @@ class FrameworkProfile(Spec):
     # kernels
     attention: AttentionKernel
     fused_norm: bool
-    """False: a norm is many passes in fp32, whose intermediates are kept for backward."""
+    """False: an RMSNorm is many passes in fp32, whose intermediates are kept for backward."""
     norm_casts: PositiveInt = 1
     """How often an unfused norm casts its input to fp32, and keeps each copy: once for the mean square and the scaling
     together, or once for either."""
@@ -71,6 +72,9 @@ class FrameworkProfile(Spec):
     where the dispatcher pads."""
     keeps_low_precision_inputs: bool = True
     """A linear layer in 8 or 4 bits keeps its quantized input for the backward pass, not the 16-bit one."""
+    weights_expert_outputs: bool = False
+    """An expert's output is multiplied by the token's weight, and kept for its gradient, also where the activation is
+    fused; False: the weight is multiplied in there."""
     routed_factor: Annotated[float, Field(ge=1)] = 1.0
     """Tokens computed by experts over those routed to them: capacity and padding."""
 
@@ -89,6 +93,12 @@ class FrameworkProfile(Spec):
     """Bytes of one element when gradients are reduced over data parallel ranks."""
     fp16_grad_bytes: PositiveInt | None = None
     """Both of these in fp16 recipes, where they differ."""
+    keeps_16_bit_gradients: bool = False
+    """16-bit gradients of a whole stage live beside their fp32 sums until the backward pass is over."""
+    copies_into_buckets: bool = False
+    """Gradients are copied into buckets of their own to be reduced, also where the dtypes are the same (DeepSpeed)."""
+    offloads_gradients: bool = False
+    """With the optimizer on the host sharded gradients are there too."""
     master_weight_bytes: PositiveInt = 4
     optimizer_state_bytes: PositiveInt = 8
     """Both Adam moments together."""
@@ -98,11 +108,15 @@ class FrameworkProfile(Spec):
     """ZeRO stages users of this framework choose from; the first is the default."""
     gathers_again_at_stage_2: bool = False
     """ZeRO 2 lets go of gathered weights after every backward pass, so that each micro-batch gathers them (FSDP2)."""
-    all_reduces_for_shards: bool = False
-    """ZeRO 1 in bf16 reduces whole gradients on every rank, which uses its shard (DeepSpeed's bf16 optimizer)."""
+    all_reduces_at_stages: Annotated[tuple[int, ...], TupleFromList] = ()
+    """ZeRO stages at which every rank gets whole gradients and uses its shard (DeepSpeed)."""
+    gathers_after_step: bool = False
+    """Below ZeRO 3 sharded weights are gathered when the optimizer is done, with nothing to hide behind."""
     supports_pipeline: bool = True
     supports_tensor: bool = True
     supports_context: bool = True
+    shards_weights_beside_tensor: bool = True
+    """Whether ZeRO 3 runs together with tensor parallelism."""
     replicates_kv_heads: bool = True
     """False: tp must divide the KV heads."""
     offloads_in_pipeline: bool = False
@@ -152,14 +166,19 @@ class FrameworkProfile(Spec):
     other, ranks that come late."""
     memory_pass_factor: PositiveFloat = 1.0
     """Bytes that memory-bound operations really move over those counted: layout changes and copies nobody lists."""
-    expert_pass_factor: PositiveFloat | None = None
-    """The same of a mixture of experts, between its norm and its residual; None: no different."""
+    expert_pass_ratio: PositiveFloat = 1.0
+    """Traffic of a mixture of experts, between its norm and its residual, over that: on top of memory_pass_factor."""
     step_overhead_us: NonNegativeFloat = 0.0
     """Per step: data loader, logging, scheduler, gradient-norm synchronization."""
     micro_batch_overhead_us: NonNegativeFloat = 0.0
     """Per micro-batch and stage: Python of the schedule."""
-    bucket_mib: PositiveFloat = 40.0
-    """Gradient or parameter bucket of one collective."""
+    bucket_elements: PositiveFloat = 1e7
+    """Gradients or parameters of one collective, where it is not a layer's (ZeRO 3, FSDP)."""
+    buckets_first_chunk: bool = False
+    """Only the first chunk of the first stage is cut into buckets, and only where gradients are overlapped; others
+    are exchanged whole (Megatron)."""
+    bucket_elements_per_rank: NonNegativeFloat = 0.0
+    """A bucket holds at least so many elements for each data-parallel rank, so that messages stay large."""
     overlap_slowdown: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Compute slows by this fraction of the communication hidden behind it."""
     cuda_context_gib: NonNegativeFloat = 0.8
@@ -175,16 +194,15 @@ class FrameworkProfile(Spec):
             return self
         return self.model_copy(update={"grad_bytes": size, "grad_reduce_bytes": size, "fp16_grad_bytes": None})
 
+    def for_norm(self, norm: str) -> Self:
+        """The profile with a model whose norms are of this kind: PyTorch itself has one kernel for LayerNorm."""
+        return self.model_copy(update={"fused_norm": True}) if norm == "layernorm" and not self.fused_norm else self
+
     def on_device(self, lacks_attention: Collection[str]) -> Self:
         """The profile on a device for which some attention kernels do not exist."""
         if self.attention not in lacks_attention:
             return self
         return self.model_copy(update={"attention": "megatron_fused"})
-
-    @property
-    def of_experts(self) -> float:
-        """Traffic of a mixture of experts over that counted."""
-        return self.memory_pass_factor if self.expert_pass_factor is None else self.expert_pass_factor
 
     @property
     def drops_scores(self) -> bool:
@@ -197,7 +215,3 @@ class FrameworkProfile(Spec):
     @property
     def exchange_handover_s(self) -> float:
         return self.exchange_handover_us * 1e-6
-
-    @property
-    def bucket_bytes(self) -> float:
-        return self.bucket_mib * 2.0**20

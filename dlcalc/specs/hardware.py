@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dlcalc.specs.base import Degree, PositiveFloat, Quoted, Spec, TupleFromList
+from dlcalc.specs.base import Degree, PositiveFloat, PositiveInt, Quoted, Spec, TupleFromList
 from dlcalc.specs.calibration import Calibration
 from dlcalc.utils.units import GIB
 
@@ -182,6 +182,8 @@ class Fabric(Spec):
 
     nic_gbit_per_s_per_device: Quoted
     """One direction; a node's total over its devices."""
+    devices_per_nic: PositiveInt = 1
+    """Devices that share a port; one that sends while the others do not has all of it."""
     latency_us: Quoted
     """Of the wire and switches, on top of what ``calibration`` says of a step."""
     in_network_reduction: bool = False

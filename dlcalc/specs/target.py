@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Target = Literal["megatron-lm", "megatron-bridge", "torchtitan", "deepspeed", "fsdp-accelerate", "nanotron"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -22,3 +22,6 @@ PROFILES_OF_TARGET: Mapping[Target, tuple[str, ...]] = {
 """Framework profiles that say what a target costs; the first is taken where a recipe names a target alone."""
 
 PROFILE_OF_TARGET: Mapping[Target, str] = {target: names[0] for target, names in PROFILES_OF_TARGET.items()}
+
+SETTINGS_OF_TARGET: Mapping[Target, Mapping[str, Any]] = {"torchtitan": {"cross_entropy": "chunked"}}
+"""What is written for a target beyond its profile, which stands for the releases that runs were measured of."""

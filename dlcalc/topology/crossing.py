@@ -146,7 +146,7 @@ class PlacedGroups:
         return mesh_reaches(self.ways, self.job)
 
     def states(self, copies: int) -> tuple[Reach, ...]:
-        """Of ranks that share the dense states, and of those that hold copies of them."""
+        """As :func:`state_reaches` has them."""
         return self._once(("states", copies), lambda: state_reaches(self.ways, self.job, copies))
 
     def stages(self, *, wraps: bool) -> Reach:
@@ -184,8 +184,9 @@ class PlacedGroups:
 
         return PlacedRates(
             **{kind: crossing(number(0.0), {0.0: reach}) for kind, reach in self.mesh.items()},
-            shard=crossing(copies, {n: shard for n, (shard, _) in states.items()}),
-            replicate=crossing(copies, {n: copy for n, (_, copy) in states.items()}),
+            shard=crossing(copies, {n: shard for n, (shard, _, _) in states.items()}),
+            replicate=crossing(copies, {n: copy for n, (_, copy, _) in states.items()}),
+            expert_shard=crossing(copies, {n: experts for n, (_, _, experts) in states.items()}),
             pp=crossing(wraps, sends),
         )
 
@@ -199,13 +200,11 @@ def placed_rates(
 
 def mesh_reaches(ways: Ways, job: JobShape) -> dict[str, Reach]:
     """Of the kinds of group that the mesh alone decides."""
-    experts = job.ep * job.etp
     return {
         "tp": ring_reach(ways, groups_of(job.tp, 1, job)),
         "cp": ring_reach(ways, groups_of(job.cp, job.tp, job)),
         "etp": ring_reach(ways, groups_of(job.etp, 1, job)),
         "ep": all_to_all_reach(ways, groups_of(job.ep, job.etp, job)),
-        "expert_shard": ring_reach(ways, groups_of(job.stage_devices // experts, experts, job)),
     }
 
 
@@ -216,15 +215,16 @@ def stage_reach(ways: Ways, job: JobShape, *, wraps: bool) -> Reach:
     return neighbour_reach(ways, device // job.node_devices, following // job.node_devices)
 
 
-def state_reaches(ways: Ways, job: JobShape, copies: int) -> tuple[Reach, Reach]:
-    """Of ranks that share the dense states, and of those that hold copies of them."""
-    ranks = job.dp * job.cp
-    if ranks % copies:  # no plan that can run
-        return WITHIN_A_NODE, WITHIN_A_NODE
+def state_reaches(ways: Ways, job: JobShape, copies: int) -> tuple[Reach, Reach, Reach]:
+    """Of ranks that share the dense states, of those that hold copies of them, and of those that share experts'."""
+    ranks, experts = job.dp * job.cp, job.ep * job.etp
+    if ranks % copies or job.stage_devices % (experts * copies):  # no plan that can run
+        return WITHIN_A_NODE, WITHIN_A_NODE, WITHIN_A_NODE
     shard = ranks // copies
     return (
         ring_reach(ways, groups_of(shard, job.tp, job)),
         ring_reach(ways, groups_of(copies, job.tp * shard, job)),
+        ring_reach(ways, groups_of(job.stage_devices // (experts * copies), experts, job)),
     )
 
 

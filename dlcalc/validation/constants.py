@@ -224,16 +224,12 @@ def changed_hardware(hardware: HardwareSpec, factors: Mapping[Constant, float]) 
 
 
 def profile_settings(profile: FrameworkProfile, factors: Mapping[Constant, float]) -> dict[str, Any]:
-    """Settings of a profile as the factors change them; traffic of experts changes with that of other passes."""
-    found = {
+    """Settings of a profile as the factors change them."""
+    return {
         constant.key: constant.scaled(float(getattr(profile, constant.key)), factor)
         for constant, factor in factors.items()
         if constant.kind == "framework"
     }
-    if profile.expert_pass_factor is not None and "memory_pass_factor" in found:
-        by = found["memory_pass_factor"] / profile.memory_pass_factor
-        found["expert_pass_factor"] = profile.expert_pass_factor * by
-    return found
 
 
 def broken(runs: Sequence[UsableRun]) -> Iterator[int]:

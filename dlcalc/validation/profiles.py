@@ -109,7 +109,7 @@ def _kernels(run: MeasuredRun, profile: FrameworkProfile, remarks: list[str]) ->
         changes["fused_norm"] = fused_norm
     over_vocabulary = run.flag("loss_parallel")
     if over_vocabulary is not None and profile.cross_entropy != "fused":
-        sharded = "sharded" if profile.cross_entropy == "sharded" else "parallel"
+        sharded = "sharded" if profile.cross_entropy in ("sharded", "chunked") else "parallel"
         changes["cross_entropy"] = sharded if over_vocabulary else "gathered"
     if spelling.switch(extras.get("fused_ce", "0")) is not False:
         changes["cross_entropy"] = "fused"
@@ -147,6 +147,7 @@ def _shown_by_the_run(run: MeasuredRun, mesh: Mesh) -> dict[str, bool]:
     done = {
         "supports_tensor": mesh.tp > 1,
         "supports_context": mesh.cp > 1,
+        "shards_weights_beside_tensor": mesh.tp > 1 and run.text("zero_stage") == "3",
         "supports_pipeline": mesh.pp > 1,
         "shards_gradients_in_pipeline": mesh.pp > 1 and run.text("zero_stage") in ("2", "3"),
     }

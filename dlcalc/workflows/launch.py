@@ -30,7 +30,7 @@ from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.framework_registry import framework_names, load_framework
 from dlcalc.specs.recipe import Recipe
 from dlcalc.specs.space import KnobRanges
-from dlcalc.specs.target import PROFILE_OF_TARGET, PROFILES_OF_TARGET, Target
+from dlcalc.specs.target import PROFILE_OF_TARGET, PROFILES_OF_TARGET, SETTINGS_OF_TARGET, Target
 from dlcalc.utils import units
 from dlcalc.workflows.run import open_run
 
@@ -138,6 +138,9 @@ def _for_target(recipe: Recipe, target: Target, notes: list[str]) -> Recipe:
         profile = PROFILE_OF_TARGET[target]
         notes.append(f"estimated with the costs of {profile}, not of {own}, since {target} is to run it")
         recipe = recipe.model_copy(update={"framework": load_framework(profile)})
+    if recipe.target != target:  # or what a target takes is there, but for what the user said otherwise
+        settings = SETTINGS_OF_TARGET.get(target, {})
+        recipe = recipe.model_copy(update={"framework": recipe.framework.model_copy(update=dict(settings))})
     return recipe.model_copy(update={"target": target})
 
 

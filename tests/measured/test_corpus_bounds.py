@@ -27,7 +27,7 @@ class Bounds(NamedTuple):
 BOUNDS = {
     "hagemann2023": Bounds(0.036, 0.097, memory_verdicts_right=0.965, spearman=0.945, regret_at_1=0.01),
     "vtrain_single": Bounds(0.04, 0.12, spearman=0.95, regret_at_1=0.05),
-    "llmfoundry": Bounds(0.024, 0.065),
+    "llmfoundry": Bounds(0.027, 0.065),
     "nemo_bridge": Bounds(0.027, 0.18, memory_verdicts_right=0.97),
     "simumax_b200": Bounds(0.035, 0.09, memory_median=0.01, memory_worst=0.03, spearman=0.95, regret_at_1=0.01),
     "torchtitan": Bounds(0.045, 0.19, memory_median=0.04, memory_worst=0.07, spearman=0.80, regret_at_1=0.01),
@@ -35,7 +35,7 @@ BOUNDS = {
     "narayanan2021": Bounds(0.028, 0.042),
     "mt_nlg": Bounds(0.043, 0.045),
     "bloom": Bounds(0.024, 0.034),
-    "megatron_lm_readme": Bounds(0.05, 0.06),
+    "megatron_lm_readme": Bounds(0.04, 0.045),
 }
 
 

@@ -125,15 +125,21 @@ def test_nodes_of_different_roots_are_beyond_every_tier():
 
 
 def test_groups_follow_the_rank_order():
-    """tp 8, dp 4, pp 2: rings of four nodes; experts over two nodes, and what holds the same ones two nodes apart."""
+    """tp 8, dp 4, pp 2: rings of four nodes; experts over two nodes, and who shares their states two nodes apart."""
     job = JobShape(tp=8, pp=2, dp=4, ep=16)
     assert groups_of(4, 8, job).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     found = mesh_reaches(ways(racks(2, 2, 2, 2)), job)
     assert found["ep"].tier == 0
-    assert found["expert_shard"].bytes_per_s_per_node == NIC / 4
     assert found["tp"].tier == -1
-    shard, copy = state_reaches(ways(racks(2, 2, 2, 2)), job, 2)
+    shard, copy, of_experts = state_reaches(ways(racks(2, 2, 2, 2)), job, 1)
+    assert (shard.tier, copy.tier) == (1, -1)
+    assert of_experts.bytes_per_s_per_node == NIC / 4
+    shard, copy, of_experts = state_reaches(ways(racks(2, 2, 2, 2)), job, 2)
     assert (shard.tier, copy.tier) == (0, 1)
+    assert of_experts.tier == -1  # two ranks hold the same experts, each with states of its own
+    whole = JobShape(tp=8, pp=1, dp=4)
+    shard, _, of_experts = state_reaches(ways(racks(2, 2)), whole, 2)
+    assert of_experts == shard  # experts that are not spread out share states as all else does
 
 
 def test_the_last_stage_is_the_firsts_neighbour_only_with_several_chunks():

@@ -56,13 +56,10 @@ def test_traffic_of_experts_has_a_factor_of_its_own():
     plan = {"tp": 2, "sequence_parallel": 1, "dp": 8, "zero_stage": 1}
     like_others, more = (
         estimate(
-            load_model("mixtral-8x7b"), H100, recipe("megatron", {"expert_pass_factor": factor}), Plans.point(**plan)
+            load_model("mixtral-8x7b"), H100, recipe("megatron", {"expert_pass_ratio": factor}), Plans.point(**plan)
         )
-        for factor in (load_framework("megatron").memory_pass_factor, 10.0)
+        for factor in (1.0, 10.0)
     )
-    same = recipe("megatron", {"expert_pass_factor": None})
-    none = estimate(load_model("mixtral-8x7b"), H100, same, Plans.point(**plan))
-    assert float(none.step_time_s) == float(like_others.step_time_s)
     assert float(more.step.memory_bound_s) > 1.5 * float(like_others.step.memory_bound_s)
     assert float(more.step.matmul_s) == float(like_others.step.matmul_s)
 
@@ -263,11 +260,11 @@ def test_gathering_for_every_micro_batch_sends_more_and_keeps_less():
     always = estimated("torchtitan", {"gathers_once_in_pipeline": False}, **plan)
     micro_batches = 64 / 8
     sent = float(always.step.param_gather_sent_s) / float(once.step.param_gather_sent_s)
-    assert sent == pytest.approx(2 * micro_batches)  # forward and backward, each time
+    assert sent == pytest.approx(2 * micro_batches, rel=0.05)  # forward and backward, each time; by layers, not buckets
     assert np.all(always.footprint.weights_bytes < once.footprint.weights_bytes)
 
 
-def gathered_bytes(found: Estimate) -> float:
+def gathered_calls(found: Estimate) -> float:
     data = next(axis for axis in axis_facts(found) if axis.axis == "DP")
     return sum(call.calls_per_step for call in data.collectives if call.operation == "all_gather")
 
@@ -277,26 +274,27 @@ def test_zero_2_of_fsdp_gathers_for_every_micro_batch():
     once, always = (
         estimated("torchtitan", {"gathers_again_at_stage_2": flag}, dp=8, zero_stage=2) for flag in (False, True)
     )
-    assert float(always.step.param_gather_sent_s) == pytest.approx(8 * float(once.step.param_gather_sent_s))
-    assert (gathered_bytes(once), gathered_bytes(always)) == (1.0, 8.0)
+    gathered = float(always.step.param_gather_sent_s) / float(once.step.param_gather_sent_s)
+    assert gathered == pytest.approx(8, rel=0.05)  # by layers, not buckets
+    assert gathered_calls(always) == 8 * 34
     assert float(always.step.overhead_s) > float(once.step.overhead_s)
     piped = (
         estimated("torchtitan", {"gathers_again_at_stage_2": flag}, dp=4, pp=2, zero_stage=2).step
         for flag in (False, True)
     )
     one, other = (float(step.param_gather_sent_s) for step in piped)
-    assert one == other
+    assert one == pytest.approx(other, rel=0.05)
 
 
-@pytest.mark.parametrize(("zero_stage", "precision", "reduces"), [(1, "bf16", 1), (1, "fp16", 0), (0, "bf16", 0)])
-def test_deepspeeds_bf16_optimizer_reduces_whole_gradients(zero_stage, precision, reduces):
+@pytest.mark.parametrize(("zero_stage", "precision", "reduces"), [(1, "bf16", 1), (1, "fp16", 1), (0, "bf16", 0)])
+def test_deepspeeds_optimizers_reduce_whole_gradients(zero_stage, precision, reduces):
     """An all-reduce where others scatter; without shards everybody does."""
     found = [
         estimate(
-            LLAMA, H100, recipe("megatron_deepspeed", {"all_reduces_for_shards": flag}, precision=precision),
+            LLAMA, H100, recipe("megatron_deepspeed", {"all_reduces_at_stages": stages}, precision=precision),
             Plans.point(dp=16, zero_stage=zero_stage),
         )
-        for flag in (False, True)
+        for stages in ((), (1,))
     ]  # fmt: skip
     scattered, whole = (float(one.step.grad_reduce_sent_s) for one in found)
     assert (whole > 1.5 * scattered) == bool(reduces)

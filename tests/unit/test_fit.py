@@ -10,7 +10,7 @@ from dlcalc.hardware_registry import load_hardware
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.recipe import Recipe
-from dlcalc.validation.constants import StepTimes, constants_of, prior_of, profile_settings
+from dlcalc.validation.constants import StepTimes, constants_of, prior_of
 from dlcalc.validation.fit import NOISE, Prior, fit, fit_supported, fit_without
 from dlcalc.validation.rows import MeasuredRun
 from dlcalc.validation.runs import RunSetting
@@ -55,17 +55,6 @@ def test_runs_of_the_shipped_constants_move_none():
     factors, found = factors_found(*planted(made_up_runs()))
     assert list(factors.values()) == pytest.approx([1.0] * len(factors), abs=1e-9)
     assert found.log_errors == pytest.approx(np.zeros(10), abs=1e-9)
-
-
-@pytest.mark.parametrize(("framework", "has_its_own"), [("megatron", True), ("torchtitan", False)])
-def test_traffic_of_experts_changes_with_that_of_other_passes(framework, has_its_own):
-    runs, profile = made_up_runs(), load_framework(framework)
-    factor = next(c for c in constants_of(runs[0].setting.hardware, runs) if c.key == "memory_pass_factor")
-    found = profile_settings(profile, {factor: 1.5})
-    assert found["memory_pass_factor"] == pytest.approx(1.5 * profile.memory_pass_factor)
-    assert ("expert_pass_factor" in found) == has_its_own
-    if has_its_own:
-        assert found["expert_pass_factor"] == pytest.approx(1.5 * profile.expert_pass_factor)
 
 
 def test_a_planted_constant_is_found():

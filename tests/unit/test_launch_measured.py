@@ -207,7 +207,7 @@ def test_an_own_machine_lies_beside(tmp_path, name):
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_an_own_profile_lies_beside(tmp_path, name):
     one = job("megatron-lm", framework=name, dp=8)
-    profile = one.recipe.framework.model_copy(update={"bucket_mib": 77.0})
+    profile = one.recipe.framework.model_copy(update={"bucket_elements": 7.7e7})
     one = dataclasses.replace(one, recipe=one.recipe.model_copy(update={"framework": profile}))
     assert set(measured_table(one).files) == {"measured.csv", "framework.yaml"}
     assert read_back(one, tmp_path)[1].recipe.framework == profile

@@ -15,6 +15,7 @@ from dlcalc.calculators.memory import (
     attention_activation_bytes,
     backward_working_set_bytes,
     bucket_buffer_bytes,
+    chunked_loss_bytes,
     embedding_activation_bytes,
     fsdp_working_set_bytes,
     gradient_bytes,
@@ -26,6 +27,7 @@ from dlcalc.calculators.memory import (
     recompute_working_set_bytes,
     stage_buffer_bytes,
     tp_overlap_buffer_bytes,
+    waiting_logits_bytes,
     weight_gradient_working_set_bytes,
     weights_bytes,
 )
@@ -302,11 +304,36 @@ def test_deepseek_v3_experts_by_op():
     assert capacity["expert_input"] == 1.25 * terms["expert_input"]
     unfused = moe_activation_bytes(DEEPSEEK_V3, UNFUSED, **plan).terms
     assert unfused["expert_output"] == 2 * 7168 * 8
+    weighted = FUSED.model_copy(update={"weights_expert_outputs": True})
+    assert moe_activation_bytes(DEEPSEEK_V3, weighted, **plan).terms == terms | {"expert_output": 2 * 7168 * 8}
     copies = moe_activation_bytes(DEEPSEEK_V3, FUSED, input_bytes=1.0, **plan).terms
     assert (copies["linear_input"], copies["shared_input"]) == (2 * 7168, 7168)  # bf16 for the router, fp8
     again = moe_activation_bytes(DEEPSEEK_V3, FUSED, input_bytes=1.0, recompute=MOE, **plan).terms
     assert {op: size for op, size in again.items() if size} == {"norm_input": 2 * 7168, "linear_input": 2 * 7168}
     assert copies["expert_input"] == 7168 * 8
+
+
+@pytest.mark.parametrize("ep", [1.0, 8.0])
+def test_op_by_op_recomputation_keeps_what_experts_ranks_exchanged(ep):
+    """torchtitan saves all-to-alls: a tensor of every token for each of its 8 experts, there and back."""
+    terms = moe_activation_bytes(DEEPSEEK_V3, FUSED, recompute=OP_SAC, ep=ep, etp=1.0, tokens=1.0, **ONE_DEVICE).terms
+    assert terms.get("every_other_matmul", 0) == (ep > 1) * 2 * 2 * 7168 * 8
+
+
+def test_a_loss_in_chunks_has_an_eighth_of_the_logits():
+    """Llama 3 8B, two sequences of 8,192: 28 GiB of logits become 3.4, and 2.2 come with it."""
+    shape = {"tokens": 16384.0, "vocab_size": 128256.0, "tp": 1.0}
+    whole, part = (logits_loss_bytes(**shape, cross_entropy=kind) for kind in ("sharded", "chunked"))
+    assert part == whole / 8 == pytest.approx(3.42 * 2**30, rel=0.01)
+    besides = chunked_loss_bytes(tokens=16384.0, hidden_size=4096.0, head_params=128256.0 * 4096)
+    assert besides == pytest.approx(2.33 * 2**30, rel=0.01)
+
+
+def test_losses_before_any_backward_pass_wait():
+    """32 micro-batches of nanotron's all-forward schedule: 31 times 4 bytes a logit of a tp rank."""
+    waiting = waiting_logits_bytes(tokens=4096.0, vocab_size=128256.0, tp=8.0, cross_entropy="sharded")
+    assert waiting == 4 * 4096 * 128256 / 8
+    assert waiting_logits_bytes(tokens=1.0, vocab_size=100.0, tp=8.0, cross_entropy="gathered") == 400
 
 
 def test_experts_under_tensor_parallelism():
@@ -543,10 +570,18 @@ def test_buffers():
     tensor = 10 * 2 * 4096 / 8
     received = stage_buffer_bytes(LLAMA_8B, pp=pp, vpp=vpp, **plan)
     assert received.tolist() == [0, 2 * tensor, 4 * tensor]
-    bucket = {"bucket_bytes": 100.0, "grad_bytes": 4.0}
-    assert bucket_buffer_bytes(1e6, grad_reduce_bytes=4.0, overlap=1.0, **bucket) == 0
-    assert bucket_buffer_bytes(1e6, grad_reduce_bytes=2.0, overlap=1.0, **bucket) == 200
-    assert bucket_buffer_bytes(10.0, grad_reduce_bytes=2.0, overlap=0.0, **bucket) == 20
+    in_place, widened = (
+        FUSED.model_copy(update={"grad_bytes": 4, "grad_reduce_bytes": size, "copies_into_buckets": False})
+        for size in (4, 2)
+    )
+    anyway = in_place.model_copy(update={"copies_into_buckets": True})
+    bucket = {"bucket_bytes": 100.0}
+    assert bucket_buffer_bytes(1e6, profile=in_place, overlap=1.0, **bucket) == 0
+    assert bucket_buffer_bytes(1e6, profile=widened, overlap=1.0, **bucket) == 200
+    assert bucket_buffer_bytes(10.0, profile=widened, overlap=0.0, **bucket) == 20
+    stages = np.array([2.0, 3.0])  # at 3 a layer is a bucket, counted where layers are; DeepSpeed's is one buffer
+    assert bucket_buffer_bytes(1e6, profile=widened, overlap=1.0, zero_stage=stages, **bucket).tolist() == [200, 0]
+    assert bucket_buffer_bytes(1e6, profile=anyway, overlap=1.0, zero_stage=stages, **bucket).tolist() == [200, 100]
     overlapped = {"tokens": 10.0, "overlap_tp": np.array([0.0, 1.0])}
     in_16_bits = tp_overlap_buffer_bytes(LLAMA_8B, gathered_element_bytes=2.0, **overlapped)
     assert in_16_bits.tolist() == [0, 10 * 10 * 2 * 4096]

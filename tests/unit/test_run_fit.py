@@ -56,10 +56,12 @@ def test_runs_of_one_setting_that_contradict_each_other_are_not_fitted(groups):
     assert "25.11:pretrain:h100:qwen3-30b-a3b:fp8_cs:16gpu:gbs512" in cases
 
 
-def test_runs_that_their_source_does_not_vouch_for_weigh_half(groups):
+def test_runs_that_their_source_does_not_vouch_for_weigh_half_and_unknown_ones_nothing(groups):
     weights = {case: weight for group in groups for case, weight in zip(group.cases, group.weight, strict=True)}
-    sure, unsure = (
+    sure, unsure, unknown = (
         "26.02:pretrain:h100:llama3-70b:fp8_cs:64gpu:gbs256",
-        "25.11:pretrain:b200:gpt-oss-120b:bf16:64gpu:gbs512",
+        "26.02.01:pretrain:b200:gpt-oss-120b:bf16:64gpu:gbs1280",
+        "25.11:pretrain:b200:gpt-oss-120b:bf16:64gpu:gbs512",  # its layout is another release's
     )
     assert weights[unsure] == pytest.approx(0.5 * weights[sure])
+    assert weights[unknown] == 0

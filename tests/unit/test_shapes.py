@@ -36,7 +36,7 @@ TIME = {
 }
 OVERLAP = {
     "grad_limit_s": "mesh data pipe batch",
-    "grad_factor": "mesh data batch",
+    "grad_factor": "mesh data pipe batch",
     "gather_limit_s": "mesh data pipe batch",
     "gather_forward_s": "mesh data pipe batch tensor",
     "gather_factor": "mesh data batch",

@@ -105,7 +105,7 @@ def op_activations(found: Estimate) -> tuple[OpActivation, ...]:
         of_kind["dense"] = lambda recompute: memory.mlp_activation_bytes(model, profile, recompute=recompute, **shared)
     if model.is_moe:
         of_kind["moe"] = lambda recompute: memory.moe_activation_bytes(
-            model, profile, etp=plan.etp, recompute=recompute, routed_factor=profile.routed_factor, **shared
+            model, profile, etp=plan.etp, ep=plan.ep, recompute=recompute, routed_factor=profile.routed_factor, **shared
         )
     facts = []
     for kind, activations in of_kind.items():

@@ -19,7 +19,7 @@ from dlcalc.calculators.communication import (
     reduce_scatter_time_s,
 )
 from dlcalc.costmodel.anatomy.numbers import plain
-from dlcalc.costmodel.data_parallel import gathers_again, reduces_whole
+from dlcalc.costmodel.data_parallel import GATHERED_BYTES, collectives_count, gathers_again, reduces_whole
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.layer_comm import between_stages_s, dispatch_link, dispatch_setup_s, off_node_fraction, ring_link
 from dlcalc.costmodel.placement import Links
@@ -207,7 +207,7 @@ class _Talk:
         whole = plain(self.plan.micro_batch) * self.recipe.seq_len
         size = plain(context_parallel.key_value_bytes(whole, **heads, **widths))
         if exchange == context_parallel.RING:
-            link = ring_link(link)
+            link = ring_link(link, self.plan.tp, self.found.machine.hardware)
         yield self.call("keys and values, forward", "all_gather", size, link, self.per_step(layers))
         if exchange == context_parallel.ALL_GATHER:
             yield self.call("keys and values, backward", "all_gather", size, link, self.per_step(layers))
@@ -262,29 +262,33 @@ class _Talk:
 
     def data(self) -> Iterable[CollectiveFacts]:
         """Gradients reduced and parameters gathered over the ranks that hold them."""
-        plan, profile, where = self.plan, self.recipe.framework, self.links
+        plan, profile, where = self.found.kept, self.recipe.framework, self.links
         held = stage_params(self.model, plan, self.found.stages)
         dense, expert = plain(held.dense), plain(held.expert)
         zero = int(plan.zero_stage)
-        scatters = zero >= 1 and not reduces_whole(plan, self.recipe)
+        scatters = zero >= 1 and not reduces_whole(plan, profile)
         reduce: Operation = "reduce_scatter" if scatters else "all_reduce"
         reduces = self.micro_batches if zero >= 2 else 1.0
         gathers = 0.0 if zero == 0 else 2.0 * self.micro_batches if zero == 3 else 1.0
         if gathers_again(plan, profile):
             gathers = self.micro_batches
         per_element = float(profile.grad_reduce_bytes)
-        yield self.call("gradients", reduce, dense * per_element, where.shard, reduces)
+        parts = [("", dense, where.shard)]
         if expert:
-            yield self.call("gradients of experts", reduce, expert * per_element, where.expert_shard, reduces)
-        replicated = dense * per_element / plain(where.shard.n_ranks)
-        yield self.call("gradients, between replicas", "all_reduce", replicated, where.replicate, 1.0)
+            parts.append((" of experts", expert, where.expert_shard))
+        pieces = {of: plain(collectives_count(self.model, plan, number(size), profile)) for of, size, _ in parts}
+        for of, elements, link in parts:
+            piece, times = elements / pieces[of], pieces[of]
+            yield self.call(f"gradients{of}", reduce, piece * per_element, link, reduces * times)
+            shard = piece * per_element / plain(link.n_ranks)
+            yield self.call(f"gradients{of}, between replicas", "all_reduce", shard, where.replicate, times)
         if np.any(embedding_copies_count(self.model, self.found.stages)):
             size = plain(embedding_gradient_bytes(self.model, plan, where, self.recipe))
             what = "gradients of the embedding, first and last stage"
             yield self.between_stages(what, "all_reduce", size, 2.0, 1.0)
-        yield self.call("parameters", "all_gather", dense * 2.0, where.shard, gathers)
-        if expert:
-            yield self.call("parameters of experts", "all_gather", expert * 2.0, where.expert_shard, gathers)
+        for of, elements, link in parts:
+            piece = elements / pieces[of] * GATHERED_BYTES
+            yield self.call(f"parameters{of}", "all_gather", piece, link, gathers * pieces[of])
 
 
 def _layer_counts(found: Estimate) -> dict[str, float]:

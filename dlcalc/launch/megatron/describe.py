@@ -6,6 +6,7 @@ Megatron-LM writes them as flags, Megatron-Bridge as fields of its configuration
 from __future__ import annotations
 
 from dlcalc.calculators.stages import SPLITS
+from dlcalc.costmodel.data_parallel import bucket_params
 from dlcalc.costmodel.quantized_weights import gathers_quantized
 from dlcalc.launch.job import Job
 from dlcalc.launch.megatron.details import activation_settings, position_settings, routing_settings
@@ -14,9 +15,9 @@ from dlcalc.launch.megatron.patterns import layout_of, pattern_of
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
 
-USUAL_BUCKET_MIB = 160
 FP8_RECIPES = {"tensor": "tensorwise", "delayed": "delayed", "block": "blockwise"}
-"""Of Megatron itself: 40 million elements, as long as no more than 40 ranks share them."""
+USUAL_BUCKET = (40e6, 1e6)
+"""Of Megatron itself: elements, or so many for each rank if that is more."""
 FSDP_STRATEGIES = {2: "optim_grads", 3: "optim_grads_params"}
 FULL_MODEL_GRAPH, LAYER_GRAPHS = "full_iteration", "transformer_engine"
 
@@ -242,9 +243,8 @@ def _sharding(job: Job) -> dict[str, Value]:
 
 def _overlaps(job: Job) -> dict[str, Value]:
     plan, profile = job.plan, job.recipe.framework
-    usual = (
-        profile.bucket_mib == USUAL_BUCKET_MIB and job.target == "megatron-lm"
-    )  # Megatron-Bridge has a default of its own
+    # Megatron-Bridge has a default of its own
+    usual = job.target == "megatron-lm" and (profile.bucket_elements, profile.bucket_elements_per_rank) == USUAL_BUCKET
     return {
         "overlap_grad_reduce": plan.overlap_grad,
         "overlap_param_gather": plan.overlap_param,
@@ -253,7 +253,7 @@ def _overlaps(job: Job) -> dict[str, Value]:
         "overlap_p2p_comm": profile.overlaps_stage_sends or plan.vpp == 1 or plan.pp == 2,
         "ddp_bucket_size": None
         if usual or plan.zero_stage >= 2
-        else round(profile.bucket_bytes / profile.grad_reduce_bytes),
+        else round(float(bucket_params(plan.dp * plan.cp, profile))),
     }
 
 

@@ -17,7 +17,6 @@ from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recipe import Scaling
 from dlcalc.specs.recompute import combined
 from dlcalc.specs.target import PROFILE_OF_TARGET, Target
-from dlcalc.utils.units import MIB
 
 FSDP_STAGES = {"no_shard": 0, "optim": 1, "optim_grads": 2, "optim_grads_params": 3}
 SCALINGS: dict[str, Scaling] = {"delayed": "delayed", "blockwise": "block"}
@@ -172,7 +171,7 @@ def profile_settings(said: Said) -> dict[str, object]:
         found["routed_factor"] = capacity
     bucket = said.get("ddp_bucket_size")
     if isinstance(bucket, int) and bucket > 0:
-        found["bucket_mib"] = bucket * (4 if in_32_bits else 2) / MIB
+        found |= {"bucket_elements": float(bucket), "bucket_elements_per_rank": 0.0}
     return found
 
 

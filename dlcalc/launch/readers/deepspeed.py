@@ -115,5 +115,5 @@ def _profile(options: Options) -> dict[str, Any]:
             profile[setting] = TYPE_BYTES[options.word(option, "fp32", TYPE_BYTES)]
     bucket = options.whole(f"{ZERO}.reduce_bucket_size", 0)
     if bucket:
-        profile["bucket_mib"] = bucket * profile.get("grad_reduce_bytes", 2) / 2.0**20
+        profile["bucket_elements"] = float(bucket)
     return profile

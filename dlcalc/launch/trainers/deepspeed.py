@@ -112,7 +112,7 @@ def _optimizer(job: Job) -> dict[str, Any]:
 
 def _zero(job: Job) -> dict[str, Any]:
     plan, profile = job.plan, job.recipe.framework
-    bucket = round(profile.bucket_bytes / profile.grad_reduce_bytes)  # elements
+    bucket = round(profile.bucket_elements)
     zero: dict[str, Any] = {"stage": plan.zero_stage}
     if plan.zero_stage == 0:
         return zero

@@ -15,6 +15,7 @@ from dlcalc.costmodel.targets.nanotron import misfit_of
 from dlcalc.errors import DlcalcError
 from dlcalc.launch.job import Beside, Emitted, Job, Variable
 from dlcalc.specs.model import ModelSpec
+from dlcalc.utils.units import MIB
 
 CONFIG_FILE = "nanotron.yaml"
 STEPS = 20
@@ -72,7 +73,7 @@ def config(job: Job) -> dict[str, Any]:
         },
         "model": {
             "dtype": {"bf16": "bfloat16", "fp16": "float16"}[recipe.precision],
-            "ddp_bucket_cap_mb": round(recipe.framework.bucket_mib),
+            "ddp_bucket_cap_mb": round(recipe.framework.bucket_elements * recipe.framework.grad_reduce_bytes / MIB),
             "make_vocab_size_divisible_by": 1,
             "init_method": {"std": 0.02},
             "model_config": _model(job),
