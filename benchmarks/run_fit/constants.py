@@ -122,8 +122,8 @@ def constants_to_fit() -> list[Constant]:
     ]
     found.append(
         Constant(
-            "framework", "megatron_core", "expert_pass_factor", 1.3, 1.0, 3.0, 0.15,
-            "memory traffic of experts over that counted",
+            "framework", "megatron_core", "expert_pass_ratio", 1.0, 0.8, 2.5, 0.15,
+            "memory traffic of experts over that of other passes, each over what is counted",
         )
     )  # fmt: skip
     found.append(

@@ -90,6 +90,7 @@ def loss_of(squares_far_off: Array) -> Callable[[Array], Array]:
     As scipy wants it: the loss of squared residuals, and its first and second derivative.
     """
     n_runs = len(squares_far_off)
+    squares_far_off = np.maximum(squares_far_off, 1e-12)  # a run that is not fitted has an error of nothing
 
     def loss(squared: Array) -> Array:
         priors = squared[n_runs:]

@@ -40,6 +40,8 @@ FEW_RUNS = 20
 
 UNSURE_WEIGHT = 0.5
 """Of a run whose settings its source does not vouch for (trust=B)."""
+UNKNOWN_SETTINGS = ("none", "other_release_layout")
+"""Runs whose settings no recipe of their release says: scored, not fitted, whatever their error."""
 
 
 def load() -> list[Group]:
@@ -88,5 +90,7 @@ def load() -> list[Group]:
 
 
 def weight_of(run: MeasuredRun, counts: dict[str, int]) -> float:
+    if run.extras.get("settings_match") in UNKNOWN_SETTINGS:
+        return 0.0
     vouched = UNSURE_WEIGHT if run.extras.get("trust") == "B" else 1.0
     return float(max(counts[run.source], FEW_RUNS) ** -0.5 * known_sources()[run.source].weight * vouched)
