@@ -47,9 +47,6 @@ def refused_by_mesh(model: ModelSpec, recipe: Recipe, plans: Plans) -> Mapping[s
         "more pipeline stages than layers": plans.pp > model.n_layers + 2,
         "dp does not divide the global batch": _indivisible(recipe.global_batch, plans.dp),
         "the framework has no tensor parallelism": (plans.tp > 1) & (not profile.supports_tensor),
-        "the framework shards no weights beside tensor parallelism": (plans.tp > 1)
-        & (plans.zero_stage == 3)
-        & (not profile.shards_weights_beside_tensor),
         "the framework has no context parallelism": (plans.cp > 1) & (not profile.supports_context),
         "the framework has no pipeline parallelism": (plans.pp > 1) & (not profile.supports_pipeline),
     }

@@ -115,8 +115,6 @@ class FrameworkProfile(Spec):
     supports_pipeline: bool = True
     supports_tensor: bool = True
     supports_context: bool = True
-    shards_weights_beside_tensor: bool = True
-    """Whether ZeRO 3 runs together with tensor parallelism."""
     replicates_kv_heads: bool = True
     """False: tp must divide the KV heads."""
     offloads_in_pipeline: bool = False

@@ -147,7 +147,6 @@ def _shown_by_the_run(run: MeasuredRun, mesh: Mesh) -> dict[str, bool]:
     done = {
         "supports_tensor": mesh.tp > 1,
         "supports_context": mesh.cp > 1,
-        "shards_weights_beside_tensor": mesh.tp > 1 and run.text("zero_stage") == "3",
         "supports_pipeline": mesh.pp > 1,
         "shards_gradients_in_pipeline": mesh.pp > 1 and run.text("zero_stage") in ("2", "3"),
     }

@@ -35,13 +35,6 @@ CASES = [
     ("more pipeline stages than layers", DENSE, {"pp": 35}, {"pp": 34}, "megatron"),
     ("dp does not divide the global batch", DENSE, {"dp": 48}, {"dp": 64}, "megatron"),
     ("the framework has no tensor parallelism", DENSE, {"tp": 2}, {"tp": 1}, "fsdp_composer"),
-    (
-        "the framework shards no weights beside tensor parallelism",
-        DENSE,
-        {"tp": 2, "dp": 4, "zero_stage": 3},
-        {"tp": 2, "dp": 4, "zero_stage": 2},
-        "deepspeed",
-    ),
     ("the framework has no context parallelism", DENSE, {"cp": 2}, {"cp": 1}, "fsdp_composer"),
     ("the framework has no pipeline parallelism", DENSE, {"pp": 2}, {"pp": 1}, "fsdp_composer"),
     ("ep does not divide the experts", LATENT, {"dp": 64, "ep": 64}, {"dp": 32, "ep": 32}, "megatron"),
