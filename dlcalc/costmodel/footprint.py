@@ -23,6 +23,7 @@ from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.costmodel.quantized_weights import copies_share
 from dlcalc.costmodel.recomputation import recomputed_fraction
 from dlcalc.costmodel.stage_params import StageParams, state_shards
+from dlcalc.costmodel.stage_times import layer_totals
 from dlcalc.specs.model import ModelSpec
 from dlcalc.specs.recompute import NONE
 from dlcalc.utils.units import GIB
@@ -243,8 +244,7 @@ def _overlap_buffers(model: ModelSpec, plans: Plans, machine: Machine, tokens: A
 
 
 def _mean_layer(model: ModelSpec, per_kind: Mapping[str, Array]) -> Array:
-    windowed, moe = sum(model.layer_is_windowed), sum(model.layer_is_moe)
-    counts = {"windowed": windowed, "full": model.n_layers - windowed, "moe": moe, "dense": model.n_layers - moe}
+    counts = layer_totals(model)
     return np.asarray(sum(counts[kind] / model.n_layers * array for kind, array in per_kind.items()))
 
 

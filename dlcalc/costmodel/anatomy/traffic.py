@@ -25,6 +25,7 @@ from dlcalc.costmodel.layer_comm import between_stages_s, dispatch_link, dispatc
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import number
 from dlcalc.costmodel.stage_params import embedding_copies_count, stage_params
+from dlcalc.costmodel.stage_times import is_mtp_kind, layer_totals
 from dlcalc.costmodel.step_time import embedding_gradient_bytes
 
 Operation = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
@@ -294,10 +295,9 @@ class _Talk:
 def _layer_counts(found: Estimate) -> dict[str, float]:
     """Sublayers of each kind that a micro-batch meets, those of multi-token prediction included."""
     model = found.model
-    windowed, moe = sum(model.layer_is_windowed), model.n_moe_layers
-    counts = {"windowed": windowed, "full": model.n_layers - windowed, "moe": moe, "dense": model.n_layers - moe}
-    last = ("windowed" if model.layer_is_windowed[-1] else "full", "moe" if model.layer_is_moe[-1] else "dense")
-    return {kind: float(count + model.mtp_layers * (kind in last)) for kind, count in counts.items()}
+    return {
+        kind: float(count + model.mtp_layers * is_mtp_kind(model, kind)) for kind, count in layer_totals(model).items()
+    }
 
 
 _Timed = Callable[..., Numeric]
