@@ -93,9 +93,9 @@ LOGIT_BYTES: Mapping[CrossEntropy, float] = {
     "parallel": 6.0,
     "fused": 2.0,
 }
-"""Per logit, where the loss turns around. gathered and sharded: bf16 logits, log-probabilities, their gradient and that
-of the fp32 logits; parallel: bf16 logits and one fp32 copy, worked on in place; fused: bf16 logits that become their
-gradient."""
+"""Per logit, where the loss turns around. gathered, sharded, a part of chunked: bf16 logits, log-probabilities, their
+gradient and that of the fp32 logits; parallel: bf16 logits and one fp32 copy, worked on in place; fused: bf16 logits
+that become their gradient."""
 
 WAITING_LOGIT_BYTES: Mapping[CrossEntropy, float] = {
     "gathered": 4.0,
@@ -305,8 +305,8 @@ def logits_loss_bytes(*, tokens: Numeric, vocab_size: float, tp: Numeric, cross_
     """Logits, loss and their gradients at the moment they take most, on the stage that has the LM head.
 
     Per token and word: gathered 14 bytes, on every rank; parallel 6 and fused 2, divided over tp. One micro-batch's
-    suffices: the last stage turns around at once. The gathered loss adds the rank's own part of the logits and two
-    copies of what arrives from the others.
+    suffices where the last stage turns around at once; ``waiting_logits_bytes`` is of others. The gathered loss adds
+    the rank's own part of the logits and two copies of what arrives from the others.
 
     Ignores: labels, maxima and sums per token.
     Source: [derived] PyTorch's log-softmax keeps its output, its backward pass needs two more; [megatron_lm]

@@ -301,12 +301,12 @@ def _working_set(
     )
     gathered = context_parallel.gathered_key_value_bytes(sequence, cp=plans.cp, cp_exchange=plans.cp_exchange)
     again = backward + _brought_back(stages, layer) + gathered  # (stage x) mesh x batch (x pipe) x redo x tensor
-    in_chunks = profile.cross_entropy == "chunked"  # of several tokens at once there is no such loss
+    in_chunks = profile.cross_entropy == "chunked" and not model.mtp_layers  # of several tokens at once there is none
     vocabulary: dict[str, Any] = {
         "tokens": tokens,
         "vocab_size": float(model.vocab_size),
         "tp": plans.tp,
-        "cross_entropy": profile.cross_entropy if not in_chunks or model.mtp_layers == 0 else "sharded",
+        "cross_entropy": "sharded" if profile.cross_entropy == "chunked" and not in_chunks else profile.cross_entropy,
     }
     logits = memory.logits_loss_bytes(**vocabulary)
     waiting: Array = number(0.0)

@@ -232,4 +232,4 @@ def test_a_loss_in_chunks_is_that_of_torchtitan_today():
         for model in (load_model("llama3-8b"), load_model("llama3-8b").model_copy(update={"mtp_layers": 1}))
     ]
     assert holds[0]["chunked"] < 0.3 * holds[0]["sharded"]
-    assert holds[1]["chunked"] > holds[1]["sharded"]
+    assert holds[1]["chunked"] == holds[1]["sharded"]
