@@ -11,6 +11,7 @@ import numpy as np
 
 from dlcalc.calculators.stages import EVEN, first_layer_count
 from dlcalc.costmodel.anatomy.exchanges import bucket_elements
+from dlcalc.costmodel.data_parallel import by_layer
 from dlcalc.costmodel.plans import LAYER_WORDS, PER_STAGE, Plans
 from dlcalc.errors import DlcalcError, FieldError
 from dlcalc.hardware_registry import HardwareRegistry
@@ -82,7 +83,10 @@ def resolved(
         )
     if spec.cross_dc is not None and float(knobs["dp"]) % spec.cross_dc.n_dcs:
         notes.append(f"dp = {knobs['dp']:g} does not spread evenly over {spec.cross_dc.n_dcs} data centres")
-    return replace(_with_buckets(run, spec), notes=tuple(notes))
+    cut = _with_buckets(run, spec)
+    if cut is not run and bool(by_layer(run.estimate().kept, run.recipe.framework)):
+        notes.append("layers are exchanged one by one where weights are sharded, whatever the file says of buckets")
+    return replace(cut, notes=tuple(notes))
 
 
 def _model_of(spec: RunSpec, name: str, folder: Path) -> ModelSpec:

@@ -200,6 +200,13 @@ def test_positions_are_learned_without_rotary_embeddings(resolve):
     assert model.max_seq == 4096
 
 
+@pytest.mark.parametrize(("zero_level", "told"), [(1, 0), (3, 1)])
+def test_buckets_mean_nothing_where_layers_are_exchanged_one_by_one(resolve, zero_level, told):
+    parallelism = {"n_param_buckets": 5, "zero_level": zero_level, "pp": 1, "vpp": 1}
+    notes = resolve(changed(OLD, parallelism=parallelism)).notes
+    assert sum("layers are exchanged one by one" in note for note in notes) == told
+
+
 @pytest.mark.parametrize("buckets", [1, 5, 40])
 def test_buckets_cut_the_gradients_of_a_device(resolve, buckets):
     run = resolve(changed(OLD, parallelism={"n_param_buckets": buckets}))
