@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dlcalc.calculators import context_parallel, memory, params
+from dlcalc.calculators import activations, context_parallel, logits, memory, params
 from dlcalc.calculators.schedule import DUALPIPE, GPIPE, in_flight_micro_batches_count
 from dlcalc.calculators.stages import StageLayers
 from dlcalc.costmodel.data_parallel import bucket_params
@@ -131,7 +131,7 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
     optimizer = states(float(profile.master_weight_bytes + profile.optimizer_state_bytes), 1) * on_device
 
     layer = layer_activations(model, plans, machine, tokens)
-    activations = _activations(model, plans, stages, machine, tokens, layer)
+    kept = _activations(model, plans, stages, machine, tokens, layer)
     gathered = (plans.zero_stage == 3) * memory.fsdp_working_set_bytes(
         held.layer_dense + held.layer_expert, weight_bytes=2.0, grad_reduce_bytes=float(profile.grad_reduce_bytes)
     )  # mesh x data
@@ -155,7 +155,7 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
         optimizer_bytes=optimizer,
         gathered_weights_bytes=gathered,
         buffers_bytes=np.asarray(new_gradients + buckets, dtype=np.float64),
-        activations_bytes=activations,
+        activations_bytes=kept,
         working_set_bytes=working,
         stage_buffers_bytes=np.asarray(stage_buffers),
         overlap_buffers_bytes=_overlap_buffers(model, plans, machine, tokens),
@@ -192,7 +192,7 @@ def layer_activations(model: ModelSpec, plans: Plans, machine: Machine, tokens: 
 
 def _per_kind(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array, recompute: Array) -> dict[str, Array]:
     profile, recipe = machine.recipe.framework, machine.recipe
-    input_bytes = machine.linear.input_bytes if profile.keeps_low_precision_inputs else memory.ACTIVATION_BYTES
+    input_bytes = machine.linear.input_bytes if profile.keeps_low_precision_inputs else activations.ACTIVATION_BYTES
     shared: dict[str, Any] = {
         "tokens": tokens,
         "tp": plans.tp,
@@ -201,7 +201,7 @@ def _per_kind(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array, r
     }
 
     found: dict[str, Array] = {}
-    attention = memory.attention_activation_bytes(
+    attention = activations.attention_activation_bytes(
         model, profile, seq_k_tokens=float(recipe.seq_len), recompute=recompute, **shared
     ).total_bytes
     if any(model.layer_is_windowed):
@@ -209,7 +209,7 @@ def _per_kind(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array, r
     if not all(model.layer_is_windowed):
         found["full"] = attention
     if any(model.layer_is_moe):
-        found["moe"] = memory.moe_activation_bytes(
+        found["moe"] = activations.moe_activation_bytes(
             model,
             profile,
             etp=plans.etp,
@@ -219,7 +219,7 @@ def _per_kind(model: ModelSpec, plans: Plans, machine: Machine, tokens: Array, r
             **shared,
         ).total_bytes
     if not all(model.layer_is_moe):
-        found["dense"] = memory.mlp_activation_bytes(model, profile, recompute=recompute, **shared).total_bytes
+        found["dense"] = activations.mlp_activation_bytes(model, profile, recompute=recompute, **shared).total_bytes
     return found
 
 
@@ -235,7 +235,7 @@ def _overlap_buffers(model: ModelSpec, plans: Plans, machine: Machine, tokens: A
     """Of tensor-parallel exchanges behind matmuls; mesh x batch x tensor, nothing where no plan overlaps them."""
     if not machine.recipe.framework.buffers_overlapped_tp or not np.any(plans.overlap_tp):
         return number(0.0)
-    gathered = 1.0 if machine.linear.input_bytes <= 1.125 else memory.ACTIVATION_BYTES
+    gathered = 1.0 if machine.linear.input_bytes <= 1.125 else activations.ACTIVATION_BYTES
     return np.asarray(
         memory.tp_overlap_buffer_bytes(
             model, tokens=tokens, overlap_tp=plans.overlap_tp, gathered_element_bytes=gathered
@@ -273,8 +273,10 @@ def _activations(
         held = held + count * per_layer
     held = held * kept_share
     sharded = {"tokens": tokens, "tp": plans.tp, "sequence_parallel": plans.sequence_parallel}
-    edges = stages.embeddings * memory.embedding_activation_bytes(model, profile, **sharded)
-    edges = edges + stages.heads * (1.0 + model.mtp_layers) * memory.head_activation_bytes(model, profile, **sharded)
+    edges = stages.embeddings * activations.embedding_activation_bytes(model, profile, **sharded)
+    edges = edges + stages.heads * (1.0 + model.mtp_layers) * activations.head_activation_bytes(
+        model, profile, **sharded
+    )
     return np.asarray(in_flight * (held + edges))
 
 
@@ -308,15 +310,15 @@ def _working_set(
         "tp": plans.tp,
         "cross_entropy": "sharded" if profile.cross_entropy == "chunked" and not in_chunks else profile.cross_entropy,
     }
-    logits = memory.logits_loss_bytes(**vocabulary)
+    turning = logits.logits_loss_bytes(**vocabulary)
     waiting: Array = number(0.0)
     if np.any(plans.schedule == GPIPE):  # every loss comes before the first backward pass
         others = recipe.global_batch / (plans.dp * plans.micro_batch) - 1.0
-        waiting = (plans.schedule == GPIPE) * others * memory.waiting_logits_bytes(**vocabulary)
+        waiting = (plans.schedule == GPIPE) * others * logits.waiting_logits_bytes(**vocabulary)
     head = params.vocabulary_matrix_params(model, tp=plans.tp)
-    at_loss = logits + waiting + memory.weight_gradient_working_set_bytes(head)
+    at_loss = turning + waiting + memory.weight_gradient_working_set_bytes(head)
     if in_chunks:
-        at_loss = at_loss + memory.chunked_loss_bytes(
+        at_loss = at_loss + logits.chunked_loss_bytes(
             tokens=tokens, hidden_size=float(model.hidden_size), head_params=head
         )
     return np.maximum(again, stages.heads * at_loss)

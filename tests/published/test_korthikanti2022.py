@@ -10,13 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dlcalc.calculators.memory import (
-    attention_activation_bytes,
-    gradient_bytes,
-    mlp_activation_bytes,
-    optimizer_bytes,
-    weights_bytes,
-)
+from dlcalc.calculators.activations import attention_activation_bytes, mlp_activation_bytes
+from dlcalc.calculators.memory import gradient_bytes, optimizer_bytes, weights_bytes
 from dlcalc.calculators.params import attention_weight_params, mlp_weight_params
 from dlcalc.calculators.schedule import INTERLEAVED, ONE_F_ONE_B, in_flight_micro_batches_count
 from dlcalc.specs.framework import FrameworkProfile

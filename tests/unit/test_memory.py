@@ -9,25 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from dlcalc.calculators.memory import (
-    KEPT,
-    KEPT_BY_MODE,
+from dlcalc.calculators.activations import (
     attention_activation_bytes,
-    backward_working_set_bytes,
-    bucket_buffer_bytes,
-    chunked_loss_bytes,
     embedding_activation_bytes,
-    fsdp_working_set_bytes,
-    gradient_bytes,
     head_activation_bytes,
-    logits_loss_bytes,
     mlp_activation_bytes,
     moe_activation_bytes,
+)
+from dlcalc.calculators.kept import KEPT, KEPT_BY_MODE
+from dlcalc.calculators.logits import chunked_loss_bytes, logits_loss_bytes, waiting_logits_bytes
+from dlcalc.calculators.memory import (
+    backward_working_set_bytes,
+    bucket_buffer_bytes,
+    fsdp_working_set_bytes,
+    gradient_bytes,
     optimizer_bytes,
     recompute_working_set_bytes,
     stage_buffer_bytes,
     tp_overlap_buffer_bytes,
-    waiting_logits_bytes,
     weight_gradient_working_set_bytes,
     weights_bytes,
 )
@@ -317,7 +316,7 @@ def test_deepseek_v3_experts_by_op():
 def test_op_by_op_recomputation_keeps_what_experts_ranks_exchanged(ep):
     """torchtitan saves all-to-alls: a tensor of every token for each of its 8 experts, there and back."""
     terms = moe_activation_bytes(DEEPSEEK_V3, FUSED, recompute=OP_SAC, ep=ep, etp=1.0, tokens=1.0, **ONE_DEVICE).terms
-    assert terms.get("every_other_matmul", 0) == (ep > 1) * 2 * 2 * 7168 * 8
+    assert terms.get("exchanged", 0) == (ep > 1) * 2 * 2 * 7168 * 8
 
 
 def test_a_loss_in_chunks_has_an_eighth_of_the_logits():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from dlcalc.calculators import flops, memory
+from dlcalc.calculators import activations, flops
 from dlcalc.costmodel.anatomy.numbers import plain
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.every_stage import times_of
@@ -120,7 +120,7 @@ def attention_facts(found: Estimate) -> tuple[AttentionFacts, ...]:
     """The attention core of one layer of each kind."""
     model, plan, recipe = found.model, found.plans, found.machine.recipe
     kernel = recipe.framework.attention
-    stores_scores = kernel in memory.SCORE_BYTES
+    stores_scores = kernel in activations.SCORE_BYTES
     sequences, cp, tp = plain(plan.micro_batch), plain(plan.cp), plain(plan.tp)
     queries, keys = recipe.seq_len / cp, float(recipe.seq_len)
     heads, kv_heads = model.n_heads / tp, max(model.n_kv_heads / tp, 1.0)

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dlcalc.calculators import memory
+from dlcalc.calculators.activations import (
+    ACTIVATION_BYTES,
+    Activations,
+    attention_activation_bytes,
+    mlp_activation_bytes,
+    moe_activation_bytes,
+)
 from dlcalc.calculators.schedule import DUALPIPE, in_flight_micro_batches_count
 from dlcalc.costmodel.anatomy.kernels import SUBLAYERS
 from dlcalc.costmodel.anatomy.numbers import plain
@@ -94,22 +100,22 @@ def op_activations(found: Estimate) -> tuple[OpActivation, ...]:
         "tokens": plan.micro_batch * recipe.seq_len / plan.cp,
         "tp": plan.tp,
         "sequence_parallel": plan.sequence_parallel,
-        "input_bytes": machine.linear.input_bytes if profile.keeps_low_precision_inputs else memory.ACTIVATION_BYTES,
+        "input_bytes": machine.linear.input_bytes if profile.keeps_low_precision_inputs else ACTIVATION_BYTES,
     }
-    of_kind: dict[str, Callable[[Array], memory.Activations]] = {}
+    of_kind: dict[str, Callable[[Array], Activations]] = {}
     attention = "full" if not all(model.layer_is_windowed) else "windowed"
-    of_kind[attention] = lambda recompute: memory.attention_activation_bytes(
+    of_kind[attention] = lambda recompute: attention_activation_bytes(
         model, profile, seq_k_tokens=float(recipe.seq_len), recompute=recompute, **shared
     )
     if not all(model.layer_is_moe):
-        of_kind["dense"] = lambda recompute: memory.mlp_activation_bytes(model, profile, recompute=recompute, **shared)
+        of_kind["dense"] = lambda recompute: mlp_activation_bytes(model, profile, recompute=recompute, **shared)
     if model.is_moe:
-        of_kind["moe"] = lambda recompute: memory.moe_activation_bytes(
+        of_kind["moe"] = lambda recompute: moe_activation_bytes(
             model, profile, etp=plan.etp, ep=plan.ep, recompute=recompute, routed_factor=profile.routed_factor, **shared
         )
     facts = []
-    for kind, activations in of_kind.items():
-        kept, whole = activations(plan.recompute).terms, activations(number(NONE)).terms
+    for kind, of_mode in of_kind.items():
+        kept, whole = of_mode(plan.recompute).terms, of_mode(number(NONE)).terms
         facts += [
             OpActivation(SUBLAYERS[kind], op, plain(kept[op]), plain(whole[op]))
             for op in kept
