@@ -28,7 +28,7 @@ class NodeTraffic:
 
 def node_traffic(found: Estimate) -> NodeTraffic:
     """Of the plan of a point."""
-    node_devices = float(found.machine.hardware.node.n_devices)
+    node_devices = float(found.machine.hardware.node.devices_of_job(int(found.n_devices)))
     return NodeTraffic(
         **{
             f"{axis.axis.lower()}_bytes": sum(_leaving_bytes(call, node_devices) for call in axis.collectives)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dlcalc.calculators import torus
 from dlcalc.calculators.communication import GroupLink
@@ -113,12 +114,21 @@ def unplaced(hardware: HardwareSpec) -> PlacedRates:
     return PlacedRates(**{field.name: flat(hardware) for field in fields(PlacedRates)})
 
 
+def job_node_devices_count(n_devices: ArrayLike, node: Node) -> Array:
+    """Devices of each node that jobs of ``n_devices`` have: of racks not always all."""
+    if node.n_host_devices is None:
+        return number(float(node.n_devices))
+    counts, where = np.unique(n_devices, return_inverse=True)  # one, in most batches
+    shares = np.array([node.devices_of_job(int(count)) for count in counts], dtype=np.float64)
+    return np.asarray(shares[where].reshape(np.shape(n_devices)))
+
+
 def group_link(
     n_ranks: Array, stride: Array, n_devices: Array, hardware: HardwareSpec, where: Crossing | None = None
 ) -> GroupLink:
     """Where a group of ``n_ranks`` that are ``stride`` apart sits."""
     where = where or flat(hardware)
-    node_devices = float(hardware.node.n_devices)
+    node_devices = job_node_devices_count(n_devices, hardware.node)
     most = np.minimum(n_ranks, np.maximum(1.0, np.floor(node_devices / stride)))
     ranks_per_node = n_ranks / np.ceil(n_ranks / most)  # spread evenly over as few nodes as hold them
     span = n_ranks * stride

@@ -141,7 +141,7 @@ def _of_megatron(job: Job) -> Iterator[Setting]:
         and spans_hosts_by_nvlink(job)
         and job.recipe.framework.dispatches_once_per_node
     ):
-        ranks = min(plan.ep, node.n_devices)
+        ranks = min(plan.ep, node.devices_of_job(job.devices))
         yield Setting(
             "NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN", str(ranks), "ranks that HybridEP reaches by NVLink: of one rack"
         )

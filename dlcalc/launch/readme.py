@@ -221,7 +221,7 @@ def _of_machine(job: Job, scheduler: Scheduler) -> Iterator[str]:
         how = ", by a ComputeDomain of NVIDIA's DRA driver" if scheduler in KUBERNETES else ""
         yield (
             f"Hosts of one rack are joined by NVLink: IMEX must run on all of them, and consecutive ranks must be in "
-            f"one rack{how}."
+            f"one rack{how}.{_of_each_rack(job, scheduler)}"
         )
     if scheduler == "trainjob" and job.container is None:
         yield f"The image is that of the runtime torch-distributed, which must hold {job.target}."
@@ -233,6 +233,17 @@ def _of_machine(job: Job, scheduler: Scheduler) -> Iterator[str]:
         )
     if job.hosts:
         yield "Ranks fill hosts in the order of `hostfile`, which is the placement's."
+
+
+def _of_each_rack(job: Job, scheduler: Scheduler) -> str:
+    """How many hosts of each rack the estimate counts on; empty for a job of one."""
+    node = job.hardware.node
+    if job.devices <= node.n_devices:
+        return ""
+    on_each = node.devices_of_job(job.devices)
+    hosts = on_each // job.host_devices
+    said = f" The estimate counts on {on_each} of {node.n_devices} devices of each rack, {hosts} hosts"
+    return said + (f": `--segment={hosts}`, where Slurm knows racks as blocks." if scheduler == "slurm" else ".")
 
 
 # ---- Markdown

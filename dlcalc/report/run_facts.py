@@ -24,6 +24,8 @@ class HardwareFacts:
     description: str
     devices: int
     devices_per_node: int
+    """That the run takes."""
+    node_devices: int
     nodes: float
     hbm_bytes: float
     peak_flops_per_s: float

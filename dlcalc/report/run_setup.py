@@ -34,6 +34,7 @@ def _listed(names: Sequence[str], *, verbose: bool) -> str:
 def hardware_section(facts: RunFacts) -> Section:
     """The machine."""
     machine = facts.hardware
+    of_more = f" of {machine.node_devices}" if machine.devices_per_node < machine.node_devices else ""
     return Section(
         "Hardware",
         2,
@@ -41,7 +42,7 @@ def hardware_section(facts: RunFacts) -> Section:
             Facts(
                 (
                     ("node type", f"{machine.name}: {machine.description}"),
-                    ("devices", f"{units.count(machine.devices)}, {machine.devices_per_node} to a node"),
+                    ("devices", f"{units.count(machine.devices)}, {machine.devices_per_node}{of_more} to a node"),
                     ("nodes", units.significant(machine.nodes) if machine.nodes % 1 else units.count(machine.nodes)),
                     ("device memory", f"{units.gib(machine.hbm_bytes, 2)} GiB at {rate(machine.hbm_bytes_per_s)}"),
                     ("peak rate", f"{flops(machine.peak_flops_per_s)}/s in {facts.data.precision}"),

@@ -323,7 +323,7 @@ def constraint_names(scenario: Scenario, plans: Plans) -> Mapping[str, Array | f
     knobs = {knob: getattr(plans, knob) for knob in plans.__dataclass_fields__ if knob not in NAMES}
     return {
         **knobs,
-        "node": float(scenario.hardware.node.n_devices),
+        "node": float(scenario.hardware.node.devices_of_job(scenario.devices)),
         "devices": float(scenario.devices),
         "layers": float(scenario.model.n_layers),
         "seq_len": float(scenario.recipe.seq_len),

@@ -163,6 +163,20 @@ class Node(Spec):
             changes["link_gb_per_s"] = self.link_gb_per_s.model_copy(update={"value": self.link_gb_per_s.value * share})
         return self.model_copy(update=changes)
 
+    def devices_of_job(self, n_devices: int) -> int:
+        """Devices of each node that a job of ``n_devices`` gets: all of them, but for racks.
+
+        Of racks (nodes of several hosts) a job of more than one gets equally many hosts of each, of as few racks as
+        that allows: of 72 devices 64, for a job of 256, whose groups of 2^n ranks then stay in a rack. Where more than
+        half of every rack would be idle, racks are filled one after the other.
+        """
+        host = self.n_host_devices
+        if host is None or self.torus is not None or n_devices <= self.n_devices or n_devices % host:
+            return self.n_devices
+        hosts, most = n_devices // host, self.n_devices // host
+        racks = next((n for n in range(-(-hosts // most), 2 * hosts // most + 1) if hosts % n == 0), None)
+        return self.n_devices if racks is None else hosts // racks * host
+
     @model_validator(mode="after")
     def _groups_are_smaller(self) -> Self:
         sizes = [group.n_devices for group in self.groups]

@@ -165,7 +165,7 @@ class PlacedGroups:
         and whether the last stage talks to the first on the other.
         """
         job, node = self.job, hardware.node
-        if job.node_devices != node.n_devices:
+        if job.node_devices != node.devices_of_job(job.n_devices):
             raise TopologyError(
                 f"placed on nodes of {job.node_devices} devices, but {hardware.name} has {node.n_devices}"
             )

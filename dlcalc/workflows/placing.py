@@ -145,11 +145,12 @@ def place_scenario(
     """Place the best meshes of a searched scenario, and rank their plans by what they really get."""
     if scenario.devices <= scenario.hardware.node.n_devices:
         return PlacedScenario(why_none="one node holds it")
+    node_devices = scenario.hardware.node.devices_of_job(scenario.devices)
     try:
-        machines = with_node_devices(placing.fabric, scenario.hardware.node.n_devices)
+        machines = with_node_devices(placing.fabric, node_devices)
     except NoPlacementError as error:
         return PlacedScenario(why_none=str(error))
-    n_nodes = -(-scenario.devices // scenario.hardware.node.n_devices)
+    n_nodes = -(-scenario.devices // node_devices)
     n_free = len(machines.fabric.candidates())
     if n_nodes > n_free:
         return PlacedScenario(why_none=f"it needs {n_nodes:,} nodes and {n_free:,} are free")
@@ -283,4 +284,4 @@ def _placed_s(scenario: Scenario, mesh: PlacedMesh, plan: Index) -> float:
 
 def _job_of(scenario: Scenario, row: int) -> JobShape:
     degrees = {knob: int(scenario.axes[0][knob][row]) for knob in DEGREES}
-    return JobShape(**degrees, node_devices=scenario.hardware.node.n_devices)
+    return JobShape(**degrees, node_devices=scenario.hardware.node.devices_of_job(scenario.devices))

@@ -81,12 +81,14 @@ def facts_of(run: Run, found: Estimate, cross: CrossDcFacts | None) -> RunFacts:
 
 def _hardware(run: Run) -> HardwareFacts:
     hardware = run.hardware
+    per_node = hardware.node.devices_of_job(run.devices)
     return HardwareFacts(
         name=hardware.name,
         description=hardware.description,
         devices=run.devices,
-        devices_per_node=hardware.node.n_devices,
-        nodes=run.devices / hardware.node.n_devices,
+        devices_per_node=per_node,
+        node_devices=hardware.node.n_devices,
+        nodes=run.devices / per_node,
         hbm_bytes=hardware.device.hbm_bytes,
         peak_flops_per_s=hardware.device.peak_flops_per_s(run.recipe.precision),
         hbm_bytes_per_s=hardware.device.hbm_bytes_per_s,

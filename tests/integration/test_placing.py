@@ -212,7 +212,7 @@ def test_nvlink_domains_of_several_machines_are_nodes():
         machines = ", ".join(f"{{name: r{rack}m{machine}, domain: rack{rack}}}" for machine in range(18))
         lines.append(f"  - {{switch: leaf{rack}, nodes: [{machines}]}}")
     Path("nvl.yaml").write_text("\n".join(lines))
-    space = SPACE.replace("h100", "gb200_nvl72").replace("{devices: 128}", "{devices: 256, node_devices: 64}")
+    space = SPACE.replace("h100", "gb200_nvl72").replace("{devices: 128}", "{devices: 256}")
     Path("space.yaml").write_text(space)
     placed = answer("space.yaml", "--topology", "nvl.yaml")["scenarios"][0]["placed"]
     assert placed["why_none"] is None

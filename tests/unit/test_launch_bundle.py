@@ -83,6 +83,9 @@ def test_notes_of_the_machine():
     rack = " ".join(made("jobset", hardware="gb200_nvl72")["README.md"].split())
     assert "IMEX must run on all of them" in rack
     assert "ComputeDomain" in rack
+    racks = " ".join(made("slurm", hardware="gb200_nvl72", dp=64)["README.md"].split())
+    assert "counts on 64 of 72 devices of each rack, 16 hosts: `--segment=16`" in racks
+    assert "of each rack" not in rack  # one holds it
     assert "in the order of `hostfile`" in made("slurm", hosts=("a", "b"))["README.md"]
     assert "The image is that of the runtime" in made("trainjob", container=None)["README.md"]
     assert "## Notes" not in made("slurm")["README.md"]

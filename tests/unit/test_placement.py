@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dlcalc.costmodel.placement import group_link, links
+from dlcalc.costmodel.placement import group_link, job_node_devices_count, links
 from dlcalc.costmodel.plans import Plans
 from dlcalc.hardware_registry import load_hardware
 
@@ -35,6 +37,48 @@ def test_72_devices_are_one_node():
     hardware = load_hardware("gb200_nvl72")
     assert float(group_link(np.float64(72), np.float64(1), np.float64(144), hardware).n_nodes) == 1
     assert float(group_link(np.float64(144), np.float64(1), np.float64(144), hardware).n_nodes) == 2
+
+
+@pytest.mark.parametrize(
+    ("n_devices", "on_each"),
+    [
+        pytest.param(64, 72, id="of one rack whatever it needs"),
+        pytest.param(128, 64, id="two racks"),
+        pytest.param(144, 72, id="two whole racks"),
+        pytest.param(256, 64, id="four racks, which is as few as hold them"),
+        pytest.param(1024, 64, id="sixteen, as 1024 are not spread evenly over fifteen"),
+        pytest.param(12288, 64, id="192"),
+        pytest.param(100, 72, id="25 hosts: five times five would leave most of the racks idle"),
+        pytest.param(145, 72, id="no whole hosts"),
+    ],
+)
+def test_a_job_gets_equally_many_hosts_of_every_rack(n_devices, on_each):
+    rack = load_hardware("gb200_nvl72").node
+    assert rack.devices_of_job(n_devices) == on_each
+    assert load_hardware("h100").node.devices_of_job(n_devices) == 8
+    assert load_hardware("tpu_v5p").node.devices_of_job(n_devices) == load_hardware("tpu_v5p").node.n_devices
+
+
+@given(st.integers(1, 20_000))
+def test_racks_are_filled_evenly_with_whole_hosts_and_no_fewer_than_half(n_hosts):
+    on_each = load_hardware("gb200_nvl72").node.devices_of_job(4 * n_hosts)
+    assert on_each == 72 or (4 * n_hosts % on_each == 0 and on_each % 4 == 0 and 36 <= on_each < 72)
+    assert jobs_per_node(4 * n_hosts) == on_each
+
+
+def jobs_per_node(n_devices):
+    counts = np.array([[n_devices, 128], [144, n_devices]])
+    shares = job_node_devices_count(counts, load_hardware("gb200_nvl72").node)
+    assert shares[0, 1] == 64
+    assert shares[1, 0] == 72
+    assert shares[0, 0] == shares[1, 1]
+    return shares[0, 0]
+
+
+def test_experts_of_64_ranks_stay_in_racks_of_72():
+    """A job of 256 has 64 of each: no exchange leaves a rack."""
+    link = group_link(np.float64(64), np.float64(1), np.float64(256), load_hardware("gb200_nvl72"))
+    assert (float(link.ranks_per_node), float(link.n_nodes)) == (64, 1)
 
 
 @pytest.mark.parametrize(

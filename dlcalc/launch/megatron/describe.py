@@ -124,7 +124,7 @@ def router_groups(job: Job) -> int | None:
         return None
     if model.expert_groups:
         return model.expert_groups
-    fewest = max(2 * limit, plan.ep * plan.etp // job.hardware.node.n_devices)
+    fewest = max(2 * limit, plan.ep * plan.etp // job.hardware.node.devices_of_job(job.devices))
     most = model.n_experts * limit // model.top_k  # or the groups reached would have too few experts
     return next((n for n in range(fewest, most + 1) if model.n_experts % n == 0), None)
 

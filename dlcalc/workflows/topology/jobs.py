@@ -54,7 +54,7 @@ def node_devices_of(given: int | None, run: Run | None, nodes: Sequence[FabricNo
     if given is not None:
         return given
     sizes = {node.n_devices for node in nodes}
-    planned = run.hardware.node.n_devices if run else USUAL_NODE_DEVICES
+    planned = run.hardware.node.devices_of_job(run.devices) if run else USUAL_NODE_DEVICES
     if planned in sizes or len(sizes) != 1:
         return planned
     return sizes.pop()

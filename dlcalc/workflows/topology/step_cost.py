@@ -35,7 +35,7 @@ def placed_estimate(run: Run, placement: Placement | None, fabric: Fabric) -> Es
 
 def traffic_of(run: Run, job: JobShape) -> Traffic:
     """What a plan sends out of a node in a step, hidden behind compute or not."""
-    planned = run.hardware.node.n_devices
+    planned = run.hardware.node.devices_of_job(run.devices)
     if job.node_devices != planned:
         raise TopologyError(
             f"--objective seconds: the plan's nodes have {planned} devices, these {job.node_devices}, "
@@ -47,7 +47,7 @@ def traffic_of(run: Run, job: JobShape) -> Traffic:
 
 def why_no_seconds(run: Run, placement: Placement, fabric: Fabric) -> str:
     """Why a placement cannot be said in step time; empty where it can."""
-    planned = run.hardware.node.n_devices
+    planned = run.hardware.node.devices_of_job(run.devices)
     if placement.job.node_devices != planned:
         return (
             f"no step times: the plan's nodes have {planned} devices, these {placement.job.node_devices}, "
