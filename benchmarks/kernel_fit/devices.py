@@ -19,6 +19,7 @@ from kernel_fit.sources import (
     CARDS,
     FABRIC,
     KERNEL_FRACTIONS,
+    PADS_VALUES,
     ROOT,
     SAMPLE_ROWS,
     SEED,
@@ -63,6 +64,8 @@ def fit_device(tables: Path, device: str) -> DeviceFit:
         "launch_us": launch_us,
         "kernel_fractions": next(table for start, table in KERNEL_FRACTIONS.items() if generation(device) == start),
     }
+    if generation(device) in PADS_VALUES:
+        attention["pads_values"] = True
 
     memory = dict(UNMEASURED_MEMORY)
     fitted_memory = fit_memory(tables, source, sheet)

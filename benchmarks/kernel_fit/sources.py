@@ -70,6 +70,8 @@ KERNEL_FRACTIONS = {
     # measured: FlashInfer's, of the kind of FlashAttention-2, which later ones do not replace on these cards.
     "card": {"flash1": 0.5, "flash2": 1.0, "flash3": 1.0, "te_flash": 1.0},
 }
+PADS_VALUES = frozenset({"a100", "card"})
+"""Generations whose kernels have one width for queries, keys and values: FlashAttention-2 is measured there."""
 ACCUMULATE_EXPOSED = {"b": 1.0}
 """By generation, where it is known: 39 matmuls of a B200, dense and grouped, that add to an fp32 or bf16 buffer in
 https://github.com/MooreThreads/SimuMax/blob/e691807a7ef8a7eca3d4aa199c34b1591181f11b/configs/system/b200_bf16_ceperm.json

@@ -167,6 +167,7 @@ def attention_forward_time_s(
     Ignores: dropout, about 10 % where it is used.
     Source: [dao2023] section 3.1; [shah2024] section 3.
     """
+    v_width = _value_width(qk_head_dim, v_head_dim, kernel, rates)
     seconds = _flash_time_s(
         attended_pairs_count(seq_q, seq_k, causal=causal, window=window),
         seq_q,
@@ -174,7 +175,7 @@ def attention_forward_time_s(
         edges=1.0 + _is_windowed(seq_k, window),
         reach=_reach(seq_k, window),
         lanes=batch * n_heads,
-        width=_width(qk_head_dim + v_head_dim, rates.softmax_width, 256.0),
+        width=_width(qk_head_dim + v_width, rates.softmax_width, 256.0),
         flops_per_s=peak_flops_per_s * rates.rate_fraction * rates.kernel_fractions.get(kernel, 1.0),
         n_sms=n_sms,
         tail_tiles=rates.tail_tiles,
@@ -212,6 +213,7 @@ def attention_backward_time_s(
     Ignores: dropout, and what grouped-query heads save in writing dK and dV.
     Source: [dao2023] section 3.1.2; [shah2024] section 4.1; [moorethreads2025] for the tail.
     """
+    v_width = _value_width(qk_head_dim, v_head_dim, kernel, rates)
     seconds = _flash_time_s(
         attended_pairs_count(seq_q, seq_k, causal=causal, window=window),
         seq_q,
@@ -219,7 +221,7 @@ def attention_backward_time_s(
         edges=1.0 + _is_windowed(seq_k, window),
         reach=_reach(seq_k, window),
         lanes=batch * n_heads,
-        width=_width(3.0 * qk_head_dim + 2.0 * v_head_dim, BACKWARD_SOFTMAX_FACTOR * rates.softmax_width, 640.0),
+        width=_width(3.0 * qk_head_dim + 2.0 * v_width, BACKWARD_SOFTMAX_FACTOR * rates.softmax_width, 640.0),
         flops_per_s=peak_flops_per_s * rates.backward_fraction * rates.kernel_fractions.get(kernel, 1.0),
         n_sms=n_sms,
         tail_tiles=BACKWARD_TAIL_FACTORS.get(kernel, 1.0) * rates.tail_tiles,
@@ -228,6 +230,16 @@ def attention_backward_time_s(
     )
     moved_bytes = 4.0 * (qk_head_dim + v_head_dim) * batch * (n_heads * seq_q + n_kv_heads * seq_k)
     return np.maximum(seconds, moved_bytes / hbm_bytes_per_s) + 2.0 * rates.launch_s
+
+
+ONE_WIDTH_KERNELS = frozenset({"flash1", "flash2"})
+"""Written for heads whose queries, keys and values are equally wide."""
+
+
+def _value_width(qk_head_dim: float, v_head_dim: float, kernel: str, rates: AttentionRates) -> float:
+    """Columns of a value head that the kernel works on: narrower ones (latent attention) may have to be padded."""
+    padded = rates.pads_values or kernel in ONE_WIDTH_KERNELS
+    return max(qk_head_dim, v_head_dim) if padded else v_head_dim
 
 
 def _is_windowed(seq_k: Numeric, window: Numeric) -> Numeric:

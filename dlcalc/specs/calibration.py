@@ -60,6 +60,8 @@ class AttentionRates(Spec):
     launch_us: NonNegativeFloat
     kernel_fractions: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Rate of each kernel over that of the measured one."""
+    pads_values: bool = False
+    """Whether every kernel there has one width for queries, keys and values, so that narrower values are padded."""
 
     @property
     def launch_s(self) -> float:

@@ -41,9 +41,9 @@ def cases(kind):
 
 @pytest.mark.parametrize(("device", "precision"), cases("latent attention"))
 def test_latent_attention_takes_what_its_widths_say(device, precision):
-    """Calls last some 15 us longer than their kernel; the A100's kernels pad values to the width of queries."""
+    """Calls last some 15 us longer than their kernel."""
     found = ratios("latent attention", device, precision, lambda **shape: unfitted.latent_attention_s(device, **shape))
-    assert np.median(found) == pytest.approx(0.9 if device != "a100_80gb" else 0.75, abs=0.1)
+    assert np.median(found) == pytest.approx(0.9, abs=0.1)
 
 
 @pytest.mark.parametrize(("device", "precision"), [case for case in cases("experts") if case[1] != "nvfp4"])

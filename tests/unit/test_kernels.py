@@ -207,6 +207,21 @@ def test_latent_heads_have_two_widths():
     assert attention_backward_time_s(4096.0, 4096.0, rates=FLASH, **wide, **DEVICE) == pytest.approx(back * 832 / 640)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "pads_values", "columns"),
+    [("te_flash", False, 320), ("te_flash", True, 384), ("flash3", False, 320), ("flash2", False, 384)],
+)
+def test_kernels_of_one_width_pad_values(kernel, pads_values, columns):
+    """FlashAttention-2 works on values of 128 as on those of 192 beside queries of that width."""
+    rates, wide = changed(FLASH, pads_values=pads_values), SHAPE | {"qk_head_dim": 192.0}
+    base = attention_forward_time_s(4096.0, 4096.0, rates=FLASH, **SHAPE, **DEVICE)
+    padded = attention_forward_time_s(4096.0, 4096.0, rates=rates, kernel=kernel, **wide, **DEVICE)
+    assert padded == pytest.approx(base * columns / 256)
+    back = attention_backward_time_s(4096.0, 4096.0, rates=FLASH, **SHAPE, **DEVICE)
+    padded = attention_backward_time_s(4096.0, 4096.0, rates=rates, kernel=kernel, **wide, **DEVICE)
+    assert padded == pytest.approx(back * (832 if columns == 320 else 960) / 640)
+
+
 def test_softmax_costs_narrow_heads_more():
     """Softmax worth 256 columns: heads of 128 are the reference; heads of 64 cost sqrt(128^2 + 256^2) / sqrt(2) 256."""
     rates = changed(FLASH, softmax_width=256.0)
