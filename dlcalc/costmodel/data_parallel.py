@@ -72,7 +72,8 @@ def data_parallel_exchanges(
 
     ZeRO 0 reduces once a step, 1 scatters once and gathers once, 2 scatters every micro-batch and may gather as often,
     3 gathers twice and scatters once every micro-batch; replicas add up their shards once a step. Overlapped, all but
-    the last bucket hides behind the passes of the micro-batches it belongs to, and slows them.
+    the last bucket hides behind the passes of the micro-batches it belongs to, and slows them. Some trainers scatter
+    once a step whatever the stage (:func:`accumulates_whole`).
     """
     profile = machine.recipe.framework
     stage_3 = plans.zero_stage == 3
@@ -91,14 +92,16 @@ def data_parallel_exchanges(
         gathered = gathered + calls * _gather_comm(link, elements * GATHERED_BYTES / calls, machine)
         shard = size / link.n_ranks / calls
         across = across + calls * _group_comm(links.replicate, shard, machine, np.zeros_like(plans.zero_stage))
-    reduces = np.where(plans.zero_stage >= 2, micro_batches, 1.0)  # mesh x batch x data
+    whole = accumulates_whole(plans, profile, micro_batches)
+    reduces = np.where((plans.zero_stage >= 2) & ~whole, micro_batches, 1.0)  # mesh x batch x data
     gathers = sharded * np.where(stage_3 | gathers_again(plans, profile), micro_batches, 1.0)
     per_gather = np.where(stage_3, 2.0, 1.0) * gathered  # mesh x pipe x data
 
     tail = last_piece_fraction(model, plans, params.dense + params.expert, profile)  # mesh x pipe x data
     kept = 1.0 - profile.overlap_slowdown
     gather_share = stage_3 * (GATHERED_BYTES / (GATHERED_BYTES + reduce_bytes))  # of the backward pass, data
-    hides_grad = (kept * plans.overlap_grad) * reduces  # mesh x data x batch
+    overlapped = plans.overlap_grad * ~(sharded_after_pipeline(plans, profile))
+    hides_grad = (kept * overlapped) * reduces  # mesh x data x batch
     hides_gather = (kept * plans.overlap_param) * gathers
     if profile.gathers_after_step:
         hides_gather = hides_gather * stage_3
@@ -110,7 +113,7 @@ def data_parallel_exchanges(
         "param_gather_sent_s": gathers * per_gather,
         "overlap": Overlap(
             grad_limit_s=hides_grad * (behind_chunks_s(reduced, 2.0 * arithmetic_s, plans) * (1.0 - tail))
-            + (kept * plans.overlap_grad) * met,
+            + (kept * overlapped) * met,
             grad_factor=hides_grad * longer * (1.0 - gather_share),
             gather_limit_s=hides_gather * (behind_chunks_s(per_gather, arithmetic_s, plans) * (1.0 - tail)),
             gather_forward_s=forward * (hides_gather * longer),
@@ -188,6 +191,24 @@ def _chunks_count(plans: Plans) -> Array:
 def gathers_again(plans: Plans, profile: FrameworkProfile) -> Mask:
     """Where ZeRO 2 gathers for every micro-batch; pipelines keep what they gathered."""
     return np.asarray(profile.gathers_again_at_stage_2 & (plans.zero_stage == 2) & (plans.pp == 1))
+
+
+def accumulates_whole(plans: Plans, profile: FrameworkProfile, micro_batches: Array) -> Mask:
+    """Where ZeRO 2 and 3 add up whole gradients over the micro-batches of a step; mesh x data x batch.
+
+    Source: ``Accelerator.no_sync`` around all but the last micro-batch; ``_PipelineStageBase`` of PyTorch switches the
+    exchange of gradients off until the last one.
+    """
+    if profile.accumulates_whole_gradients == "never":
+        return np.zeros((), dtype=bool)
+    several = (plans.zero_stage >= 2) & (micro_batches > 1)
+    return np.asarray(several if profile.accumulates_whole_gradients == "always" else several & (plans.pp > 1))
+
+
+def sharded_after_pipeline(plans: Plans, profile: FrameworkProfile) -> Mask:
+    """Where gradients are scattered when a pipeline stage has done all its passes, with nothing to hide behind."""
+    after = profile.accumulates_whole_gradients == "in_pipeline"
+    return np.asarray((plans.zero_stage >= 1) & (plans.pp > 1) & after)
 
 
 def reduces_whole(plans: Plans, profile: FrameworkProfile) -> Mask:

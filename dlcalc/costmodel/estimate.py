@@ -167,9 +167,9 @@ def with_states_as_kept(plans: Plans, recipe: Recipe) -> Plans:
 
     Trainers that gather once in a pipeline keep whole weights and gradients through the step, as ZeRO 1 does.
     """
-    if not recipe.framework.gathers_once_in_pipeline or not np.any(plans.zero_stage == 3):
+    if not recipe.framework.gathers_once_in_pipeline or not np.any(plans.zero_stage >= 2):
         return plans
-    return replace(plans, zero_stage=np.where((plans.zero_stage == 3) & (plans.pp > 1), 1.0, plans.zero_stage))
+    return replace(plans, zero_stage=np.where((plans.zero_stage >= 2) & (plans.pp > 1), 1.0, plans.zero_stage))
 
 
 def estimate(

@@ -17,7 +17,7 @@ import numpy as np
 from dlcalc.calculators import activations, context_parallel, logits, memory, params
 from dlcalc.calculators.schedule import DUALPIPE, GPIPE, in_flight_micro_batches_count
 from dlcalc.calculators.stages import StageLayers
-from dlcalc.costmodel.data_parallel import bucket_params
+from dlcalc.costmodel.data_parallel import accumulates_whole, bucket_params
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.costmodel.quantized_weights import copies_share
@@ -128,6 +128,11 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
     gradients = states(float(profile.grad_bytes), 2)
     if profile.offloads_gradients:
         gradients = gradients * (1.0 - plans.offload_optimizer * (plans.zero_stage >= 2))
+    micro_batches = machine.recipe.global_batch / (plans.dp * plans.micro_batch)  # mesh x batch
+    whole = accumulates_whole(plans, profile, micro_batches)
+    if np.any(whole):
+        params_held = held.stage_dense + held.stage_expert
+        gradients = np.where(whole, params_held * float(profile.grad_reduce_bytes), gradients)
     optimizer = states(float(profile.master_weight_bytes + profile.optimizer_state_bytes), 1) * on_device
 
     layer = layer_activations(model, plans, machine, tokens)

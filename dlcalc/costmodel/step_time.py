@@ -18,7 +18,7 @@ from dlcalc.calculators import schedule, traffic
 from dlcalc.calculators.kernels import memory_bound_time_s
 from dlcalc.calculators.params import vocabulary_matrix_params
 from dlcalc.calculators.stages import StageLayers
-from dlcalc.costmodel.data_parallel import Overlap, data_parallel_exchanges, gathers_again
+from dlcalc.costmodel.data_parallel import Overlap, accumulates_whole, data_parallel_exchanges, gathers_again
 from dlcalc.costmodel.layer_comm import between_stages_s, stage_send_s
 from dlcalc.costmodel.layer_matmuls import ZERO, sum_of
 from dlcalc.costmodel.layer_times import Sublayer
@@ -215,11 +215,14 @@ def _gradient_passes_s(plans: Plans, params: StageParams, machine: Machine, micr
     held = params.dense + params.expert  # mesh x pipe
     stage_3 = plans.zero_stage == 3
     profile = machine.recipe.framework
-    once = traffic.sharding_copy_traffic_bytes(held, profile=profile, gathers=number(1.0), scatters=number(1.0))
-    twice = traffic.sharding_copy_traffic_bytes(held, profile=profile, gathers=number(2.0), scatters=number(1.0))
     again = gathers_again(plans, profile)
+    whole = (stage_3 | again) & accumulates_whole(plans, profile, micro_batches)
+    scatters = 1.0 - whole
+    once = traffic.sharding_copy_traffic_bytes(held, profile=profile, gathers=number(1.0), scatters=scatters)
+    twice = traffic.sharding_copy_traffic_bytes(held, profile=profile, gathers=number(2.0), scatters=scatters)
     adding = traffic.accumulation_traffic_bytes(held, profile=profile)
-    moved = micro_batches * ((1.0 - stage_3) * (1.0 - again) * adding + stage_3 * twice + again * once)
+    added = (1.0 - stage_3) * (1.0 - again) + whole
+    moved = micro_batches * (added * adding + stage_3 * twice + again * once)
     return np.asarray(moved / (machine.hbm_bytes_per_s * machine.memory.hbm_fraction))
 
 

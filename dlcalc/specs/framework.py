@@ -120,8 +120,12 @@ class FrameworkProfile(Spec):
     offloads_in_pipeline: bool = False
     """Whether activations can go to the host under pipeline parallelism."""
     gathers_once_in_pipeline: bool = False
-    """Under pipeline parallelism ZeRO 3 gathers once and scatters once a step, and keeps whole weights and gradients
+    """Under pipeline parallelism ZeRO 2 and 3 gather once and scatter once a step, and keep whole weights and gradients
     meanwhile."""
+    accumulates_whole_gradients: Literal["never", "in_pipeline", "always"] = "never"
+    """When ranks that share gradients (ZeRO 2 and 3) add up whole ones over the micro-batches, and scatter them once a
+    step: never; under pipeline parallelism, after the last backward pass, with nothing to hide behind; or always,
+    behind that pass."""
     shards_gradients_in_pipeline: bool = False
     """Whether ZeRO 2 and 3 run together with pipeline parallelism."""
     overlaps_stage_sends: bool = True

@@ -23,5 +23,8 @@ PROFILES_OF_TARGET: Mapping[Target, tuple[str, ...]] = {
 
 PROFILE_OF_TARGET: Mapping[Target, str] = {target: names[0] for target, names in PROFILES_OF_TARGET.items()}
 
-SETTINGS_OF_TARGET: Mapping[Target, Mapping[str, Any]] = {"torchtitan": {"cross_entropy": "chunked"}}
+SETTINGS_OF_TARGET: Mapping[Target, Mapping[str, Any]] = {
+    "torchtitan": {"cross_entropy": "chunked"},
+    "fsdp-accelerate": {"accumulates_whole_gradients": "never"},
+}
 """What is written for a target beyond its profile, which stands for the releases that runs were measured of."""

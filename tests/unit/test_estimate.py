@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dlcalc.calculators.flops import forward_token_flops
+from dlcalc.calculators.params import trained_params
 from dlcalc.calculators.schedule import DUALPIPE, INTERLEAVED, ONE_F_ONE_B
 from dlcalc.costmodel.anatomy.traffic import axis_facts
 from dlcalc.costmodel.estimate import Estimate, estimate
@@ -262,6 +263,39 @@ def test_gathering_for_every_micro_batch_sends_more_and_keeps_less():
     sent = float(always.step.param_gather_sent_s) / float(once.step.param_gather_sent_s)
     assert sent == pytest.approx(2 * micro_batches, rel=0.05)  # forward and backward, each time; by layers, not buckets
     assert np.all(always.footprint.weights_bytes < once.footprint.weights_bytes)
+
+
+def test_pytorchs_pipelines_scatter_when_all_passes_are_done():
+    """Whole fp32 gradients until then, whatever ZeRO 2 or 3 is called, and nothing to hide behind."""
+    plan = {"pp": 2, "dp": 4, "overlap_grad": 1}
+    whole, two, three = (estimated("torchtitan", **plan, zero_stage=stage) for stage in (1, 2, 3))
+    for found in (two, three):
+        assert float(found.memory_bytes) == float(whole.memory_bytes)
+        assert found.step.terms()["grad_reduce_s"] == found.step.grad_reduce_sent_s > 0
+    behind = estimated("torchtitan", {"accumulates_whole_gradients": "never"}, **plan, zero_stage=3)
+    assert behind.step.terms()["grad_reduce_s"] < behind.step.grad_reduce_sent_s
+    always = {"gathers_once_in_pipeline": False}
+    kept, shared = (
+        estimated("torchtitan", {**always, "accumulates_whole_gradients": when}, **plan, zero_stage=3)
+        for when in ("in_pipeline", "never")
+    )
+    assert np.all(kept.footprint.gradients_bytes == pytest.approx(4 * shared.footprint.gradients_bytes))
+    assert float(shared.step.grad_reduce_sent_s) == pytest.approx(16 * float(kept.step.grad_reduce_sent_s))
+
+
+def test_no_sync_keeps_whole_gradients_and_scatters_once():
+    """Accelerate: bf16 gradients of all parameters instead of an eighth in fp32; one micro-batch has none to add up."""
+    plan = {"dp": 8, "zero_stage": 3}
+    shared = estimated("fsdp_accelerate", {"accumulates_whole_gradients": "never"}, **plan)
+    whole = estimated("fsdp_accelerate", **plan)
+    params = trained_params(whole.model)
+    assert float(np.max(whole.footprint.gradients_bytes)) == pytest.approx(2 * params, rel=0.01)
+    assert float(np.max(shared.footprint.gradients_bytes)) == pytest.approx(4 * params / 8, rel=0.01)
+    assert float(shared.step.grad_reduce_sent_s) == pytest.approx(8 * float(whole.step.grad_reduce_sent_s))
+    alone = plan | {"micro_batch": 8}
+    assert float(estimated("fsdp_accelerate", **alone).memory_bytes) == float(
+        estimated("fsdp_accelerate", {"accumulates_whole_gradients": "never"}, **alone).memory_bytes
+    )
 
 
 def gathered_calls(found: Estimate) -> float:

@@ -54,7 +54,7 @@ class OpActivation:
 
 def stage_memory(found: Estimate, custom_split: tuple[int, ...] | None) -> tuple[StageMemory, ...]:
     """Every pipeline stage's peak."""
-    model, plan, machine = found.model, found.plans, found.machine
+    model, plan, machine = found.model, found.kept, found.machine
     stages = chunks_of(model, plan, custom_split, machine.recipe.stage_recompute).stages
     held = stage_params(model, plan, stages)
     holds = footprint(model, plan, stages, held, machine)

@@ -19,7 +19,13 @@ from dlcalc.calculators.communication import (
     reduce_scatter_time_s,
 )
 from dlcalc.costmodel.anatomy.numbers import plain
-from dlcalc.costmodel.data_parallel import GATHERED_BYTES, collectives_count, gathers_again, reduces_whole
+from dlcalc.costmodel.data_parallel import (
+    GATHERED_BYTES,
+    accumulates_whole,
+    collectives_count,
+    gathers_again,
+    reduces_whole,
+)
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.layer_comm import between_stages_s, dispatch_link, dispatch_setup_s, off_node_fraction, ring_link
 from dlcalc.costmodel.placement import Links
@@ -269,7 +275,8 @@ class _Talk:
         zero = int(plan.zero_stage)
         scatters = zero >= 1 and not reduces_whole(plan, profile)
         reduce: Operation = "reduce_scatter" if scatters else "all_reduce"
-        reduces = self.micro_batches if zero >= 2 else 1.0
+        whole = bool(accumulates_whole(plan, profile, number(self.micro_batches)))
+        reduces = self.micro_batches if zero >= 2 and not whole else 1.0
         gathers = 0.0 if zero == 0 else 2.0 * self.micro_batches if zero == 3 else 1.0
         if gathers_again(plan, profile):
             gathers = self.micro_batches
