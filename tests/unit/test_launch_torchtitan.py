@@ -35,6 +35,9 @@ def read_back(written, folder):
     return read(command(written), folder / "args.txt")
 
 
+UNCOMPILED = dict.fromkeys(("fused_norm", "fused_activation", "fused_residual", "fused_rope"), False)
+
+
 @st.composite
 def plans(draw):
     """Plans that may or may not run; those that do not are left out by the caller."""
@@ -66,7 +69,8 @@ def plans(draw):
 @settings(max_examples=60, deadline=None)
 @given(knobs=plans(), model=st.sampled_from(MODELS), precision=st.sampled_from(["bf16", "fp8"]))
 def test_what_is_written_is_read_back_as_the_same_job(tmp_path_factory, knobs, model, precision):
-    one = job("torchtitan", model, global_batch=192, precision=precision, allow={"zero_stages": (0, 2, 3)}, **knobs)
+    allow = {"zero_stages": (0, 2, 3)} | (UNCOMPILED if knobs["schedule"] == "zb-v" else {})
+    one = job("torchtitan", model, global_batch=192, precision=precision, allow=allow, **knobs)
     assume(not refusals(one))
     found = read_back(emit(one), tmp_path_factory.mktemp("job"))
 
@@ -105,6 +109,22 @@ def test_what_torchrun_is_told_says_how_many_devices(tmp_path):
     assert read(line.replace("--nnodes 4", '--nnodes "$N"'), tmp_path / "run.sh").devices is None
     with pytest.raises(DlcalcError, match=r"run.sh:1: training.local_batch_size: must be .* not '\$B'"):
         read(line.replace("batch_size 2", "batch_size $B"), tmp_path / "run.sh")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told", "fused"),
+    [
+        ({"dp": 8}, "", None),
+        ({"dp": 8}, "--compile.no-enable", False),
+        ({"pp": 2, "dp": 4, "vpp": 2, "schedule": "zb-v"}, "", False),
+    ],
+)
+def test_what_is_not_compiled_is_not_fused(knobs, told, fused, tmp_path):
+    one = job("torchtitan", allow=UNCOMPILED if fused is False else None, **knobs)
+    written = emit(one)
+    (tmp_path / FILE).write_text(written.files[FILE])
+    line = command(written).replace("--compile.enable ", f"{told} ") if told else command(written)
+    assert read(line, tmp_path / "args.txt").profile.get("fused_norm") is fused
 
 
 def test_layers_of_every_chunk_are_written_and_read(tmp_path):

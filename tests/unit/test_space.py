@@ -173,13 +173,21 @@ def test_replicas_are_powers_of_two_up_to_half_of_the_devices(devices, replicas)
 
 
 def test_schedules_come_with_the_chunks_they_need():
-    case = one(recipe={"framework": "torchtitan"})
+    schedules = ["1f1b", "interleaved", "zb-v"]
+    case = one(recipe={"framework": "torchtitan", "profile": {"schedules": schedules}})
     chunks = {}
     for schedule, vpp, _ in rows(case, 2):
         chunks.setdefault(SCHEDULES[int(schedule)], set()).add(vpp)
     assert chunks["1f1b"] == {1}
     assert chunks["zb-v"] == {2}
     assert chunks["interleaved"] == {v for v in range(2, 25) if 32 % v == 0 or 34 % v == 0}
+
+
+def test_torchtitan_is_compiled_and_has_no_zb_v():
+    assert {SCHEDULES[int(schedule)] for schedule, _, _ in rows(one(recipe={"framework": "torchtitan"}), 2)} == {
+        "1f1b",
+        "interleaved",
+    }
 
 
 def test_full_recomputation_is_also_of_some_layers():

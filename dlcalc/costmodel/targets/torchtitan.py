@@ -29,6 +29,11 @@ RULES = TargetRules(
 )
 ONE_F_ONE_B, ZB_V = SCHEDULES.index("1f1b"), SCHEDULES.index("zb-v")
 
+UNCOMPILED = (
+    "torchtitan does not compile the stages of zb-v, and this profile's kernels are compiled; set its fused_norm, "
+    "fused_activation, fused_residual and fused_rope to false"
+)
+
 Family = Literal["llama3", "qwen3", "deepseek_v3", "gpt_oss"]
 """Which of torchtitan's own models has the layers; the dimensions are free."""
 
@@ -60,6 +65,7 @@ def _refused_by_pipeline(model: ModelSpec, recipe: Recipe, plans: Plans) -> Mapp
         & (micro_batches < plans.pp),
         # PyTorch cannot compile stages whose backward is split, and overlapping tp is done by its compiler.
         "torchtitan cannot overlap tp under zb-v": (plans.schedule == ZB_V) & (plans.overlap_tp == 1),
+        UNCOMPILED: (plans.schedule == ZB_V) & (plans.pp > 1) & recipe.framework.fused_norm,
     }
 
 

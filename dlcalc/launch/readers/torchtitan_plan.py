@@ -60,7 +60,15 @@ def knobs_of(options: Options, model: ModelSpec | None, chunk_layers: tuple[int,
         **data.knobs,
         **pipe.knobs,
     }
-    return Plan(knobs, pipe.custom_split, data.profile, (*data.notes, *pipe.notes))
+    profile = {**data.profile, **_kernels(options, schedule=pipe.knobs["schedule"])}
+    return Plan(knobs, pipe.custom_split, profile, (*data.notes, *pipe.notes))
+
+
+def _kernels(options: Options, *, schedule: object) -> dict[str, bool]:
+    """What is not fused where nothing is compiled: as told, and under a schedule that splits the backward pass."""
+    if options.flag("compile.enable", True) and schedule != "zb-v":
+        return {}
+    return dict.fromkeys(("fused_norm", "fused_activation", "fused_residual", "fused_rope"), False)
 
 
 def _degree(options: Options, name: str) -> int:

@@ -175,6 +175,4 @@ def _notes(job: Job) -> list[str]:
         notes.append(
             f"{job.recipe.precision} needs torchao. torchtitan scales fp8 by rows; lm_head and routers stay bf16."
         )
-    if not _compiles(job):
-        notes.append("PyTorch cannot compile the stages of zb-v, so kernels that the estimate takes as fused are not.")
     return notes
