@@ -87,9 +87,10 @@ def fsdp_working_set_bytes(
     """What ZeRO stage 3 has of whole layers, at most: this layer's and the prefetched weights, and gradients.
 
     In the backward pass: ``(1 + prefetched)`` layers of gathered weights, the layer's gradients as they come out of the
-    matmuls, and the layer before's in the dtype they are reduced in.
+    matmuls, and the layer before's in the dtype they are reduced in. Where matrices are gathered one by one, the same
+    of matrices.
 
-    Assumes: a layer is the unit that is gathered; ``layer_params`` is of the largest, per tp rank.
+    Assumes: ``layer_params`` is of the largest layer (or matrix), per tp rank.
     Source: [zhao2023fsdp] sections 3.3 and 4.
     """
     return layer_params * ((1.0 + prefetched_layers) * weight_bytes + weight_bytes + grad_reduce_bytes)

@@ -172,6 +172,21 @@ def moe_sublayer_params(model: ModelSpec, *, tp: Numeric = 1.0, ep: Numeric = 1.
 # ---- outside the layers
 
 
+def largest_matrix_params(model: ModelSpec, *, tp: Numeric = 1.0, ep: Numeric = 1.0, etp: Numeric = 1.0) -> Numeric:
+    """The largest matrix of a layer that one device computes with: of queries, an MLP, or all its experts together.
+
+    Source: [derived] ``h a d / tp``, ``h f / tp``, ``E / ep h f / etp``.
+    """
+    h = float(model.hidden_size)
+    found: Numeric = h * max(model.n_heads * model.qk_head_dim, model.ffn_hidden_size) / np.asarray(tp)
+    if model.is_moe:
+        experts = model.n_experts / np.asarray(ep) * h * model.expert_ffn_hidden_size / np.asarray(etp)
+        dense = 0.0 if all(model.layer_is_moe) else model.ffn_hidden_size
+        widest = max(model.n_heads * model.qk_head_dim, dense, model.shared_ffn_hidden_size)
+        found = np.maximum(experts, h * widest / np.asarray(tp))
+    return found
+
+
 def norm_params(model: ModelSpec) -> float:
     """One norm over the hidden size: a gain and, for most LayerNorms, a bias.
 

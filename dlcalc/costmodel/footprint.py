@@ -17,7 +17,7 @@ import numpy as np
 from dlcalc.calculators import activations, context_parallel, logits, memory, params
 from dlcalc.calculators.schedule import DUALPIPE, GPIPE, in_flight_micro_batches_count
 from dlcalc.calculators.stages import StageLayers
-from dlcalc.costmodel.data_parallel import accumulates_whole, bucket_params
+from dlcalc.costmodel.data_parallel import GATHERED_BYTES, accumulates_whole, bucket_params
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.plans import Array, Plans, number
 from dlcalc.costmodel.quantized_weights import copies_share
@@ -137,8 +137,11 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
 
     layer = layer_activations(model, plans, machine, tokens)
     kept = _activations(model, plans, stages, machine, tokens, layer)
+    unit = held.layer_dense + held.layer_expert
+    if profile.gathers_by_matrix:
+        unit = np.minimum(unit, params.largest_matrix_params(model, tp=plans.tp, ep=plans.ep, etp=plans.etp))
     gathered = (plans.zero_stage == 3) * memory.fsdp_working_set_bytes(
-        held.layer_dense + held.layer_expert, weight_bytes=2.0, grad_reduce_bytes=float(profile.grad_reduce_bytes)
+        unit, weight_bytes=2.0, grad_reduce_bytes=float(profile.grad_reduce_bytes)
     )  # mesh x data
     params_held = held.stage_dense + held.stage_expert
     on_their_way = params_held if profile.keeps_16_bit_gradients and profile.grad_bytes > 2 else held.layer_dense
@@ -154,6 +157,7 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
         model, tokens=tokens, tp=plans.tp, sequence_parallel=plans.sequence_parallel, pp=plans.pp, vpp=plans.vpp
     )
     working = _working_set(model, plans, stages, machine, tokens, layer)
+    own_context = not machine.hardware.device.usable_beside_context
     return Footprint(
         weights_bytes=weights,
         gradients_bytes=gradients,
@@ -164,7 +168,7 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
         working_set_bytes=working,
         stage_buffers_bytes=np.asarray(stage_buffers),
         overlap_buffers_bytes=_overlap_buffers(model, plans, machine, tokens),
-        context_bytes=number(profile.cuda_context_gib * GIB),
+        context_bytes=number(own_context * profile.cuda_context_gib) * GIB,
         allocator_slack_factor=1.0 + profile.allocator_slack,
     )
 
@@ -316,12 +320,16 @@ def _working_set(
         "cross_entropy": "sharded" if profile.cross_entropy == "chunked" and not in_chunks else profile.cross_entropy,
     }
     turning = logits.logits_loss_bytes(**vocabulary)
-    waiting: Array = number(0.0)
+    # predicted tokens come first, and their losses wait for that of the next one
+    waiting: Array = number(float(model.mtp_layers)) * logits.waiting_logits_bytes(**vocabulary)
     if np.any(plans.schedule == GPIPE):  # every loss comes before the first backward pass
         others = recipe.global_batch / (plans.dp * plans.micro_batch) - 1.0
-        waiting = (plans.schedule == GPIPE) * others * logits.waiting_logits_bytes(**vocabulary)
+        kept = (1.0 + model.mtp_layers) * logits.waiting_logits_bytes(**vocabulary)
+        waiting = waiting + (plans.schedule == GPIPE) * others * kept
     head = params.vocabulary_matrix_params(model, tp=plans.tp)
     at_loss = turning + waiting + memory.weight_gradient_working_set_bytes(head)
+    if profile.gathers_by_matrix:  # larger than a layer's; elsewhere a layer's room is enough
+        at_loss = at_loss + (plans.zero_stage == 3) * head * GATHERED_BYTES
     if in_chunks:
         at_loss = at_loss + logits.chunked_loss_bytes(
             tokens=tokens, hidden_size=float(model.hidden_size), head_params=head

@@ -106,6 +106,8 @@ class FrameworkProfile(Spec):
     # what users of it vary, and what they leave alone
     zero_stages: Annotated[tuple[int, ...], TupleFromList, Field(min_length=1)]
     """ZeRO stages users of this framework choose from; the first is the default."""
+    gathers_by_matrix: bool = False
+    """ZeRO 3 gathers one matrix at a time, and not a layer: a compiler plans when each arrives (XLA)."""
     gathers_again_at_stage_2: bool = False
     """ZeRO 2 lets go of gathered weights after every backward pass, so that each micro-batch gathers them (FSDP2)."""
     all_reduces_at_stages: Annotated[tuple[int, ...], TupleFromList] = ()

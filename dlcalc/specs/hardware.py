@@ -44,6 +44,8 @@ class Device(Spec):
     hbm_tb_per_s: Quoted
     usable_hbm_gib: Quoted | None = None
     """What the driver reports as total; None: all of hbm_gib."""
+    usable_beside_context: bool = False
+    """Whether the usable memory is all a program's: what its process holds besides has been set apart."""
     l2_mib: Quoted | None = None
     """The last cache before HBM."""
     tdp_w: Quoted | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlcalc.calculators.flops import forward_token_flops
-from dlcalc.calculators.params import trained_params
+from dlcalc.calculators.params import dense_layer_params, trained_params
 from dlcalc.calculators.schedule import DUALPIPE, INTERLEAVED, ONE_F_ONE_B
 from dlcalc.costmodel.anatomy.traffic import axis_facts
 from dlcalc.costmodel.estimate import Estimate, estimate
@@ -24,6 +24,7 @@ from dlcalc.hardware_registry import load_hardware
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.model_registry import load_model
 from dlcalc.specs.recipe import Recipe
+from dlcalc.specs.recompute import RECOMPUTE_MODES
 
 H100 = load_hardware("h100")
 LLAMA = load_model("llama3-8b")  # 32 layers
@@ -296,6 +297,34 @@ def test_no_sync_keeps_whole_gradients_and_scatters_once():
     assert float(estimated("fsdp_accelerate", **alone).memory_bytes) == float(
         estimated("fsdp_accelerate", {"accumulates_whole_gradients": "never"}, **alone).memory_bytes
     )
+
+
+def test_a_compiler_gathers_a_matrix_and_not_a_layer():
+    """Up of an MLP is the largest: 8 bytes of each of its weights rather than of all the layer's, and the head's."""
+    sharded = {"dp": 8, "zero_stage": 3, "recompute": RECOMPUTE_MODES.index("full")}
+    layer, matrix = (estimated("maxtext", {"gathers_by_matrix": flag}, **sharded) for flag in (False, True))
+    assert float(matrix.footprint.gathered_weights_bytes) == 8 * LLAMA.hidden_size * LLAMA.ffn_hidden_size
+    assert float(layer.footprint.gathered_weights_bytes) == pytest.approx(8 * dense_layer_params(LLAMA), rel=1e-3)
+    at_loss = np.max(matrix.footprint.working_set_bytes) - np.max(layer.footprint.working_set_bytes)
+    assert at_loss == 2 * LLAMA.vocab_size * LLAMA.hidden_size
+
+
+def test_a_tpus_runtime_has_set_its_own_memory_apart():
+    plan = {"dp": 8, "zero_stage": 3}
+    assert float(estimated("maxtext", hardware=load_hardware("tpu_v5e"), **plan).footprint.context_bytes) == 0
+    assert float(estimated("maxtext", **plan).footprint.context_bytes) == 0.8 * 2**30
+
+
+def test_losses_of_predicted_tokens_wait_for_that_of_the_next():
+    """DeepSeek-V3's one: 4 bytes more of each of 8,192 x 129,280 logits while the main loss is worked out."""
+    model = load_model("deepseek-v3")
+    plan = Plans.point(pp=8, dp=8, ep=8, zero_stage=1, recompute=RECOMPUTE_MODES.index("full"))
+    with_it, without = (
+        estimate(of, H100, recipe("megatron", {"cross_entropy": "parallel"}), plan)
+        for of in (model, model.model_copy(update={"mtp_layers": 0}))
+    )
+    more = np.max(with_it.footprint.working_set_bytes) - np.max(without.footprint.working_set_bytes)
+    assert more == 4 * 8192 * model.vocab_size
 
 
 def gathered_calls(found: Estimate) -> float:
