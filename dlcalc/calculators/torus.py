@@ -1,13 +1,15 @@
 """What a group of devices gets of the links of a torus, where each device has two links along every axis.
 
-A job's slice is as long along every axis as along any other. Ranks lie along the axes in their order, so a group of
-``n_ranks`` that are ``stride`` apart takes a part of one axis, then whole axes, then a part of another. Where slices
+A job's slice is as long along every axis as along any other, or twice as long along the first ones (8 x 16). Ranks lie
+along the axes in their order, so a group of ``n_ranks`` that are ``stride`` apart takes a part of one axis, then whole
+axes, then a part of another. Where slices
 can be cut to the job (optical switches between cubes), axes are as long as groups need them, and a group has the share
 of the axes that its logarithm says.
 
 Rates are fractions of all links of a device together.
 
-Ignores: slices that are longer along one axis, other layouts of ranks (blocks instead of lines), and twisted tori.
+Ignores: slices that are longer than twice along one axis, other layouts of ranks (blocks instead of lines), and twisted
+tori.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ class Slice(NamedTuple):
     n_axes: int
     n_devices: Array
     """Of the job, in one torus."""
-    closes: Array
-    """1 where every axis closes to a ring."""
+    closed_axes: Array
+    """How many axes close to rings, the first ones, which are the longest."""
     reshapes: bool
     """Whether axes are as long as the job's groups need them."""
 
@@ -40,6 +42,19 @@ class Slice(NamedTuple):
     def axes(self) -> Array:
         """Axes longer than one: a slice of four devices has two."""
         return np.clip(np.floor(np.log2(np.maximum(self.n_devices, 2.0))), 1.0, float(self.n_axes))
+
+    @property
+    def closes(self) -> NDArray[np.bool_]:
+        """Whether every axis closes to a ring."""
+        return np.asarray(self.closed_axes >= self.axes)
+
+    @property
+    def doublings(self) -> tuple[Array, Array]:
+        """Logarithm to base 2 of an axis's length, and how many axes, the first ones, are twice as long."""
+        total = np.round(np.log2(np.maximum(self.n_devices, 2.0)), _DIGITS)
+        whole = total == np.floor(total)
+        shorter = np.where(whole, np.floor(total / self.axes), total / self.axes)
+        return shorter, np.where(whole, total - shorter * self.axes, 0.0)
 
 
 class _Pieces(NamedTuple):
@@ -65,7 +80,7 @@ def ring_links_fraction(n_ranks: Array, stride: Array, torus: Slice) -> Array:
     """
     if torus.reshapes:
         share = _axes_share(n_ranks, torus)
-        closed = np.where(torus.closes > 0, share, np.clip(share, 1.0, np.maximum(torus.axes / 2.0, 1.0)))
+        closed = np.where(torus.closes, share, np.clip(share, 1.0, np.maximum(torus.axes / 2.0, 1.0)))
         return np.where(n_ranks == 2.0, 1.0 / LINKS_PER_AXIS, closed) / torus.n_axes
     part = _pieces(n_ranks, stride, torus)
     moved = (part.first - 1.0) / part.first_links + (part.last - 1.0) * part.first
@@ -94,7 +109,7 @@ def all_to_all_hops_factor(n_ranks: Array, stride: Array, torus: Slice) -> Array
     if torus.reshapes:
         spanned = _axes_share(n_ranks, torus)
         length = np.maximum(n_ranks, 1.0) ** (1.0 / spanned)
-        busiest = length / np.where((torus.closes > 0) | (spanned <= 1.0), 8.0, 4.0)
+        busiest = length / np.where(torus.closes | (spanned <= 1.0), 8.0, 4.0)
     else:
         busiest = _pieces(n_ranks, stride, torus).busiest
     others = np.maximum(n_ranks - 1.0, 1.0) / np.maximum(n_ranks, 1.0)
@@ -108,28 +123,47 @@ def _axes_share(n_ranks: Array, torus: Slice) -> Array:
 
 
 def _pieces(n_ranks: Array, stride: Array, torus: Slice) -> _Pieces:
-    length = np.maximum(torus.n_devices, 2.0) ** (1.0 / torus.axes)
-    begin = np.round(np.log(stride) / np.log(length), _DIGITS)
-    end = np.round(np.minimum(np.log(np.maximum(n_ranks, 1.0) * stride) / np.log(length), torus.axes), _DIGITS)
+    shorter, n_longer = torus.doublings
+
+    def doublings(axis: Array) -> Array:
+        """Of the axis of that number."""
+        return shorter + (axis < n_longer)
+
+    def ranks_before(axis: Array) -> Array:
+        return np.asarray(np.exp2(shorter * axis + np.minimum(axis, n_longer)))
+
+    def place(ranks: Array) -> Array:
+        """Where along the axes, counted from the first, that many ranks end."""
+        along = np.log2(np.maximum(ranks, 1.0))
+        of_longer = n_longer * (shorter + 1.0)
+        found = np.where(along <= of_longer, along / (shorter + 1.0), n_longer + (along - of_longer) / shorter)
+        return np.asarray(np.round(found, _DIGITS), dtype=np.float64)
+
+    begin = place(stride)
+    end = np.minimum(place(n_ranks * stride), torus.axes)
     begin = np.minimum(begin, end)
     up, down = np.ceil(begin), np.floor(end)
     inside = end <= up  # of one axis, of which others have the beginning
-    apart = length ** (begin - np.floor(begin))
-    first = np.where(inside, n_ranks, length ** (up - begin))
-    closes = torus.closes > 0
-    rings = closes & (~inside | (end == up))
+    begin_length, end_length = 2.0 ** doublings(np.floor(begin)), 2.0 ** doublings(down)
+    apart = begin_length ** (begin - np.floor(begin))
+    first = np.where(inside, n_ranks, begin_length ** (up - begin))
+    rings = (np.floor(begin) < torus.closed_axes) & (~inside | (end == up))
     first_links = np.where(rings, LINKS_PER_AXIS, 1.0) / apart
     n_whole = np.where(inside, 0.0, down - up)
-    last = np.where(inside, 1.0, length ** (end - down))
+    n_closed = np.clip(torus.closed_axes - up, 0.0, n_whole)
+    last = np.where(inside, 1.0, end_length ** (end - down))
+    longest_closed = np.where(n_closed > 0, 2.0 ** doublings(up), 0.0)
+    longest_open = np.where(n_whole > n_closed, 2.0 ** doublings(up + n_closed), 0.0)
     return _Pieces(
         first=first,
         first_links=first_links,
-        whole=length**n_whole,
-        whole_links=n_whole * np.where(closes, LINKS_PER_AXIS, 1.0),
+        whole=np.where(n_whole > 0, ranks_before(down) / ranks_before(up), 1.0),
+        whole_links=n_whole + n_closed * (LINKS_PER_AXIS - 1.0),
         last=last,
         busiest=np.maximum.reduce([
             np.where(first > 1.0, first * apart / np.where(rings, 8.0, 4.0), 0.0),
-            np.where(n_whole > 0, length / np.where(closes, 8.0, 4.0), 0.0),
+            longest_closed / 8.0,
+            longest_open / 4.0,
             np.where(last > 1.0, last / 4.0, 0.0),
         ]),
     )  # fmt: skip

@@ -159,8 +159,12 @@ def _through_the_torus(n_ranks: Array, stride: Array, node: Node, n_devices: Arr
 def _slice(axes: Torus, node: Node, n_devices: Array) -> torus.Slice:
     """The part of a job that shares a torus."""
     inside = np.minimum(n_devices, float(node.n_devices))
-    closes = np.asarray(inside >= axes.closed_from, dtype=np.float64)
-    return torus.Slice(n_axes=axes.n_axes, n_devices=inside, closes=closes, reshapes=axes.reshapes)
+    job = torus.Slice(axes.n_axes, inside, np.where(inside >= axes.closed_from, float(axes.n_axes), 0.0), axes.reshapes)
+    if axes.closed_axis_from is None:
+        return job
+    shorter, n_longer = job.doublings
+    longer_closes = 2.0 ** (shorter + 1.0) >= axes.closed_axis_from
+    return job._replace(closed_axes=np.maximum(job.closed_axes, n_longer * longer_closes))
 
 
 def node_bytes_per_s(n_ranks: Array, stride: Array, node: Node, n_devices: Array | None = None) -> Array:

@@ -102,6 +102,8 @@ class Torus(Spec):
     n_axes: Annotated[int, Field(ge=1, le=6)]
     closed_from: Degree
     """Devices of a job in one torus from which its slice closes to rings along every axis; smaller ones have ends."""
+    closed_axis_from: Degree | None = None
+    """Length from which an axis closes whatever the others do; None: they close together."""
     reshapes: bool = False
     """Whether a slice is cut to the job, so that its groups lie along whole axes (optical switches)."""
 

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 
 from dlcalc.calculators.torus import Slice, all_to_all_hops_factor, ring_links_fraction, ring_steps_count
+from dlcalc.costmodel.placement import links as placed
+from dlcalc.costmodel.plans import Plans
+from dlcalc.hardware_registry import load_hardware
 
 
-def busiest_link(length, n_axes, closes):
+def busiest_link(lengths, n_closed):
     """Shares of one n-th that the busiest link carries in an all-to-all, by shortest ways, one axis after the other."""
     loads: dict[tuple, float] = {}
-    for start, end in product(product(range(length), repeat=n_axes), repeat=2):
+    for start, end in product(product(*map(range, lengths)), repeat=2):
         here = list(start)
-        for axis in range(n_axes):
+        for axis, length in enumerate(lengths):
+            closes = axis < n_closed
             ahead = (end[axis] - here[axis]) % length if closes else end[axis] - here[axis]
             ways = [(ahead, 1.0)]
             if closes:
@@ -36,7 +40,7 @@ ALONE = np.float64(1.0)
 
 
 def torus(n_devices, n_axes, *, closes=True, reshapes=False):
-    return Slice(n_axes, np.float64(n_devices), np.float64(closes), reshapes)
+    return Slice(n_axes, np.float64(n_devices), np.float64(closes * n_axes), reshapes)
 
 
 def links(n_ranks, stride, job):
@@ -54,8 +58,35 @@ def test_an_all_to_all_takes_what_its_busiest_link_does(length, n_axes, closes, 
     job = torus(devices, n_axes, closes=closes, reshapes=reshapes)
     sent = (length**n_axes - 1) / links(devices, 1, job)  # shares of one rank to the others, by all its links at once
     assert float(all_to_all_hops_factor(devices, ALONE, job)) * sent == pytest.approx(
-        busiest_link(length, n_axes, closes)
+        busiest_link([length] * n_axes, n_axes * closes)
     )
+
+
+@pytest.mark.parametrize("n_closed", [0, 1, 2])
+def test_an_all_to_all_of_a_slice_that_is_longer_along_one_axis(n_closed):
+    """4 x 8 whose longer axis closes, or both, or neither."""
+    job = Slice(2, np.float64(32), np.float64(n_closed), reshapes=False)
+    sent = 31 / links(32, 1, job)
+    found = float(all_to_all_hops_factor(np.float64(32), ALONE, job)) * sent
+    assert found == pytest.approx(busiest_link([8, 4], n_closed))
+
+
+@pytest.mark.parametrize(
+    ("n_ranks", "stride", "used"),
+    [
+        (16, 1, 2),  # the axis of sixteen, which closes
+        (8, 16, 1),  # that of eight is a line
+        (128, 1, 3),
+        (8, 1, 1),  # half of sixteen
+        (16, 8, 15 / (1 / (2 / 8) + 7 * 2 / 1)),  # two shares of the longer axis, then along the other
+    ],
+)
+def test_the_longer_axis_of_8_x_16_closes(n_ranks, stride, used):
+    """As on a v5e or v6e: 128 devices."""
+    assert links(n_ranks, stride, Slice(2, np.float64(128), np.float64(1), reshapes=False)) == pytest.approx(used)
+    if stride == 1:
+        of_tp = placed(Plans.point(tp=n_ranks, dp=128 // n_ranks), load_hardware("tpu_v5e")).tp
+        assert float(of_tp.node_bytes_per_s) == pytest.approx(used / 4 * 200e9)
 
 
 @pytest.mark.parametrize(("n_axes", "closes", "corner"), [(2, True, 4), (2, False, 2), (3, True, 6), (3, False, 3)])
