@@ -79,7 +79,8 @@ def refused_by_pipeline(model: ModelSpec, recipe: Recipe, plans: Plans, stages: 
     return {
         "the layers do not split evenly over pp x vpp": even & _indivisible(model.n_layers, chunks),
         "splitting the embedding and the loss needs pp > 1": shared_out & (plans.pp == 1),
-        "a pipeline chunk would hold nothing": (plans.split != CUSTOM) & (chunks > model.n_layers + 2.0 * shared_out)
+        "a pipeline chunk would hold nothing": (plans.split != CUSTOM)
+        & (chunks > model.n_layers + (2.0 + 2.0 * model.mtp_layers) * shared_out)
         | (stages.fewest_layers < 0),
         "interleaving needs vpp > 1 and pp > 1": interleaved & ((plans.vpp == 1) | (plans.pp == 1)),
         "vpp > 1 needs an interleaved or V-shaped schedule": (plans.vpp > 1) & ~interleaved & ~two_chunks,

@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlcalc.calculators.schedule import DUALPIPE, ONE_F_ONE_B, ZB_V
-from dlcalc.calculators.stages import CUSTOM, StageLayers, chunk_recomputed_count, first_layer_count
+from dlcalc.calculators.stages import (
+    CUSTOM,
+    StageLayers,
+    chunk_recomputed_count,
+    first_layer_count,
+    weighing_mtp_layers_count,
+)
 from dlcalc.costmodel.estimate import Estimate
 from dlcalc.costmodel.footprint import offloaded_layer_bytes
 from dlcalc.costmodel.plans import Array, Plans, number
@@ -66,7 +72,8 @@ def chunks_of(
         cut = np.concatenate([[0.0], np.cumsum(custom_split)])
     else:
         chunk = np.arange(n_chunks + 1.0)
-        cut = first_layer_count(model.n_layers, chunk, n_chunks=number(n_chunks), split=plan.split)
+        weighing = weighing_mtp_layers_count(model.mtp_layers, schedule)
+        cut = first_layer_count(model.n_layers, chunk, n_chunks=number(n_chunks), split=plan.split, mtp_layers=weighing)
     at = np.minimum(cut, model.n_layers).astype(int)
     windowed, moe = (_per_chunk(kinds, at) for kinds in (model.layer_is_windowed, model.layer_is_moe))
     layers = np.diff(cut)

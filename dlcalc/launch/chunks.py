@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlcalc.calculators.stages import SPLITS, first_layer_count
+from dlcalc.calculators.schedule import SCHEDULES
+from dlcalc.calculators.stages import SPLITS, first_layer_count, weighing_mtp_layers_count
 from dlcalc.launch.job import PlanValues
 from dlcalc.specs.model import ModelSpec
 
@@ -19,5 +20,6 @@ def chunk_layers(model: ModelSpec, plan: PlanValues, custom: tuple[int, ...] | N
         np.arange(n_chunks + 1.0),
         n_chunks=float(n_chunks),
         split=float(SPLITS.index(plan.split)),
+        mtp_layers=weighing_mtp_layers_count(model.mtp_layers, SCHEDULES.index(plan.schedule)),
     )
     return tuple(int(count) for count in np.diff(ends))

@@ -92,7 +92,7 @@ def test_the_worst_stage_is_among_the_bounding_ones(model):
     [
         pytest.param("llama3-8b", {"pp": 11, "tp": 8, "dp": 1}, id="2, 3, 3, 3, 3, 4 layers ..."),
         pytest.param("llama3-70b", {"pp": 9, "recompute": "full", "recompute_layers": 2}, id="9, 10 layers"),
-        pytest.param("deepseek-v3", {"pp": 5}, id="dense layers on the first stage alone"),
+        pytest.param("deepseek-v3", {"pp": 8}, id="7, 8 ... 9 layers, three of them dense on the first stage"),
     ],
 )
 def test_more_in_flight_outweighs_a_layer_more(model, plan):

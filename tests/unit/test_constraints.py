@@ -249,7 +249,13 @@ CASES = [
         "megatron",
     ),
     ("the framework has no such schedule", DENSE, {"pp": 4, "vpp": 2, **V}, {"pp": 4}, "megatron"),
-    ("the framework has no such schedule", DENSE, {"pp": 4, **DUAL}, {"pp": 4, "vpp": 2, **V}, "torchtitan"),
+    (
+        "the framework has no such schedule",
+        DENSE,
+        {"pp": 4, "vpp": 2, **V},
+        {"pp": 4, "vpp": 2, **INTERLEAVED},
+        "torchtitan",
+    ),
     ("the framework has no such recomputation", DENSE, {"recompute": "op_sac"}, {"recompute": "selective"}, "megatron"),
     (
         "the framework has no such recomputation",

@@ -132,6 +132,18 @@ def test_the_cuts_of_trainers_are_among_them(pp, vpp):
     assert np.abs(np.cumsum(cut) - np.cumsum(lighter)).max() <= 1  # where rounding falls may differ
 
 
+@pytest.mark.parametrize("n_chunks", [4, 8, 16, 32])
+def test_a_module_of_multi_token_prediction_weighs_two_layers_beside_the_loss(n_chunks):
+    """DeepSeek-V3's 61 layers: the last chunk has three units less, whose sum is as equal as whole layers allow."""
+    chunks = np.arange(n_chunks + 1.0)
+    layers = np.diff(first_layer_count(61, chunks, n_chunks=n_chunks, split=EMBEDDING_AND_LOSS, mtp_layers=1))
+    assert layers.sum() == 61
+    units = layers + (chunks[:-1] == 0) + 3.0 * (chunks[1:] == n_chunks)
+    assert units.max() - units.min() <= 1 + (n_chunks == 32)  # of two units a chunk, three are more than its share
+    even = np.diff(first_layer_count(61, chunks, n_chunks=n_chunks, split=EVEN, mtp_layers=1))
+    assert even.max() - even.min() <= 1
+
+
 def test_an_even_cut_takes_what_the_even_split_takes():
     scenario = _scenario("dense", "auto")
     designs = stage_designs(scenario)

@@ -197,7 +197,8 @@ def test_memory_is_what_a_driver_would_report(machine):
     device = machine.device
     usable = device.usable_hbm_gib or device.hbm_gib
     ecc = 15 / 16 if machine.name in ("a10g", "l40s", "g6e.48xlarge") else 1.0  # GDDR6 keeps its check bits in itself
-    assert 0.975 * ecc * device.hbm_gib.value < usable.value <= device.hbm_gib.value
+    least = 0.96 if machine.name == "tpu_v4" else 0.975  # its runtime reserves 1.25 GiB
+    assert least * ecc * device.hbm_gib.value < usable.value <= device.hbm_gib.value
     assert device.hbm_bytes == usable.value * 2**30
 
 
@@ -229,7 +230,7 @@ def test_every_number_names_a_place_to_look_it_up(machine):
     sources += [value.source for value in _quoted(machine.fabric)]
     sources += [group.link_gb_per_s.source for group in machine.node.groups]
     assert len(sources) >= 9
-    words = ("https://", "derived", "assumed", "PyTorch prints", "CUDA reports")
+    words = ("https://", "derived", "assumed", "PyTorch prints", "XLA prints", "CUDA reports")
     for source in sources:
         assert any(word in source for word in words), source
 

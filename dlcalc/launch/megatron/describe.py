@@ -158,7 +158,8 @@ def _pipeline(job: Job) -> dict[str, Value]:
     if plan.split == SPLITS[0] and n_layers % n_chunks == 0:
         return virtual
     shared_out = {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}
-    if plan.split == "embedding_and_loss" and (n_layers + 2) % n_chunks == 0:
+    own_rule = (n_layers + 2) % n_chunks == 0 and not job.model.mtp_layers  # of which it knows nothing
+    if plan.split == "embedding_and_loss" and own_rule:
         return {**virtual, **shared_out}
     return {"pipeline_model_parallel_layout": layout_of(job.chunk_layers, mtp_layers=job.model.mtp_layers)}
 

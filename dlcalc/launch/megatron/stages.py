@@ -17,7 +17,7 @@ def pipeline_knobs(said: Said, model: ModelSpec) -> tuple[Knobs, tuple[int, ...]
     pp = said.count("pipeline_model_parallel_size", 1)
     chunks = _laid_out(said, model, pp) or _dealt_out(said, model, pp)
     vpp = len(chunks) // pp
-    named = [name for name in SPLITS[:2] if chunks == _chunks(model.n_layers, pp * vpp, name)]
+    named = [name for name in SPLITS[:2] if chunks == _chunks(model, pp * vpp, name)]
     if said.on("account_for_embedding_in_pipeline_split") and said.on("account_for_loss_in_pipeline_split"):
         named.reverse()
     split = named[0] if named else "custom"
@@ -26,11 +26,15 @@ def pipeline_knobs(said: Said, model: ModelSpec) -> tuple[Knobs, tuple[int, ...]
     return knobs, chunks
 
 
-def _chunks(n_layers: int, n_chunks: int, split: str) -> tuple[int, ...] | None:
-    if split == "even" and n_layers % n_chunks:
+def _chunks(model: ModelSpec, n_chunks: int, split: str) -> tuple[int, ...] | None:
+    if split == "even" and model.n_layers % n_chunks:
         return None
     before = first_layer_count(
-        n_layers, np.arange(n_chunks + 1.0), n_chunks=float(n_chunks), split=float(SPLITS.index(split))
+        model.n_layers,
+        np.arange(n_chunks + 1.0),
+        n_chunks=float(n_chunks),
+        split=float(SPLITS.index(split)),
+        mtp_layers=model.mtp_layers,
     )
     return tuple(int(count) for count in np.diff(before))
 
