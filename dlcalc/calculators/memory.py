@@ -82,18 +82,23 @@ def optimizer_bytes(
 
 
 def fsdp_working_set_bytes(
-    layer_params: Numeric, *, weight_bytes: float, grad_reduce_bytes: float, prefetched_layers: float = 1.0
+    layer_params: Numeric,
+    *,
+    gathered_bytes: Numeric,
+    weight_bytes: float,
+    grad_reduce_bytes: float,
+    prefetched_layers: float = 1.0,
 ) -> Numeric:
     """What ZeRO stage 3 has of whole layers, at most: this layer's and the prefetched weights, and gradients.
 
-    In the backward pass: ``(1 + prefetched)`` layers of gathered weights, the layer's gradients as they come out of the
-    matmuls, and the layer before's in the dtype they are reduced in. Where matrices are gathered one by one, the same
-    of matrices.
+    In the backward pass: ``(1 + prefetched)`` layers of gathered weights, of ``gathered_bytes`` each, the layer's
+    gradients as they come out of the matmuls, and the layer before's in the dtype they are reduced in. Where matrices
+    are gathered one by one, the same of matrices.
 
     Assumes: ``layer_params`` is of the largest layer (or matrix), per tp rank.
     Source: [zhao2023fsdp] sections 3.3 and 4.
     """
-    return layer_params * ((1.0 + prefetched_layers) * weight_bytes + weight_bytes + grad_reduce_bytes)
+    return layer_params * ((1.0 + prefetched_layers) * gathered_bytes + weight_bytes + grad_reduce_bytes)
 
 
 def backward_working_set_bytes(

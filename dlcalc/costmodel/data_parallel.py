@@ -19,14 +19,14 @@ from dlcalc.costmodel.constraints import Mask
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import Array, Plans
+from dlcalc.costmodel.quantized_weights import GATHERED_BYTES, gathered_weight_bytes
 from dlcalc.costmodel.stage_params import StageParams
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.model import ModelSpec
+from dlcalc.specs.recipe import Recipe
 
 EDGE_UNITS = 2.0
 """Embedding and head, which trainers that gather a layer at a time gather on their own."""
-GATHERED_BYTES = 2.0
-"""Of a weight as it is gathered."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +82,15 @@ def data_parallel_exchanges(
     reduce_bytes = float(profile.grad_reduce_bytes)
 
     reduced = across = gathered = np.zeros(())
-    held = [(params.dense, links.shard)]
+    dense_bytes, expert_bytes = gathered_bytes(plans, params, machine.recipe)
+    held = [(params.dense, links.shard, dense_bytes)]
     if np.any(params.expert):
-        held.append((params.expert, links.expert_shard))
-    for elements, link in held:  # mesh x pipe x data
+        held.append((params.expert, links.expert_shard, expert_bytes))
+    for elements, link, sent_bytes in held:  # mesh x pipe x data
         calls = collectives_count(model, plans, elements, profile)
         size = elements * reduce_bytes
         reduced = reduced + calls * _group_comm(link, size / calls, machine, scattered)
-        gathered = gathered + calls * _gather_comm(link, elements * GATHERED_BYTES / calls, machine)
+        gathered = gathered + calls * _gather_comm(link, sent_bytes / calls, machine)
         shard = size / link.n_ranks / calls
         across = across + calls * _group_comm(links.replicate, shard, machine, np.zeros_like(plans.zero_stage))
     whole = accumulates_whole(plans, profile, micro_batches)
@@ -121,6 +122,14 @@ def data_parallel_exchanges(
             backward_s=backward,
         ),
     }
+
+
+def gathered_bytes(plans: Plans, params: StageParams, recipe: Recipe) -> tuple[Array, Array]:
+    """Of the weights of a stage, dense ones and experts, as they are gathered; embeddings and heads in 16 bits."""
+    linear = gathered_weight_bytes(recipe, zero_stage=plans.zero_stage, offload_optimizer=plans.offload_optimizer)
+    unquantized = np.minimum(np.max(params.stage_unquantized, axis=0), params.dense)
+    dense = params.dense * linear + unquantized * (GATHERED_BYTES - linear)
+    return np.asarray(dense), np.asarray(params.expert * linear)
 
 
 def chunk_windows_count(plans: Plans) -> Array:

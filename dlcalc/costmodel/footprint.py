@@ -17,10 +17,10 @@ import numpy as np
 from dlcalc.calculators import activations, context_parallel, logits, memory, params
 from dlcalc.calculators.schedule import DUALPIPE, GPIPE, in_flight_micro_batches_count
 from dlcalc.calculators.stages import StageLayers
-from dlcalc.costmodel.data_parallel import GATHERED_BYTES, accumulates_whole, bucket_params
+from dlcalc.costmodel.data_parallel import accumulates_whole, bucket_params
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.plans import Array, Plans, number
-from dlcalc.costmodel.quantized_weights import copies_share
+from dlcalc.costmodel.quantized_weights import GATHERED_BYTES, copies_share, gathered_weight_bytes
 from dlcalc.costmodel.recomputation import recomputed_fraction
 from dlcalc.costmodel.stage_params import StageParams, state_shards
 from dlcalc.costmodel.stage_times import layer_totals
@@ -141,7 +141,12 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
     if profile.gathers_by_matrix:
         unit = np.minimum(unit, params.largest_matrix_params(model, tp=plans.tp, ep=plans.ep, etp=plans.etp))
     gathered = (plans.zero_stage == 3) * memory.fsdp_working_set_bytes(
-        unit, weight_bytes=2.0, grad_reduce_bytes=float(profile.grad_reduce_bytes)
+        unit,
+        gathered_bytes=gathered_weight_bytes(
+            machine.recipe, zero_stage=plans.zero_stage, offload_optimizer=plans.offload_optimizer
+        ),
+        weight_bytes=GATHERED_BYTES,
+        grad_reduce_bytes=float(profile.grad_reduce_bytes),
     )  # mesh x data
     params_held = held.stage_dense + held.stage_expert
     on_their_way = params_held if profile.keeps_16_bit_gradients and profile.grad_bytes > 2 else held.layer_dense

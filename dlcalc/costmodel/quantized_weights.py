@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from dlcalc.calculators.memory import QUANTIZED_WEIGHT_BYTES
 from dlcalc.costmodel.plans import Array
 from dlcalc.specs.hardware import Precision
@@ -18,6 +20,21 @@ def gathers_quantized(precision: Precision, *, zero_stage: Array | int, offload_
     """
     furthest = FURTHEST_STAGE.get(precision, 0)
     return (zero_stage >= 1) & (zero_stage <= furthest) & (offload_optimizer == 0)
+
+
+GATHERED_BYTES = 2.0
+"""Of a weight as it is gathered, in 16 bits."""
+QUANTIZED_GATHERED_BYTES = {"fp8": 1.0, "nvfp4": 0.5 + 1 / 16}
+"""The same where it lives in low precision alone; those of mxfp8 are gathered in 16 bits all the same."""
+
+
+def gathered_weight_bytes(recipe: Recipe, *, zero_stage: Array, offload_optimizer: Array) -> Array | float:
+    """Of a linear layer's weight as data-parallel ranks gather it."""
+    profile, quantized = recipe.framework, QUANTIZED_GATHERED_BYTES.get(recipe.precision)
+    if quantized is None or not (profile.caches_quantized_weights and profile.gathers_quantized_weights):
+        return GATHERED_BYTES
+    alone = gathers_quantized(recipe.precision, zero_stage=zero_stage, offload_optimizer=offload_optimizer)
+    return np.where(alone, quantized, GATHERED_BYTES)
 
 
 def copies_share(recipe: Recipe, *, zero_stage: Array, offload_optimizer: Array) -> Array | float:

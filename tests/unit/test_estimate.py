@@ -327,6 +327,25 @@ def test_losses_of_predicted_tokens_wait_for_that_of_the_next():
     assert more == 4 * 8192 * model.vocab_size
 
 
+@pytest.mark.parametrize(
+    ("precision", "zero_stage", "offload_optimizer", "linear"),
+    [("fp8", 1, 0, 1.0), ("fp8", 3, 0, 1.0), ("fp8", 1, 1, 2.0), ("mxfp8", 1, 0, 2.0), ("nvfp4", 1, 0, 0.5625)],
+)
+def test_weights_that_live_in_low_precision_are_gathered_so(precision, zero_stage, offload_optimizer, linear):
+    """Embedding and head in 16 bits; nothing of them where the optimizer hands 16 bits back, or in mxfp8."""
+    plan = {"dp": 8, "zero_stage": zero_stage, "offload_optimizer": offload_optimizer}
+    b200 = load_hardware("b200")
+    found = estimate(LLAMA, b200, recipe("megatron", precision=precision), Plans.point(**plan))
+    data = next(axis for axis in axis_facts(found) if axis.axis == "DP")
+    sent = sum(c.size_bytes * c.calls_per_step for c in data.collectives if c.operation == "all_gather")
+    times = 2 * 8 if zero_stage == 3 else 1
+    outer = 2 * LLAMA.vocab_size * LLAMA.hidden_size
+    assert sent == pytest.approx(times * (linear * (trained_params(LLAMA) - outer) + 2 * outer), rel=1e-3)
+    assert float(found.step.param_gather_sent_s) == pytest.approx(
+        sum(c.sent_s for c in data.collectives if c.operation == "all_gather")
+    )
+
+
 def gathered_calls(found: Estimate) -> float:
     data = next(axis for axis in axis_facts(found) if axis.axis == "DP")
     return sum(call.calls_per_step for call in data.collectives if call.operation == "all_gather")

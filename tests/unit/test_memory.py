@@ -541,8 +541,10 @@ def test_states_are_split_from_their_stage_on():
 
 def test_fsdp_working_set():
     """Two layers of bf16 weights, one of bf16 gradients, one being reduced in fp32."""
-    assert fsdp_working_set_bytes(100.0, weight_bytes=2.0, grad_reduce_bytes=4.0) == 100 * (2 * 2 + 2 + 4)
-    assert fsdp_working_set_bytes(1.0, weight_bytes=2.0, grad_reduce_bytes=2.0, prefetched_layers=0.0) == 6
+    sizes = {"weight_bytes": 2.0, "grad_reduce_bytes": 4.0}
+    assert fsdp_working_set_bytes(100.0, gathered_bytes=2.0, **sizes) == 100 * (2 * 2 + 2 + 4)
+    assert fsdp_working_set_bytes(100.0, gathered_bytes=1.0, **sizes) == 100 * (2 * 1 + 2 + 4)
+    assert fsdp_working_set_bytes(1.0, gathered_bytes=2.0, prefetched_layers=0.0, **sizes) == 8
 
 
 def test_backward_working_set_of_a_dense_layer():

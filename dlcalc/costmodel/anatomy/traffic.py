@@ -20,9 +20,9 @@ from dlcalc.calculators.communication import (
 )
 from dlcalc.costmodel.anatomy.numbers import plain
 from dlcalc.costmodel.data_parallel import (
-    GATHERED_BYTES,
     accumulates_whole,
     collectives_count,
+    gathered_bytes,
     gathers_again,
     reduces_whole,
 )
@@ -294,9 +294,9 @@ class _Talk:
             size = plain(embedding_gradient_bytes(self.model, plan, where, self.recipe))
             what = "gradients of the embedding, first and last stage"
             yield self.between_stages(what, "all_reduce", size, 2.0, 1.0)
-        for of, elements, link in parts:
-            piece = elements / pieces[of] * GATHERED_BYTES
-            yield self.call(f"parameters{of}", "all_gather", piece, link, gathers * pieces[of])
+        sent = dict(zip(("", " of experts"), map(plain, gathered_bytes(plan, held, self.recipe)), strict=True))
+        for of, _, link in parts:
+            yield self.call(f"parameters{of}", "all_gather", sent[of] / pieces[of], link, gathers * pieces[of])
 
 
 def _layer_counts(found: Estimate) -> dict[str, float]:
