@@ -186,6 +186,23 @@ def tp_overlap_buffer_bytes(
     return overlap_tp * tokens * model.hidden_size * per_element
 
 
+def dispatch_buffer_bytes(
+    *, tokens: Numeric, hidden_size: float, n_experts: float, ep: Numeric, domain_ranks: Numeric
+) -> Numeric:
+    """Buffers of a dispatcher that writes into the memory of other ranks, sized for all tokens going to one of them.
+
+    ``tokens`` of a rank, times the ``ep`` ranks, each with its hidden states in 16 bits and an fp32 weight for every
+    expert of the ``domain_ranks`` ranks that share a domain of fast links. Both ways share them inside one domain;
+    across several each way has its own.
+
+    Source: [zhao2025deepep] HybridEP: ``max_num_of_tokens`` of csrc/hybrid_ep/buffer/intranode.cu.
+    """
+    ep, domain_ranks = np.asarray(ep, dtype=float), np.asarray(domain_ranks, dtype=float)
+    within = np.minimum(ep, domain_ranks)
+    each = ACTIVATION_BYTES * hidden_size + 4.0 * n_experts * within / ep
+    return np.asarray((ep > 1) * (1.0 + (ep > domain_ranks)) * tokens * ep * each)
+
+
 def bucket_buffer_bytes(
     params: Numeric,
     *,

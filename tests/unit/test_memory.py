@@ -21,6 +21,7 @@ from dlcalc.calculators.logits import chunked_loss_bytes, logits_loss_bytes, wai
 from dlcalc.calculators.memory import (
     backward_working_set_bytes,
     bucket_buffer_bytes,
+    dispatch_buffer_bytes,
     fsdp_working_set_bytes,
     gradient_bytes,
     optimizer_bytes,
@@ -317,6 +318,16 @@ def test_op_by_op_recomputation_keeps_what_experts_ranks_exchanged(ep):
     """torchtitan saves all-to-alls: a tensor of every token for each of its 8 experts, there and back."""
     terms = moe_activation_bytes(DEEPSEEK_V3, FUSED, recompute=OP_SAC, ep=ep, etp=1.0, tokens=1.0, **ONE_DEVICE).terms
     assert terms.get("exchanged", 0) == (ep > 1) * 2 * 2 * 7168 * 8
+
+
+def test_a_dispatcher_of_racks_has_room_for_all_tokens_on_one_rank():
+    """DeepSeek-V3, 4,096 tokens from each of 64 ranks: 3.5 GiB of states and a quarter of weights, twice over racks."""
+    shape = {"tokens": 4096.0, "hidden_size": 7168.0, "n_experts": 256.0}
+    rack = dispatch_buffer_bytes(ep=64.0, domain_ranks=72.0, **shape)
+    assert rack == 4096 * 64 * (2 * 7168 + 4 * 256) == 3.75 * 2**30
+    racks = dispatch_buffer_bytes(ep=128.0, domain_ranks=64.0, **shape)
+    assert racks == 2 * 4096 * 128 * (2 * 7168 + 4 * 128)
+    assert dispatch_buffer_bytes(ep=1.0, domain_ranks=72.0, **shape) == 0
 
 
 def test_a_loss_in_chunks_has_an_eighth_of_the_logits():
