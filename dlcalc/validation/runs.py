@@ -84,7 +84,7 @@ class RunReader:
             model=model,
             hardware=hardware,
             recipe=recipe,
-            plan=_plan(run, model, profile, mesh, custom, remarks),
+            plan=_plan(run, model, hardware, profile, mesh, custom, remarks),
             custom_split=custom,
             memory_kind=_memory_kind(run),
             remarks=tuple(remarks),
@@ -236,6 +236,7 @@ def _memory_kind(run: MeasuredRun) -> MemoryKind:
 def _plan(
     run: MeasuredRun,
     model: ModelSpec,
+    hardware: HardwareSpec,
     profile: FrameworkProfile,
     mesh: Mesh,
     custom: tuple[int, ...] | None,
@@ -266,7 +267,7 @@ def _plan(
         micro_batch=run.whole("micro_batch", 1),
         recompute=redo.mode, recompute_layers=_recomputed_layers(run, redo.layers, model, mesh),
         zero_stage=zero,
-        dp_replicate=_replicas(run, dp * cp, remarks) if zero else 1,
+        dp_replicate=_replicas(run, dp * cp, remarks, usual=_slices(hardware, mesh) if zero == 3 else 1) if zero else 1,
         sequence_parallel=sequence_parallel,
         overlap_grad=overlap_grad,
         overlap_param=zero > 0 and _or(overlap_param, profile.overlap_param and (overlap_grad or zero == 3)),
@@ -299,11 +300,18 @@ def _expert_tp(mesh: Mesh, profile: FrameworkProfile) -> int:
     return mesh.tp if profile.name.startswith("megatron") and stage_devices % (mesh.tp * mesh.ep) == 0 else 1
 
 
-def _replicas(run: MeasuredRun, ranks: int, remarks: list[str]) -> int:
+def _slices(hardware: HardwareSpec, mesh: Mesh) -> int:
+    """Slices of TPUs that a job takes, each of which JAX's trainers give a copy of the weights unless told."""
+    devices = mesh.tp * mesh.cp * mesh.pp * mesh.dp
+    whole = hardware.family == "google_tpu" and devices % hardware.node.n_devices == 0 and mesh.ep == 1
+    return devices // hardware.node.n_devices if whole else 1
+
+
+def _replicas(run: MeasuredRun, ranks: int, remarks: list[str], *, usual: int) -> int:
     """Copies of the sharded states, from how many ranks share one."""
     text = run.extras.get("fsdp_shard_group", "")
     if not text:
-        return 1
+        return usual if ranks % usual == 0 and usual < ranks else 1
     group = number_in(text)
     if group is None or group < 1 or ranks % group:
         remarks.append("fsdp_shard_group does not divide the data-parallel ranks; states are sharded over all of them")

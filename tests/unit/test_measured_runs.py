@@ -45,6 +45,8 @@ DENSE = {
 }  # fmt: skip
 EXPERTS = {**DENSE, "model": "qwen3-30b-a3b"}
 LATENT = {**DENSE, "model": "deepseek-v2"}
+TPU = {**DENSE, "hardware": "tpu_v5e", "framework": "maxtext", "gpus": "512", "global_batch": "512"}
+"""Two slices of 256."""
 
 
 def run(fields=DENSE, **changes):
@@ -222,6 +224,9 @@ def test_a_pipeline_of_absurd_length_is_refused():
         (DENSE, {"extras": "megatron_fsdp=1"}, "zero_stage", 3),
         (DENSE, {"zero_stage": 3, "extras": "reshard_after_forward=0"}, "zero_stage", 2),
         (DENSE, {"zero_stage": 3, "extras": "fsdp_shard_group=4"}, "dp_replicate", 4),
+        (TPU, {}, "dp_replicate", 2),
+        (TPU, {"gpus": 256}, "dp_replicate", 1),
+        (TPU, {"extras": "fsdp_shard_group=512"}, "dp_replicate", 1),
         (DENSE, {"tp": 2, "sequence_parallel": "false"}, "sequence_parallel", False),
         (DENSE, {"tp": 2}, "sequence_parallel", True),
         (DENSE, {"sequence_parallel": "true"}, "sequence_parallel", False),  # no ranks to share a sequence
