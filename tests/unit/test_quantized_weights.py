@@ -35,7 +35,7 @@ def memory(precision, framework="megatron", allow=None, **knobs):
         ("fp8", {"dp": 8, "zero_stage": 1, "offload_optimizer": 1}, 2.0),
         ("fp8", {"dp": 8, "zero_stage": 1}, 0.0),  # gathered, and kept in fp8 alone
         ("mxfp8", {"dp": 8, "zero_stage": 1}, 0.0),
-        ("fp8", {"dp": 8, "zero_stage": 3}, 0.0),  # whole layers come and go
+        ("fp8", {"dp": 8, "zero_stage": 3}, -2 / 32),  # whole layers come and go, two of 32 at a time, in fp8
         ("bf16", {"dp": 1, "zero_stage": 0, "overlap_param": 0}, 0.0),
     ],
 )

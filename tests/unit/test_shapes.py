@@ -52,6 +52,7 @@ MEMORY = {  # beside the axis of stages
     "working_set_bytes": "mesh pipe batch redo tensor",
     "stage_buffers_bytes": "mesh pipe batch tensor",
     "overlap_buffers_bytes": "mesh batch tensor",
+    "dispatch_buffers_bytes": "",  # there is one of racks only
     "context_bytes": "",
 }
 TOTALS = {
