@@ -18,11 +18,14 @@ from dlcalc.specs.model import ModelSpec
 
 Array = NDArray[np.float64]
 
-SPLITS = ("even", "embedding_and_loss", "custom")
+SPLITS = ("even", "embedding_and_loss", "custom", "loss")
 """even: equally many layers per chunk; embedding_and_loss: each of the two counts as one layer, and a module of
-multi-token prediction with its loss as two; custom: given outright. Under dualpipe, where both ends share a device,
-such a module counts as nothing: what it takes too much is less than a layer more on another device."""
-EVEN, EMBEDDING_AND_LOSS, CUSTOM = range(3)
+multi-token prediction with its loss as two; loss: the same without the embedding; custom: given outright. Under
+dualpipe, where both ends share a device, such a module counts as nothing: what it takes too much is less than a layer
+more on another device."""
+EVEN, EMBEDDING_AND_LOSS, CUSTOM, LOSS = range(4)
+NAMED_SPLITS = ("even", "embedding_and_loss", "loss")
+"""Those that follow from a word."""
 LAYER_ROWS = 7
 """Of a table of stages, those that every pipeline has."""
 
@@ -67,13 +70,13 @@ def first_layer_count(
     """Layers before chunk ``chunk``: ``clip(round(c (L + e + l) / C) - e, 0, L)``.
 
     e and l are what embedding and loss weigh: one layer each, the loss two more for every module of multi-token
-    prediction beside it; both 0 where layers alone are split.
+    prediction beside it; e is 0 where the loss alone counts, both are where layers alone are split.
 
     Assumes: chunks as equal as whole layers allow.
     Source: [derived] equal shares of L + e + l units, the outer ones of which are not layers.
     """
     embedding = 1.0 * (np.asarray(split) == EMBEDDING_AND_LOSS)
-    loss = embedding * (1.0 + 2.0 * mtp_layers)
+    loss = np.isin(split, (EMBEDDING_AND_LOSS, LOSS)) * (1.0 + 2.0 * mtp_layers)
     cut = np.floor(chunk * (n_layers + embedding + loss) / n_chunks + 0.5) - embedding
     return np.asarray(np.clip(cut, 0, n_layers))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dlcalc.calculators.context_parallel import ALL_TO_ALL
 from dlcalc.calculators.schedule import SCHEDULES
-from dlcalc.calculators.stages import CUSTOM, EMBEDDING_AND_LOSS, EVEN, StageLayers
+from dlcalc.calculators.stages import CUSTOM, EMBEDDING_AND_LOSS, EVEN, LOSS, StageLayers, first_layer_count
 from dlcalc.costmodel.plans import ALL_LAYERS, PER_STAGE, Array, Plans
 from dlcalc.specs.hardware import Node
 from dlcalc.specs.model import ModelSpec
@@ -75,13 +75,14 @@ def refused_by_pipeline(model: ModelSpec, recipe: Recipe, plans: Plans, stages: 
     interleaved = plans.schedule == INTERLEAVED
     two_chunks = np.isin(plans.schedule, NEEDS_TWO_CHUNKS)
     even = plans.split == EVEN
-    shared_out = plans.split == EMBEDDING_AND_LOSS
+    shared_out = np.isin(plans.split, (EMBEDDING_AND_LOSS, LOSS))
+    beside = (plans.split == EMBEDDING_AND_LOSS) + shared_out * (1.0 + 2.0 * model.mtp_layers)  # layers
     return {
         "the layers do not split evenly over pp x vpp": even & _indivisible(model.n_layers, chunks),
         "splitting the embedding and the loss needs pp > 1": shared_out & (plans.pp == 1),
-        "a pipeline chunk would hold nothing": (plans.split != CUSTOM)
-        & (chunks > model.n_layers + (2.0 + 2.0 * model.mtp_layers) * shared_out)
-        | (stages.fewest_layers < 0),
+        "a pipeline chunk would hold nothing": (plans.split != CUSTOM) & (chunks > model.n_layers + beside)
+        | (stages.fewest_layers < 0)
+        | _nothing_before_the_loss(model, plans),
         "interleaving needs vpp > 1 and pp > 1": interleaved & ((plans.vpp == 1) | (plans.pp == 1)),
         "vpp > 1 needs an interleaved or V-shaped schedule": (plans.vpp > 1) & ~interleaved & ~two_chunks,
         "the schedule needs exactly two chunks per stage": two_chunks & (plans.vpp != 2),
@@ -91,6 +92,21 @@ def refused_by_pipeline(model: ModelSpec, recipe: Recipe, plans: Plans, stages: 
         "the schedule needs at least two micro-batches per stage": (plans.schedule == DUALPIPE)
         & (micro_batches < 2 * plans.pp),
     }
+
+
+def _nothing_before_the_loss(model: ModelSpec, plans: Plans) -> Mask:
+    """Where what the loss weighs beyond a layer leaves none to the chunk before the last."""
+    if not model.mtp_layers or not np.any(np.isin(plans.split, (EMBEDDING_AND_LOSS, LOSS))):
+        return np.zeros((), dtype=bool)
+    chunks = plans.pp * plans.vpp
+    before, last = (
+        first_layer_count(
+            model.n_layers, chunks - back, n_chunks=chunks, split=plans.split, mtp_layers=model.mtp_layers
+        )
+        for back in (2.0, 1.0)
+    )
+    weighs = np.isin(plans.split, (EMBEDDING_AND_LOSS, LOSS)) & (plans.schedule != DUALPIPE)
+    return np.asarray(weighs & (chunks > 2) & (last <= before))
 
 
 def refused_by_recompute(model: ModelSpec, plans: Plans, stages: StageLayers) -> Mapping[str, Mask]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from dlcalc.calculators.context_parallel import CP_EXCHANGES
 from dlcalc.calculators.schedule import SCHEDULES
-from dlcalc.calculators.stages import SPLITS
+from dlcalc.calculators.stages import NAMED_SPLITS, SPLITS
 from dlcalc.costmodel.plans import ALL_LAYERS, NAMES, Array, Plans, code_of
 from dlcalc.costmodel.targets.transformer_engine import unknown_exchanges
 from dlcalc.errors import FieldError
@@ -208,7 +208,10 @@ def _pipe_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     own = recipe.framework.schedules
     alone = () if "1f1b" in own else ("1f1b",)  # what a plan without a pipeline is called
     names = _words(ranges.schedule, auto=(*alone, *own), full=SCHEDULES)
-    splits = _words(ranges.split, auto=SPLITS[:2], full=SPLITS[:2])
+    usual = (
+        NAMED_SPLITS if model.mtp_layers else NAMED_SPLITS[:2]
+    )  # a last stage with no more than the loss takes little
+    splits = _words(ranges.split, auto=usual, full=NAMED_SPLITS)
     chunks = [
         v for v in range(2, MOST_CHUNKS + 1) if any(total % v == 0 for total in (model.n_layers, model.n_layers + 2))
     ]

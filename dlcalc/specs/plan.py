@@ -12,7 +12,7 @@ from dlcalc.specs.framework import CpExchange
 from dlcalc.specs.recompute import JOIN, SIMPLE_MODES, combined
 
 Schedule = Literal["1f1b", "interleaved", "zb-h1", "zb-v", "gpipe", "dualpipe"]
-Split = Literal["even", "embedding_and_loss", "custom"]
+Split = Literal["even", "embedding_and_loss", "custom", "loss"]
 
 
 def _known(mode: str) -> str:

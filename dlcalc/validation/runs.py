@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
+from dlcalc.calculators.stages import NAMED_SPLITS
 from dlcalc.costmodel.plans import ALL_LAYERS, Plans
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import HardwareRegistry, is_file_name
@@ -335,9 +336,11 @@ def _offloaded_layers(run: MeasuredRun, model: ModelSpec, mesh: Mesh) -> int:
 def _split(run: MeasuredRun, model: ModelSpec, n_chunks: int, custom: tuple[int, ...] | None) -> str:
     if custom is not None:
         return "custom"
-    if run.extras.get("split", "") in ("even", "embedding_and_loss"):
+    if run.extras.get("split", "") in NAMED_SPLITS:
         return run.extras["split"]
     shared_out = any(run.flag(key) for key in ("uneven_pp", "emb_in_pp_split", "loss_in_pp_split"))
+    if n_chunks > 1 and run.flag("loss_in_pp_split") and not run.flag("emb_in_pp_split", "uneven_pp"):
+        return "loss"
     return "embedding_and_loss" if n_chunks > 1 and (shared_out or model.n_layers % n_chunks) else "even"
 
 

@@ -40,6 +40,8 @@ def row_of_plan(
     }
     if knobs["split"] == "embedding_and_loss":
         extras |= {"emb_in_pp_split": "1", "loss_in_pp_split": "1"}
+    elif knobs["split"] == "loss":
+        extras |= {"split": "loss"}
     elif knobs["split"] == "custom" and custom_split:
         extras["layers_per_stage"] = " ".join(map(str, custom_split))
     layers = int(knobs["recompute_layers"])

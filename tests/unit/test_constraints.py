@@ -63,6 +63,13 @@ CASES = [
         "megatron",
     ),
     (
+        "a pipeline chunk would hold nothing",
+        "deepseek-v3",
+        {"pp": 16, "vpp": 4, "ep": 4, "split": "loss", **INTERLEAVED},
+        {"pp": 16, "vpp": 2, "ep": 4, "split": "loss", **INTERLEAVED},
+        "megatron",
+    ),
+    (
         "interleaving needs vpp > 1 and pp > 1",
         DENSE,
         {"pp": 4, **INTERLEAVED},

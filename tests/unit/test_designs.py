@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dlcalc.calculators.stages import EMBEDDING_AND_LOSS, EVEN, first_layer_count
+from dlcalc.calculators.stages import EMBEDDING_AND_LOSS, EVEN, LOSS, first_layer_count
 from dlcalc.costmodel.uncertainty import step_time_interval_factors
 from dlcalc.errors import DlcalcError
 from dlcalc.hardware_registry import load_hardware
@@ -130,6 +130,18 @@ def test_the_cuts_of_trainers_are_among_them(pp, vpp):
     end = 1.0 - pp * vpp / 82
     cut = chunk_layers(80, pp=pp, vpp=vpp, first=end, last=end, slope=0.0)
     assert np.abs(np.cumsum(cut) - np.cumsum(lighter)).max() <= 1  # where rounding falls may differ
+
+
+@pytest.mark.parametrize(("n_chunks", "outer"), [(4, (16, 13)), (8, (8, 5)), (16, (4, 1)), (32, (1, 0))])
+def test_the_loss_alone_may_count(n_chunks, outer):
+    """DeepSeek-V3: 61 layers and three of the loss and its module are 64, as equal as can be; without it 61 and one."""
+    chunks = np.arange(n_chunks + 1.0)
+    layers = np.diff(first_layer_count(61, chunks, n_chunks=n_chunks, split=LOSS, mtp_layers=1))
+    assert set(layers[:-2]) == {64 / n_chunks}
+    assert tuple(layers[-2:]) == outer
+    alone = np.diff(first_layer_count(61, chunks, n_chunks=n_chunks, split=LOSS))
+    units = alone + (chunks[1:] == n_chunks)
+    assert units.max() - units.min() <= 1
 
 
 @pytest.mark.parametrize("n_chunks", [4, 8, 16, 32])

@@ -234,7 +234,7 @@ PP = "--pipeline-model-parallel-size"
         ),
         (f"{PP} 2 --account-for-embedding-in-pipeline-split --account-for-loss-in-pipeline-split",
          "embedding_and_loss", None),
-        ("--pipeline-model-parallel-size 3 --account-for-loss-in-pipeline-split", "custom", (11, 11, 10)),
+        ("--pipeline-model-parallel-size 3 --account-for-loss-in-pipeline-split", "loss", None),
     ],
 )  # fmt: skip
 def test_every_way_to_deal_out_layers_is_understood(extra, split, chunks):

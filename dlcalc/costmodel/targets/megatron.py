@@ -26,7 +26,7 @@ RULES = TargetRules(
     recompute_modes=tuple(mode for mode in RECOMPUTE_MODES if mode != "op_sac"),
     zero_stages=(0, 1, 2, 3),
     precisions=("bf16", "fp16", "fp8", "mxfp8", "nvfp4"),
-    splits=("even", "embedding_and_loss", "custom"),
+    splits=("even", "embedding_and_loss", "custom", "loss"),
     replicates_kv_heads=True,
     counts_recomputed_layers=True,
     offloads_optimizer=True,

@@ -157,10 +157,10 @@ def _pipeline(job: Job) -> dict[str, Value]:
     virtual: dict[str, Value] = {"num_virtual_stages_per_pipeline_rank": plan.vpp if plan.vpp > 1 else None}
     if plan.split == SPLITS[0] and n_layers % n_chunks == 0:
         return virtual
-    shared_out = {"account_for_embedding_in_pipeline_split": True, "account_for_loss_in_pipeline_split": True}
-    own_rule = (n_layers + 2) % n_chunks == 0 and not job.model.mtp_layers  # of which it knows nothing
-    if plan.split == "embedding_and_loss" and own_rule:
-        return {**virtual, **shared_out}
+    counted = {"embedding_and_loss": ("embedding", "loss"), "loss": ("loss",)}.get(plan.split, ())
+    own_rule = (n_layers + len(counted)) % n_chunks == 0 and not job.model.mtp_layers  # of which it knows nothing
+    if counted and own_rule:
+        return {**virtual, **{f"account_for_{part}_in_pipeline_split": True for part in counted}}
     return {"pipeline_model_parallel_layout": layout_of(job.chunk_layers, mtp_layers=job.model.mtp_layers)}
 
 

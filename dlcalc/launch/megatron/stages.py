@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlcalc.calculators.stages import SPLITS, first_layer_count
+from dlcalc.calculators.stages import NAMED_SPLITS, SPLITS, first_layer_count
 from dlcalc.launch.megatron.patterns import PatternError, chunks_of
 from dlcalc.launch.megatron.said import Said
 from dlcalc.specs.model import ModelSpec
@@ -17,9 +17,10 @@ def pipeline_knobs(said: Said, model: ModelSpec) -> tuple[Knobs, tuple[int, ...]
     pp = said.count("pipeline_model_parallel_size", 1)
     chunks = _laid_out(said, model, pp) or _dealt_out(said, model, pp)
     vpp = len(chunks) // pp
-    named = [name for name in SPLITS[:2] if chunks == _chunks(model, pp * vpp, name)]
-    if said.on("account_for_embedding_in_pipeline_split") and said.on("account_for_loss_in_pipeline_split"):
-        named.reverse()
+    named = [name for name in NAMED_SPLITS if chunks == _chunks(model, pp * vpp, name)]
+    if said.on("account_for_loss_in_pipeline_split"):
+        both = said.on("account_for_embedding_in_pipeline_split")
+        named.sort(key=lambda name: name != ("embedding_and_loss" if both else "loss"))
     split = named[0] if named else "custom"
     schedule = "interleaved" if vpp > 1 else "1f1b"
     knobs: Knobs = {"pp": pp, "vpp": vpp, "schedule": schedule, "split": split}

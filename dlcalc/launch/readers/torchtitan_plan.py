@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dlcalc.calculators.stages import SPLITS, first_layer_count
+from dlcalc.calculators.stages import NAMED_SPLITS, SPLITS, first_layer_count
 from dlcalc.launch.readers.options import Options
 from dlcalc.specs.model import ModelSpec
 
@@ -145,7 +145,8 @@ def _shared_out(n_layers: int, stages: int, first: int, last: int) -> tuple[int,
 
 def _split_of(chunks: tuple[int, ...], n_layers: int) -> str:
     """Our name of a split, where it has one."""
-    for code, name in enumerate(SPLITS[:2]):
+    for name in NAMED_SPLITS:
+        code = SPLITS.index(name)
         ends = first_layer_count(n_layers, np.arange(len(chunks) + 1.0), n_chunks=float(len(chunks)), split=float(code))
         even = name == "even" and n_layers % len(chunks)
         if not even and tuple(np.diff(ends).astype(int)) == chunks:
