@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dlcalc.errors import DlcalcError
+from dlcalc.validation.spelling import switch
 
 LONGEST_LAYOUT = 100_000
 """Parts of a layout written out; more is a typing error."""
@@ -25,7 +26,7 @@ def layers_per_chunk(extras: Mapping[str, str], *, n_layers: int, pp: int, vpp: 
         return _per_chunk(stages, pp=pp, vpp=vpp) if len(stages) == pp else stages
     if layout := extras.get("pp_layout", ""):
         return layout_layers(layout)
-    embedding, loss = (extras.get(key) in ("1", "true") for key in ("emb_in_pp_split", "loss_in_pp_split"))
+    embedding, loss = (bool(switch(extras.get(key, ""))) for key in ("emb_in_pp_split", "loss_in_pp_split"))
     n_chunks = pp * vpp
     if embedding == loss or (n_layers + 1) % n_chunks:
         return None

@@ -72,7 +72,7 @@ def models_of_users() -> Models:
     return replace(published, specs={name: one for name, one in published.specs.items() if not is_built_in(name)})
 
 
-UNDERSTOOD = frozenset({"swa_every"})
+UNDERSTOOD = frozenset({"swa_every", "sliding_window_pattern", "parallel_attn", "causal"})
 """Keys of such a file beside those of a model spec."""
 
 
@@ -84,14 +84,42 @@ def model_of(name: str, dims: object) -> ModelSpec:
     for key, value in known.items():
         if isinstance(value, int | float) and not abs(value) <= LARGEST:
             raise DlcalcError(f"model {name}: {key} = {shown(value)} is no dimension of a model")
+    if odd := next((what for key, what in NOT_A_DECODER.items() if dims.get(key)), ""):
+        raise DlcalcError(f"model {name}: {odd}")
+    if dims.get("causal") is False:
+        raise DlcalcError(f"model {name}: attention that is not causal is not modelled")
     try:
-        return ModelSpec.model_validate({**known, **_usual(known, dims), "name": name}, strict=False)
+        return _validated(name, known, dims)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise DlcalcError(f"model {name}: {where + ': ' if where else ''}{first['msg']}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
         raise DlcalcError(f"model {name}: {error}") from error
+
+
+NOT_A_DECODER = {
+    **dict.fromkeys(("encoder_decoder", "is_encoder_decoder"), "encoders beside decoders are not modelled"),
+    **dict.fromkeys(
+        ("mamba", "mamba_layers", "ssm", "ssm_state", "hybrid_pattern"), "state-space layers are not modelled"
+    ),
+    **dict.fromkeys(("linear_attention", "lightning_attention"), "linear attention is not modelled"),
+}
+"""Keys that make another architecture of a model, and why its runs cannot be estimated."""
+
+UNREAD = frozenset({"activation", "router", "rotary", "source", "norm_epsilon"})
+"""Fields that no estimate reads, so that no value of theirs keeps a run out."""
+
+
+def _validated(name: str, known: Mapping[str, Any], dims: Mapping[str, Any]) -> ModelSpec:
+    fields = {**known, **_usual(known, dims), "name": name}
+    try:
+        return ModelSpec.model_validate(fields, strict=False)
+    except ValidationError as error:
+        wrong = {str(one["loc"][0]) for one in error.errors(include_url=False) if one["loc"]}
+        if not wrong or not wrong <= UNREAD:
+            raise
+    return ModelSpec.model_validate({key: value for key, value in fields.items() if key not in wrong}, strict=False)
 
 
 def _usual(known: Mapping[str, Any], dims: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,8 +139,10 @@ def _usual(known: Mapping[str, Any], dims: Mapping[str, Any]) -> dict[str, Any]:
         usual["shared_ffn_hidden_size"] = int(known["n_shared_experts"]) * int(expert_width)
     if "norm" in known:
         usual["norm"] = "rmsnorm" if "rms" in str(known["norm"]).lower() else "layernorm"
-    if dims.get("swa_every"):
-        usual["window_pattern"] = _window_pattern(int(dims["swa_every"]))
+    if every := next((dims[key] for key in ("swa_every", "sliding_window_pattern") if dims.get(key)), None):
+        usual["window_pattern"] = _window_pattern(int(every))
+    if dims.get("parallel_attn") and "norms_per_layer" not in known:
+        usual["norms_per_layer"] = 1
     return usual
 
 

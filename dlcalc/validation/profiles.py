@@ -30,9 +30,9 @@ USUAL_OF_FAMILY = {"google_tpu": "maxtext"}
 def framework_of(run: MeasuredRun, *, known: frozenset[str], splits_layers: bool, family: str) -> spelling.Taken:
     """The profile of a run's trainer; Megatron-LM with the masked softmax kernel is that of before flash attention."""
     written = run.text("framework")
-    if is_file_name(written):
+    if is_file_name(written) and written.lower().endswith((".yaml", ".yml")):
         return spelling.Taken(written)
-    shards_weights = run.text("zero_stage") == "3"
+    shards_weights = run.text("zero_stage").startswith("3")
     taken = spelling.framework_name(
         written,
         known,
@@ -40,7 +40,8 @@ def framework_of(run: MeasuredRun, *, known: frozenset[str], splits_layers: bool
         splits_layers=splits_layers,
         usual=USUAL_OF_FAMILY.get(family, ""),
     )
-    if taken.word == "megatron" and run.text("attention") in LEGACY_ATTENTION:
+    kernel = spelling.attention_name(run.text("attention"), get_args(AttentionKernel), "te_flash").word
+    if taken.word == "megatron" and kernel in LEGACY_ATTENTION:
         return spelling.Taken("megatron_legacy", taken.remark.replace("as megatron", "as megatron_legacy"))
     return taken
 
@@ -77,9 +78,9 @@ def profile_changes(
     captured = _captured(run, model, profile, mesh)
     if captured:
         changes["host_launch_us"] = profile.host_launch_us * (1.0 - captured)
-    dispatcher = run.extras.get("moe_dispatcher", "").lower()
+    dispatcher = re.sub(r"[_\-\s]", "", run.extras.get("moe_dispatcher", "").lower())
     capacity = number_in(run.extras.get("moe_capacity_factor", ""))
-    if dispatcher:
+    if dispatcher and dispatcher != "flex":  # which names no dispatcher
         changes["dispatches_once_per_node"] = "deepep" in dispatcher or "hybridep" in dispatcher
     elif capacity is not None or run.flag("moe_token_drop"):  # Megatron drops tokens in its own all-to-all alone
         changes["dispatches_once_per_node"] = False
@@ -156,6 +157,8 @@ def _shown_by_the_run(run: MeasuredRun, mesh: Mesh) -> dict[str, bool]:
 def captured_graphs(run: MeasuredRun) -> tuple[bool, tuple[str, ...]]:
     """Whether whole passes are replayed from a graph, and otherwise the modules that are."""
     said = run.extras.get("cuda_graph", "").lower()
+    if spelling.switch(said):
+        said = run.extras.get("cuda_graph_scope", said).lower()
     answer = spelling.switch(said) if said else False
     if answer is not None or "full" in said:
         return bool(answer) or "full" in said, ()

@@ -47,6 +47,10 @@ MAX_FILE_BYTES = 50_000_000
 MAX_RUNS = 100_000
 
 
+ONE_AT_LEAST = frozenset({"vpp", "cp", "ep", "tp", "pp", "micro_batch"})
+"""Degrees of which 0 means that there are none."""
+
+
 @dataclass(frozen=True)
 class MeasuredRun:
     """One row as written, its extras parsed; empty strings are absent."""
@@ -62,16 +66,20 @@ class MeasuredRun:
     def whole(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         """A whole number that the estimate rests on."""
         value = self.text(key)
-        if not value:
+        if not value or spelling.says_nothing(value):
             if default is None:
                 raise DlcalcError(f"{key} is missing")
             return default
+        if key in ONE_AT_LEAST and default is not None and number_in(value) == 0:
+            return default
+        if key == "zero_stage" and (stage := re.fullmatch(r"zero[\s_\-]*([0-3])", value.lower())):
+            value = stage[1]
         return whole_number(key, value, least=least)
 
     def number(self, key: str) -> float | None:
         """A number that the estimate rests on, None where it is not given."""
         value = self.text(key)
-        if not value:
+        if not value or spelling.says_nothing(value):
             return None
         number = number_in(value)
         if number is None:
@@ -98,7 +106,8 @@ class MeasuredRun:
 
     @property
     def out_of_memory(self) -> bool | None:
-        return spelling.switch(self.text("oom"))
+        said = self.text("oom").lower()
+        return True if said in ("oom", "out of memory") else spelling.switch(said)
 
     @property
     def is_part_of_a_step(self) -> bool:
@@ -159,7 +168,10 @@ def read_runs(path: Path) -> list[MeasuredRun]:
         raise DlcalcError(f"{path}: is larger than {MAX_FILE_BYTES // 10**6} MB")
     longest = csv.field_size_limit(len(content) + 1)
     try:
-        return list(_rows(csv.DictReader(io.StringIO(content.decode("utf-8-sig", errors="replace"), newline="")), path))
+        text = content.decode("utf-8-sig", errors="replace").lstrip("\r\n")
+        first = text.partition("\n")[0]
+        delimiter = max(",;\t", key=first.count)
+        return list(_rows(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter), path))
     except csv.Error as error:
         raise DlcalcError(f"{path}: not a CSV of measured runs ({error})") from error
     finally:
@@ -167,7 +179,7 @@ def read_runs(path: Path) -> list[MeasuredRun]:
 
 
 def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[MeasuredRun]:
-    named = [(name or "").strip() for name in reader.fieldnames or []]
+    named = [(name or "").strip().lower() for name in reader.fieldnames or []]
     if not set(named) & set(COLUMNS):
         raise DlcalcError(
             f"{path}:1: not a CSV of measured runs; its first line must name columns ({', '.join(COLUMNS[:5])} ...)"
@@ -183,7 +195,7 @@ def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[MeasuredRun]:
 def parse_extras(text: str) -> dict[str, str]:
     """``k=v;k=v`` as a mapping."""
     pairs = (part.partition("=") for part in text.split(";") if part.strip())
-    return {key.strip(): value.strip() for key, _, value in pairs}
+    return {key.strip().lower(): value.strip() for key, _, value in pairs}
 
 
 def ignored_extras(runs: Iterable[MeasuredRun]) -> list[str]:

@@ -140,7 +140,9 @@ class RunReader:
     def _recipe(self, run: MeasuredRun, profile: FrameworkProfile, precision: Precision) -> Recipe:
         seq_len, global_batch = run.whole("seq_len"), run.whole("global_batch")
         cuda_graphs, _ = captured_graphs(run)
-        scaling = spelling.scaling_name(run.extras.get("fp8_recipe", ""), run.extras.get("fp8", ""))
+        scaling = spelling.scaling_name(
+            run.extras.get("fp8_recipe", ""), run.extras.get("fp8", ""), run.text("precision")
+        )
         return self._once(
             ("recipe", seq_len, global_batch, precision, id(profile), cuda_graphs, scaling),
             lambda: Recipe(
@@ -192,7 +194,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _machine(name: str, registry: HardwareRegistry) -> tuple[HardwareSpec, str]:
-    if is_file_name(name):
+    if is_file_name(name) and name.lower().endswith((".yaml", ".yml")):
         return registry.load(name), ""
     taken = hardware_name(name, registry.names(aliases=True))
     if taken is None:
@@ -226,7 +228,7 @@ def _precision(run: MeasuredRun, hardware: HardwareSpec, remarks: list[str]) -> 
 def _memory_kind(run: MeasuredRun) -> MemoryKind:
     """What the measured peak counts; where the row does not say, what the allocator holds."""
     said = (run.extras.get("memory_is", "") + run.extras.get("memory_kind", "")).lower()
-    if "alloc" in said:
+    if "alloc" in said and "reserv" not in said:
         return "allocated"
     return "device" if re.search(r"smi|device|total", said) and "reserv" not in said else "reserved"
 
@@ -265,7 +267,7 @@ def _plan(
         tp=tp, cp=cp, pp=pp, dp=dp, vpp=mesh.vpp, schedule=schedule.word,
         ep=mesh.ep if expert else 1, etp=_expert_tp(mesh, profile) if expert else 1,
         split=_split(run, model, pp * mesh.vpp, custom),
-        micro_batch=run.whole("micro_batch", 1),
+        micro_batch=run.whole("micro_batch", _micro_batch(run, profile, dp)),
         recompute=redo.mode, recompute_layers=_recomputed_layers(run, redo.layers, model, mesh),
         zero_stage=zero,
         dp_replicate=_replicas(run, dp * cp, remarks, usual=_slices(hardware, mesh) if zero == 3 else 1) if zero else 1,
@@ -280,17 +282,40 @@ def _plan(
     )  # fmt: skip
 
 
+ACCUMULATED = ("grad_accum", "gradient_accumulation_steps", "gradient_accumulation", "accumulate", "microbatch_count")
+
+
+def _micro_batch(run: MeasuredRun, profile: FrameworkProfile, dp: int) -> int:
+    """Where the row gives none: what is left of the batch by the steps that add up, or all of it in MaxText; else 1."""
+    per_rank = run.whole("global_batch") / dp
+    steps = next((n for key in ACCUMULATED if (n := number_in(run.extras.get(key, ""))) and n >= 1), None)
+    if steps is None and profile.name == "maxtext":
+        steps = 1.0
+    size = per_rank / steps if steps else 1.0
+    return int(size) if size >= 1 and size == int(size) else 1
+
+
 def _or(answer: bool | None, default: bool) -> bool:
     return default if answer is None else answer
 
 
 def _zero_stage(run: MeasuredRun, profile: FrameworkProfile) -> int:
     """Weights that stay gathered after the forward pass (``reshard_after_forward=0``) are ZeRO 2's."""
-    fully = 3 if run.flag("megatron_fsdp") else profile.zero_stages[0]
+    fully = 3 if run.flag("megatron_fsdp") else _stage_in_name(run.text("framework"), profile)
     stage = run.whole("zero_stage", fully, least=0)
     if stage > 3:
         raise DlcalcError(f"zero_stage = {stage} must lie between 0 and 3")
     return 2 if stage == 3 and run.flag("reshard_after_forward") is False else stage
+
+
+def _stage_in_name(framework: str, profile: FrameworkProfile) -> int:
+    """The ZeRO stage that a trainer's name has in it (DeepSpeed ZeRO-3, Megatron-FSDP, DDP), else the profile's."""
+    asked = spelling.plain(framework)
+    if stage := re.search(r"zero_?([0-3])\b|zero_?([0-3])(?=_)", asked):
+        return int(stage[1] or stage[2])
+    if re.search(r"zero_?infinity|megatron_?fsdp", asked):
+        return 3
+    return 0 if re.search(r"(^|_)ddp(_|$)", asked) else profile.zero_stages[0]
 
 
 def _expert_tp(mesh: Mesh, profile: FrameworkProfile) -> int:

@@ -292,22 +292,164 @@ def test_what_a_run_did_its_trainer_does(changes):
 NOTHING = (
     "no activation checkpointing", "gradient_checkpointing=False", "gradient_checkpointing: false", "checkpointing off",
     "without activation checkpointing", "not full", "disabled", "n/a", "-", "no recompute", "no AC", "recompute: off",
-    "recompute=none", "not used", "none", "false", "0", "full=False", "none (selective is not supported)",
+    "recompute=none", "not used", "none", "false", "0", "full=False", "none (selective is not supported)", "0.0",
+    "everything_saveable", "nan", "–",  # of which the last two say nothing, and the trainer does none
 )  # fmt: skip
 EVERYTHING = (
     "all", "all layers", "remat", "nothing_saveable", "AC", "activation checkpointing", "gradient checkpointing",
     "full", "other:full", "full (no offload)", "on", "save_qkv_proj", "qkv_proj_offloaded", "save_dot_except_mlp",
+    "gradient_checkpointing (use_reentrant=False)", "full use_reentrant=false", "uniform 1",
 )  # fmt: skip
 COUNTED = {
     "recompute 10 layers": 10, "recompute_num_layers=10": 10, "8 layers/stage": 8, "every 4 layers": 10,
-    "ac_freq=2": 20,
+    "ac_freq=2": 20, "block:4": 4, "full block 4": 4, "full, block, 3": 3, "4 of 16 layers": 4,
+    "selective 10 layers": 10, "selective_ac_option=2": 20, "selective:2": 20, "selective_layer_2": 20,
 }  # fmt: skip
 MODES = ("none", "selective", "full")
+PARTS = {
+    "other:moe_act (no core_attn)": "norm_act", "layer_norm": "norm_act", "layernorms+activations": "norm_act",
+    "selective:moe_act": "norm_act", "selective+layernorm": "selective+norm_act",
+    "checkpoint_dots": "selective+norm_act",
+    "selective:core_attn+moe_act": "selective+norm_act", "remat_policy=minimal": "selective+norm_act",
+    "--recompute-activations": "selective",
+}  # fmt: skip
 
 
 def recomputed(written, modes=MODES):
     found = spelling.recompute_mode(written, modes, lacks={"mla_up_proj", "moe"}, layers_per_chunk=lambda: 40)
     return found.mode, found.layers
+
+
+@pytest.mark.parametrize("written", PARTS)
+def test_words_for_recomputing_parts_of_a_layer(written):
+    assert recomputed(written) == (PARTS[written], -1)
+
+
+def test_deepseeks_words_for_what_it_recomputes():
+    found = spelling.recompute_mode("rmsnorm and mla up-projection", MODES, lacks=set(), layers_per_chunk=lambda: 4)
+    assert found.mode == "norm_act+mla_up_proj"
+
+
+@pytest.mark.parametrize(
+    ("written", "ours"),
+    [
+        ("sdpa_math", "unfused"),
+        ("flash=0", "unfused"),
+        ("use_flash_attn=false", "unfused"),
+        ("te_unfused", "unfused"),
+        ("vanilla", "unfused"),
+        ("dot_product", "unfused"),
+        ("sdpa_cudnn", "te_flash"),
+        ("fused_softmax", "megatron_fused"),
+        ("torch.nn.functional.scaled_dot_product_attention", "flash2"),
+        ("fused", "te_flash"),
+        ("local", "unfused"),
+    ],
+)
+def test_kernels_by_other_names(written, ours):
+    assert profile(setting(attention=written, framework="megatron_bridge")).attention == ours
+
+
+@pytest.mark.parametrize(
+    ("changes", "ours"),
+    [
+        ({"framework": "lit-gpt"}, "fsdp_composer"),
+        ({"framework": "llama-factory"}, "fsdp_accelerate"),
+        ({"framework": "nemo_automodel"}, "torchtitan"),
+        ({"framework": "megatron_ds"}, "megatron_deepspeed"),
+        ({"framework": "PyTorch/XLA", "hardware": "tpu_v5e"}, "maxtext"),
+        ({"framework": "fsdp", "tp": 2}, "torchtitan"),
+        ({"framework": "megatron", "attention": "eager"}, "megatron_legacy"),
+    ],
+)
+def test_trainers_of_rows_by_other_names(changes, ours):
+    assert profile(setting(**changes)).name == ours
+
+
+@pytest.mark.parametrize(
+    ("framework", "stage"),
+    [("DeepSpeed ZeRO-3", 3), ("deepspeed zero2", 2), ("ZeRO-Infinity", 3), ("megatron_fsdp", 3), ("pytorch_ddp", 0)],
+)
+def test_a_stage_in_the_trainers_name(framework, stage):
+    assert knobs(setting(framework=framework))["zero_stage"] == stage
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({"extras": "grad_accum=4"}, 1),
+        ({"extras": "gradient_accumulation_steps=2"}, 2),
+        ({}, 1),
+        ({"framework": "maxtext"}, 4),
+        ({"framework": "maxtext", "micro_batch": 2}, 2),
+        ({"extras": "grad_accum=3"}, 1),
+    ],
+)
+def test_a_micro_batch_that_is_not_written(changes, size):
+    """64 sequences on 16 ranks."""
+    assert knobs(setting(**changes))["micro_batch"] == size
+
+
+@pytest.mark.parametrize(
+    ("precision", "recipe", "scaling"),
+    [
+        ("fp8_blockwise", "", "block"),
+        ("fp8_sc", "", "block"),
+        ("fp8_cs", "", "tensor"),
+        ("fp8_delayed", "", "delayed"),
+        ("float8_rowwise", "", "block"),
+        ("fp8", "1x128", "block"),
+        ("fp8", "tile", "block"),
+        ("fp8", "ds", "delayed"),
+    ],
+)
+def test_what_a_scale_covers_by_other_names(precision, recipe, scaling):
+    assert setting(precision=precision, extras=f"fp8_recipe={recipe}").recipe.scaling == scaling
+
+
+def test_dispatchers_by_other_names():
+    once = [
+        profile(
+            setting(EXPERTS, framework="megatron_bridge", ep=8, extras=f"moe_dispatcher={word}")
+        ).dispatches_once_per_node
+        for word in ("deep_ep", "flex-hybridep", "hybrid_ep", "flex", "alltoall")
+    ]
+    assert once == [True, True, True, True, False]
+
+
+def test_cells_that_say_nothing_are_empty():
+    said = setting(micro_batch="n/a", vpp="0", cp="-", zero_stage="ZeRO-1", sequence_parallel="0.0", tp=2)
+    assert (knobs(said)["micro_batch"], knobs(said)["cp"], knobs(said)["zero_stage"]) == (1, 1, 1)
+    assert knobs(said)["sequence_parallel"] is False
+    assert run(oom="OOM").out_of_memory is run(oom="1.0").out_of_memory is True
+
+
+@pytest.mark.parametrize(
+    ("dims", "why"),
+    [
+        ({"encoder_decoder": True}, "encoders"),
+        ({"causal": False}, "not causal"),
+        ({"mamba": True}, "state-space"),
+        ({"linear_attention": True}, "linear attention"),
+    ],
+)
+def test_other_architectures_are_refused(dims, why):
+    plain = {"n_layers": 4, "hidden_size": 64, "n_heads": 4, "ffn_hidden_size": 256, "vocab_size": 1000}
+    with pytest.raises(DlcalcError, match=why):
+        model_of("odd", plain | dims)
+
+
+def test_what_no_estimate_reads_keeps_no_model_out():
+    plain = {"n_layers": 12, "hidden_size": 64, "n_heads": 4, "ffn_hidden_size": 256, "vocab_size": 1000}
+    odd = model_of("odd", plain | {"activation": "swiglu", "norm_epsilon": 0, "rotary": True, "source": 3})
+    assert odd == model_of("odd", plain)
+    assert model_of("p", plain | {"parallel_attn": True}).norms_per_layer == 1
+    assert sum(model_of("w", plain | {"sliding_window_pattern": 6, "sliding_window": 128}).layer_is_windowed) == 10
+
+
+def test_other_delimiters_and_headings(tmp_path):
+    text = "\n" + ";".join(DENSE).upper() + "\n" + ";".join(DENSE.values()) + "\n"
+    assert read_runs(written(tmp_path, text))[0].fields == DENSE
 
 
 @pytest.mark.parametrize("written", NOTHING)
