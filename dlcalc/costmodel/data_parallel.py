@@ -101,7 +101,7 @@ def data_parallel_exchanges(
     tail = last_piece_fraction(model, plans, params.dense + params.expert, profile)  # mesh x pipe x data
     kept = 1.0 - profile.overlap_slowdown
     gather_share = stage_3 * (GATHERED_BYTES / (GATHERED_BYTES + reduce_bytes))  # of the backward pass, data
-    overlapped = plans.overlap_grad * ~(sharded_after_pipeline(plans, profile))
+    overlapped = plans.overlap_grad * ~exchanged_after_passes(plans, profile)
     hides_grad = (kept * overlapped) * reduces  # mesh x data x batch
     hides_gather = (kept * plans.overlap_param) * gathers
     if profile.gathers_after_step:
@@ -214,10 +214,11 @@ def accumulates_whole(plans: Plans, profile: FrameworkProfile, micro_batches: Ar
     return np.asarray(several if profile.accumulates_whole_gradients == "always" else several & (plans.pp > 1))
 
 
-def sharded_after_pipeline(plans: Plans, profile: FrameworkProfile) -> Mask:
-    """Where gradients are scattered when a pipeline stage has done all its passes, with nothing to hide behind."""
-    after = profile.accumulates_whole_gradients == "in_pipeline"
-    return np.asarray((plans.zero_stage >= 1) & (plans.pp > 1) & after)
+def exchanged_after_passes(plans: Plans, profile: FrameworkProfile) -> Mask:
+    """Where gradients are exchanged when a stage has done all its passes, with nothing to hide behind."""
+    in_pipeline = profile.accumulates_whole_gradients == "in_pipeline"
+    always = np.isin(plans.zero_stage, profile.exchanges_after_passes_at_stages)
+    return np.asarray(always | ((plans.zero_stage >= 1) & (plans.pp > 1) & in_pipeline))
 
 
 def reduces_whole(plans: Plans, profile: FrameworkProfile) -> Mask:

@@ -30,7 +30,7 @@ BOUNDS = {
     "llmfoundry": Bounds(0.027, 0.065),
     "nemo_bridge": Bounds(0.028, 0.11, memory_verdicts_right=0.97),
     "simumax_b200": Bounds(0.035, 0.09, memory_median=0.01, memory_worst=0.03, spearman=0.95, regret_at_1=0.01),
-    "torchtitan": Bounds(0.038, 0.17, memory_median=0.04, memory_worst=0.07, spearman=0.80, regret_at_1=0.01),
+    "torchtitan": Bounds(0.031, 0.17, memory_median=0.04, memory_worst=0.07, spearman=0.80, regret_at_1=0.01),
     "korthikanti2022": Bounds(0.016, 0.039),
     "narayanan2021": Bounds(0.028, 0.042),
     "mt_nlg": Bounds(0.05, 0.05),

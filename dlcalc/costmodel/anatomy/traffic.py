@@ -179,7 +179,8 @@ class _Talk:
         if self.plan.sequence_parallel:
             yield call("inputs of layers, forward", "all_gather", size, calls=self.per_step(pairs + heads))
             yield call("outputs of layers, forward", "reduce_scatter", size, calls=self.per_step(pairs + 1))
-            yield call("inputs gathered again, backward", "all_gather", size, calls=self.per_step(pairs + heads))
+            again = 0.0 if self.recipe.framework.keeps_gathered_inputs else pairs + heads
+            yield call("inputs gathered again, backward", "all_gather", size, calls=self.per_step(again))
             yield call("gradients of outputs, backward", "all_gather", size, calls=self.per_step(pairs + 1))
             yield call("gradients of inputs, backward", "reduce_scatter", size, calls=self.per_step(pairs + heads))
         else:

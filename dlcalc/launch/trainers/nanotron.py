@@ -38,7 +38,8 @@ def emit(job: Job) -> Emitted:
             " data_stages[0].data.dataset and tokenizer.tokenizer_name_or_path.",
             "nanotron shares layers out over pipeline stages by what they compute, the LM head included; there is no"
             " option for it.",
-            "nanotron reduces gradients behind the backward pass; there is no option for it.",
+            "nanotron reduces gradients behind the backward pass at ZeRO 0, and after all passes at ZeRO 1; there is no"
+            " option for it.",
             *_unsaid(job.model),
         ),
     )
