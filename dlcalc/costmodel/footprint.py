@@ -150,8 +150,6 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
         weight_bytes=GATHERED_BYTES,
         grad_reduce_bytes=float(profile.grad_reduce_bytes),
     )  # mesh x data
-    if profile.keeps_outer_gathered:
-        gathered = gathered + (plans.zero_stage == 3) * held.stage_unquantized * GATHERED_BYTES
     params_held = held.stage_dense + held.stage_expert
     on_their_way = params_held if profile.keeps_16_bit_gradients and profile.grad_bytes > 2 else held.layer_dense
     new_gradients = (plans.zero_stage < 3) * memory.weight_gradient_working_set_bytes(on_their_way)  # mesh x data

@@ -114,8 +114,6 @@ class FrameworkProfile(Spec):
     """ZeRO stages at which every rank gets whole gradients and uses its shard (DeepSpeed)."""
     exchanges_after_passes_at_stages: Annotated[tuple[int, ...], TupleFromList] = ()
     """ZeRO stages at which gradients are exchanged once all passes are done, with nothing to hide behind (nanotron)."""
-    keeps_outer_gathered: bool = False
-    """Whether ZeRO 3 gathers embedding and head once a step and keeps them, as all that is in no layer."""
     gathers_after_step: bool = False
     """Below ZeRO 3 sharded weights are gathered when the optimizer is done, with nothing to hide behind."""
     supports_pipeline: bool = True

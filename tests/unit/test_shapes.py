@@ -46,7 +46,7 @@ MEMORY = {  # beside the axis of stages
     "weights_bytes": "mesh data pipe",
     "gradients_bytes": "mesh data pipe",
     "optimizer_bytes": "mesh data pipe",
-    "gathered_weights_bytes": "mesh data pipe",
+    "gathered_weights_bytes": "mesh data",
     "buffers_bytes": "mesh data pipe",
     "activations_bytes": "mesh pipe batch redo tensor",
     "working_set_bytes": "mesh pipe batch redo tensor",
