@@ -23,6 +23,9 @@ NOISE = frozenset(
 )
 """Words that tell no two machines of ours apart."""
 
+FORMS = frozenset({"sxm", "pcie", "nvl"})
+"""A form factor that is said outweighs a size that is."""
+
 SIBLINGS = {
     "dgx 2h": ("dgx2", "whose devices draw 350 W, not 450"),
     "dgx2h": ("dgx2", "whose devices draw 350 W, not 450"),
@@ -50,7 +53,7 @@ def hardware_name(written: str, known: Collection[str]) -> Taken | None:
     names = [(name, ours) for name, ours in _words_of_names(frozenset(by_plain)) if ours <= words]
     if not names:
         return None
-    best, ours = max(names, key=lambda one: (len(one[1]), sum(map(len, one[1])), -len(one[0])))
+    best, ours = max(names, key=lambda one: (len(one[1]), len(one[1] & FORMS), sum(map(len, one[1])), -len(one[0])))
     left = words - ours
     return Taken(by_plain[best], f"hardware {written} taken as {by_plain[best]}" if left else "")
 
@@ -64,7 +67,7 @@ def _words_of_names(names: frozenset[str]) -> tuple[tuple[str, frozenset[str]], 
 def _words(name: str) -> frozenset[str]:
     """The telling words of a plain name: chip, memory, form factor, instance."""
     found: set[str] = set()
-    for word in name.split("_"):
+    for word in re.sub(r"(?<=_)(\d+)_g(i?b)(?=_|$)", r"\1g\2", name).split("_"):
         match = re.fullmatch(r"(?:\d+x)?(.*?\d+[a-z]?)(sxm|pcie|nvl)\d*", re.sub(r"^\d+x(?=[a-z])", "", word))
         parts = match.groups() if match else (re.sub(r"^\d+x(?=[a-z])", "", word),)
         found.update(_same(part) for part in parts)

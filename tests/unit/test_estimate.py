@@ -346,6 +346,17 @@ def test_weights_that_live_in_low_precision_are_gathered_so(precision, zero_stag
     )
 
 
+def test_nanotron_reduces_after_all_passes_at_zero_1():
+    """Whole gradients on every rank, twice the bytes of a scatter, and nothing to hide behind; at ZeRO 0 DDP hides."""
+    plan = {"dp": 8, "overlap_grad": 1}
+    first, none = (estimated("nanotron", **plan, zero_stage=stage) for stage in (1, 0))
+    assert float(first.step.grad_reduce_sent_s) == pytest.approx(float(none.step.grad_reduce_sent_s))
+    assert first.step.terms()["grad_reduce_s"] == first.step.grad_reduce_sent_s
+    assert none.step.terms()["grad_reduce_s"] < 0.5 * none.step.grad_reduce_sent_s
+    scattered = estimated("nanotron", {"all_reduces_at_stages": ()}, **plan, zero_stage=1)
+    assert float(first.step.grad_reduce_sent_s) > 1.6 * float(scattered.step.grad_reduce_sent_s)
+
+
 def gathered_calls(found: Estimate) -> float:
     data = next(axis for axis in axis_facts(found) if axis.axis == "DP")
     return sum(call.calls_per_step for call in data.collectives if call.operation == "all_gather")

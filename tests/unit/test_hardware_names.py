@@ -20,6 +20,9 @@ def found(written):
         # as nvidia-smi, rocm-smi and others print them
         ("NVIDIA A100-SXM4-80GB", "a100_80gb"),
         ("NVIDIA A100-SXM4-40GB", "a100_40gb"),
+        ("A100 SXM4 40 GB", "a100_40gb"),
+        ("Trainium1", "trn1.32xlarge"),
+        ("TPUv5lite", "tpu_v5e"),
         ("NVIDIA A100-PCIE-40GB", "a100_pcie_40gb"),
         ("NVIDIA A100 80GB PCIe", "a100_pcie_80gb"),
         ("NVIDIA H100 80GB HBM3", "h100"),
@@ -104,6 +107,12 @@ def test_a_relative_is_told_as_one(written, name, because):
 )
 def test_what_is_none_of_ours_is_not_taken_for_one(written):
     assert found(written) == (None, "")
+
+
+def test_a_form_factor_outweighs_a_size():
+    """94 GB are of the H100 NVL, but an SXM is no card."""
+    name, remark = found("h100_sxm_94gb")
+    assert (name, "taken as" in remark) == ("h100", True)
 
 
 def test_every_name_and_alias_finds_itself():
