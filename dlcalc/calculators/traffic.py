@@ -232,7 +232,7 @@ def cast_traffic_bytes(elements: Array, *, precision: Precision, scaling: Scalin
     Ignores: casts fused into the norm or activation before them.
     Source: [derived] operand by operand, see ``CAST_BYTES``.
     """
-    if precision == "fp8" and scaling == "delayed":
+    if precision == "fp8" and scaling != "tensor":  # which alone looks for the largest first
         return elements * DELAYED_CAST_BYTES
     return elements * CAST_BYTES.get(precision, 0.0)
 

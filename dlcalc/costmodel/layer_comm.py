@@ -21,6 +21,7 @@ from dlcalc.calculators.communication import (
     reduce_scatter_time_s,
     send_time_s,
 )
+from dlcalc.calculators.traffic import CAST_BYTES
 from dlcalc.costmodel.layer_matmuls import ZERO, MatmulTime, sum_of
 from dlcalc.costmodel.machine import Machine
 from dlcalc.costmodel.placement import Links
@@ -105,6 +106,8 @@ def tp_comm_s(
     """
     size = 2.0 * elements
     gather, scatter, both = tp_exchanges(links, machine, size)
+    if edges[1] and gathered_element_bytes(machine) != 2.0:  # the head's input and its gradient stay in 16 bits
+        gather = tp_exchanges(links, machine, gathered_element_bytes(machine) * elements).gather
     copied = _layout_copy_s(plans, machine, size)
     column = times[edges[0]] if edges[0] else None
     row = times[edges[1]] if edges[1] else None
@@ -134,6 +137,18 @@ def tp_comm_s(
         sharded * forward_sharded + (1.0 - sharded) * forward_whole,
         sharded * backward_sharded + (1.0 - sharded) * backward_whole,
     )
+
+
+def gathered_element_bytes(machine: Machine) -> float:
+    """Of a linear layer's input, or its output's gradient, as tensor-parallel ranks gather it.
+
+    Quantized first, but by trainers that scale rows without Transformer Engine: their scales need whole rows.
+
+    Source: [transformer_engine] ``gather_along_first_dim`` of distributed.py; PyTorch's float8 tensor parallelism.
+    """
+    rows_elsewhere = machine.recipe.scaling == "block" and not machine.recipe.framework.caches_quantized_weights
+    low = machine.recipe.precision in CAST_BYTES and not rows_elsewhere
+    return machine.linear.input_bytes if low else 2.0
 
 
 def _layout_copy_s(plans: Plans, machine: Machine, size_bytes: Array) -> Array:

@@ -129,18 +129,24 @@ def _matmul_times_in(
     }
 
 
-def cast_traffic(matmuls: list[Matmul], machine: Machine) -> tuple[Array, Array]:
-    """Bytes of quantizing inputs and weights (forward) and output gradients (backward) of low-precision matmuls."""
+def cast_traffic(matmuls: list[Matmul], plans: Plans, machine: Machine) -> tuple[Array, Array]:
+    """Bytes of quantizing inputs and weights (forward) and output gradients (backward) of low-precision matmuls.
+
+    Weights once a step where the trainer keeps them quantized from one micro-batch to the next.
+    """
     if not is_low_precision(machine):
         return ZERO, ZERO
+    recipe = machine.recipe
+    micro_batches = recipe.global_batch / (plans.dp * plans.micro_batch)
+    of_weights = 1.0 / micro_batches if recipe.framework.caches_quantized_weights else number(1.0)
     forward = backward = ZERO
     for matmul in matmuls:
         if not matmul.replicated_bits:
             inputs = matmul.groups * matmul.tokens * matmul.inner
-            weights = matmul.groups * matmul.outer * matmul.inner
+            weights = matmul.groups * matmul.outer * matmul.inner * of_weights
             forward = forward + inputs + weights
             backward = backward + matmul.groups * matmul.tokens * matmul.outer
-    precision, scaling = machine.recipe.precision, machine.recipe.scaling
+    precision, scaling = recipe.precision, recipe.scaling
     return (
         traffic.cast_traffic_bytes(forward, precision=precision, scaling=scaling),
         traffic.cast_traffic_bytes(backward, precision=precision, scaling=scaling),

@@ -109,7 +109,7 @@ def attention_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
         qk = traffic.norm_traffic_bytes(tokens * model.head_dim * (heads + kv_heads), profile=profile)
         norm = (norm[0] + qk[0], norm[1] + qk[1])
     copied_f, copied_b = cp_copies_bytes(model, plans, tokens, heads, kv_heads)
-    cast = cast_traffic(matmuls, machine)
+    cast = cast_traffic(matmuls, plans, machine)
     apart = 1.0 if profile.fused_projections or model.is_mla else 3.0
     comm_f, comm_b = tp_comm_s(plans, links, machine, tokens * hidden, times, ("qkv", "out"), apart)
     cp_f, cp_b = cp_comm_s(model, plans, links, machine, core_f, core_b, heads, kv_heads)
@@ -154,7 +154,7 @@ def dense_mlp_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Ma
     norm = traffic.norm_traffic_bytes(stream * (model.norms_per_layer / 2), profile=profile)
     residual = traffic.residual_traffic_bytes(stream, profile=profile)
     activation = traffic.activation_traffic_bytes(tokens * width, gated=model.gated_mlp, profile=profile)
-    cast = cast_traffic(matmuls, machine)
+    cast = cast_traffic(matmuls, plans, machine)
     apart = 1.0 if profile.fused_projections else 1.0 + model.gated_mlp
     comm_f, comm_b = tp_comm_s(plans, links, machine, tokens * hidden, times, ("up", "down"), apart)
     n_launches = launches.mlp_launches_count(
@@ -221,7 +221,7 @@ def moe_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine)
         profile=profile,
         precision=machine.recipe.precision,
     )
-    cast = cast_traffic(matmuls, machine)
+    cast = cast_traffic(matmuls, plans, machine)
     more = profile.expert_pass_ratio
     floors = (launches.ROUTING - 2.0) * machine.memory.launch_s  # but for those of the router's matmul and the traffic
     exchange_f, exchange_b = ep_comm_s(model, plans, links, machine, own_tokens, routed, times)
@@ -320,7 +320,10 @@ def head_sublayer(model: ModelSpec, plans: Plans, links: Links, machine: Machine
 
 
 def _casts(machine: Machine) -> float:
-    """Quantizing kernels per matmul: one for the input, one for the weight."""
+    """Quantizing calls per matmul: one for the input, one for the weight.
+
+    The host makes the latter every time: where the weight is kept quantized it looks it up, expert by expert.
+    """
     return 2.0 * is_low_precision(machine)
 
 

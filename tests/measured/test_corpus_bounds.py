@@ -28,7 +28,7 @@ BOUNDS = {
     "hagemann2023": Bounds(0.036, 0.097, memory_verdicts_right=0.965, spearman=0.945, regret_at_1=0.01),
     "vtrain_single": Bounds(0.04, 0.12, spearman=0.95, regret_at_1=0.05),
     "llmfoundry": Bounds(0.027, 0.065),
-    "nemo_bridge": Bounds(0.028, 0.11, memory_verdicts_right=0.97),
+    "nemo_bridge": Bounds(0.028, 0.12, memory_verdicts_right=0.97),
     "simumax_b200": Bounds(0.035, 0.09, memory_median=0.01, memory_worst=0.03, spearman=0.95, regret_at_1=0.01),
     "torchtitan": Bounds(0.031, 0.17, memory_median=0.04, memory_worst=0.07, spearman=0.80, regret_at_1=0.01),
     "korthikanti2022": Bounds(0.016, 0.039),

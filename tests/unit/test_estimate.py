@@ -357,6 +357,40 @@ def test_nanotron_reduces_after_all_passes_at_zero_1():
     assert float(first.step.grad_reduce_sent_s) > 1.6 * float(scattered.step.grad_reduce_sent_s)
 
 
+def quantized(framework, precision, changes=None, scaling=None, **plan):
+    plan = {"tp": 4, "sequence_parallel": 1, "dp": 8, "zero_stage": 1} | plan
+    of = recipe(framework, changes, precision=precision, **({"scaling": scaling} if scaling else {}))
+    return estimate(LLAMA, load_hardware("b200"), of, Plans.point(**plan))
+
+
+def test_weights_are_quantized_once_a_step_where_they_are_kept_so():
+    """Eight micro-batches on eight ranks: seven times 6 bytes a weight less; the host looks them up all the same."""
+    kept, again = (quantized("megatron", "fp8", {"caches_quantized_weights": flag}) for flag in (True, False))
+    linear = (trained_params(LLAMA) - 2 * LLAMA.vocab_size * LLAMA.hidden_size) / 4
+    rate = kept.machine.hbm_bytes_per_s * kept.machine.memory.hbm_fraction
+    saved = float(again.step.memory_bound_s) - float(kept.step.memory_bound_s)
+    assert saved == pytest.approx(7 * 6 * linear / rate, rel=0.01)
+    host = [model_times(LLAMA, e.plans, e.links, e.machine).kinds["dense"].host_s for e in (kept, again)]
+    assert float(host[0]) == float(host[1])
+
+
+@pytest.mark.parametrize(
+    ("framework", "precision", "scaling", "each"),
+    [
+        ("megatron", "fp8", None, 1.0), ("megatron", "fp8", "block", 1.0), ("megatron", "bf16", None, 2.0),
+        ("torchtitan", "fp8", None, 1.0), ("torchtitan", "fp8", "block", 2.0),
+    ],
+)  # fmt: skip
+def test_inputs_are_gathered_as_they_are_multiplied(framework, precision, scaling, each):
+    """But where a scale is of a row, outside of Transformer Engine; head and embedding in 16 bits."""
+    found = quantized(framework, precision, scaling=scaling, zero_stage=3 if framework == "torchtitan" else 1)
+    tensor = next(axis for axis in axis_facts(found) if axis.axis == "TP")
+    gathered = [call for call in tensor.collectives if call.operation == "all_gather"]
+    sizes = {call.size_bytes for call in gathered}
+    assert sizes == {each * 8192 * LLAMA.hidden_size, 2.0 * 8192 * LLAMA.hidden_size}
+    assert tensor.exposed_s + tensor.hidden_s == pytest.approx(tensor.sent_s)
+
+
 def gathered_calls(found: Estimate) -> float:
     data = next(axis for axis in axis_facts(found) if axis.axis == "DP")
     return sum(call.calls_per_step for call in data.collectives if call.operation == "all_gather")

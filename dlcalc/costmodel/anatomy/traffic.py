@@ -27,7 +27,14 @@ from dlcalc.costmodel.data_parallel import (
     reduces_whole,
 )
 from dlcalc.costmodel.estimate import Estimate
-from dlcalc.costmodel.layer_comm import between_stages_s, dispatch_link, dispatch_setup_s, off_node_fraction, ring_link
+from dlcalc.costmodel.layer_comm import (
+    between_stages_s,
+    dispatch_link,
+    dispatch_setup_s,
+    gathered_element_bytes,
+    off_node_fraction,
+    ring_link,
+)
 from dlcalc.costmodel.placement import Links
 from dlcalc.costmodel.plans import number
 from dlcalc.costmodel.stage_params import embedding_copies_count, stage_params
@@ -177,11 +184,11 @@ class _Talk:
         call = partial(self.call, link=self.links.tp, handover_s=self.recipe.framework.exchange_handover_s)
         gathered_loss = self.recipe.framework.cross_entropy == "gathered"
         if self.plan.sequence_parallel:
-            yield call("inputs of layers, forward", "all_gather", size, calls=self.per_step(pairs + heads))
+            yield from self._gathered("inputs of layers, forward", pairs, heads, call)
             yield call("outputs of layers, forward", "reduce_scatter", size, calls=self.per_step(pairs + 1))
-            again = 0.0 if self.recipe.framework.keeps_gathered_inputs else pairs + heads
-            yield call("inputs gathered again, backward", "all_gather", size, calls=self.per_step(again))
-            yield call("gradients of outputs, backward", "all_gather", size, calls=self.per_step(pairs + 1))
+            if not self.recipe.framework.keeps_gathered_inputs:
+                yield from self._gathered("inputs gathered again, backward", pairs, heads, call)
+            yield from self._gathered("gradients of outputs, backward", pairs, 1.0, call)
             yield call("gradients of inputs, backward", "reduce_scatter", size, calls=self.per_step(pairs + heads))
         else:
             yield call("outputs of layers, forward", "all_reduce", size, calls=self.per_step(pairs + 1))
@@ -190,6 +197,18 @@ class _Talk:
         if gathered_loss:
             logits = 2.0 * self.tokens * self.model.vocab_size
             yield call("logits, forward", "all_gather", logits, calls=self.per_step(heads))
+
+    def _gathered(
+        self, what: str, pairs: float, outer: float, call: Callable[..., CollectiveFacts]
+    ) -> Iterable[CollectiveFacts]:
+        """What linear layers gather, in low precision where they take it so; embedding and head (``outer``) do not."""
+        elements = self.tokens * self.model.hidden_size
+        each = gathered_element_bytes(self.found.machine)
+        if each == 2.0:
+            yield call(what, "all_gather", 2.0 * elements, calls=self.per_step(pairs + outer))
+            return
+        yield call(what, "all_gather", each * elements, calls=self.per_step(pairs))
+        yield call(f"{what}, embedding and head", "all_gather", 2.0 * elements, calls=self.per_step(outer))
 
     def _of_projections_apart(self) -> float:
         """All-reduces on top where query, key and value, or gate and up, exchange their gradients each on their own."""
