@@ -14,7 +14,6 @@ import numpy as np
 
 from dlcalc.costmodel.estimate import estimate
 from dlcalc.costmodel.plans import KNOBS, Plans
-from dlcalc.hardware_registry import is_file_name
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.framework_registry import load_framework
 from dlcalc.specs.hardware import HardwareSpec
@@ -22,6 +21,7 @@ from dlcalc.specs.recipe import Recipe
 from dlcalc.validation.fit import Array, Prior
 from dlcalc.validation.runs import RunSetting
 from dlcalc.validation.screening import UsableRun
+from dlcalc.validation.spelling import names_a_file
 
 TRAINING_FACTOR_SPREAD = {True: 0.12, False: 0.25}
 """By whether kernels were measured on this very device: elsewhere less is known."""
@@ -124,7 +124,7 @@ def profiles_of(runs: Iterable[UsableRun]) -> dict[str, FrameworkProfile]:
     for one in runs:
         name, written = one.setting.recipe.framework.name, one.run.text("framework")
         if name not in found:
-            found[name] = load_framework(written if is_file_name(written) else name)
+            found[name] = load_framework(written if names_a_file(written) else name)
     return found
 
 

@@ -6,7 +6,6 @@ import re
 from typing import Any, get_args
 
 from dlcalc.calculators import launches
-from dlcalc.hardware_registry import is_file_name
 from dlcalc.specs.framework import AttentionKernel, FrameworkProfile
 from dlcalc.specs.framework_registry import framework_names
 from dlcalc.specs.model import ModelSpec
@@ -30,7 +29,7 @@ USUAL_OF_FAMILY = {"google_tpu": "maxtext"}
 def framework_of(run: MeasuredRun, *, known: frozenset[str], splits_layers: bool, family: str) -> spelling.Taken:
     """The profile of a run's trainer; Megatron-LM with the masked softmax kernel is that of before flash attention."""
     written = run.text("framework")
-    if is_file_name(written) and written.lower().endswith((".yaml", ".yml")):
+    if spelling.names_a_file(written):
         return spelling.Taken(written)
     shards_weights = run.text("zero_stage").startswith("3")
     taken = spelling.framework_name(

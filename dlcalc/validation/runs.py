@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast
 from dlcalc.calculators.stages import NAMED_SPLITS
 from dlcalc.costmodel.plans import ALL_LAYERS, Plans
 from dlcalc.errors import DlcalcError
-from dlcalc.hardware_registry import HardwareRegistry, is_file_name
+from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.specs.base import Quoted
 from dlcalc.specs.framework import FrameworkProfile
 from dlcalc.specs.framework_registry import load_framework
@@ -194,7 +194,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _machine(name: str, registry: HardwareRegistry) -> tuple[HardwareSpec, str]:
-    if is_file_name(name) and name.lower().endswith((".yaml", ".yml")):
+    if spelling.names_a_file(name):
         return registry.load(name), ""
     taken = hardware_name(name, registry.names(aliases=True))
     if taken is None:

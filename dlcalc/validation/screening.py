@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from dlcalc.calculators.flops import model_flops_per_token_flops
 from dlcalc.costmodel.plans import KNOBS, value_of
 from dlcalc.errors import DlcalcError
-from dlcalc.hardware_registry import HardwareRegistry, is_file_name
+from dlcalc.hardware_registry import HardwareRegistry
 from dlcalc.specs.hardware import HardwareSpec
 from dlcalc.validation.hardware_names import hardware_name
 from dlcalc.validation.rows import WITHOUT_EFFECT, MeasuredRun
 from dlcalc.validation.runs import RunReader, RunSetting
+from dlcalc.validation.spelling import names_a_file
 
 REPEATS_AGREE_WITHIN = 1.15
 """Longest over shortest step time of one setting; more than that is not noise."""
@@ -81,7 +82,7 @@ class _ContradictionError(DlcalcError):
 def _must_be_of(run: MeasuredRun, hardware: HardwareSpec, registry: HardwareRegistry) -> None:
     """Refuse a run of another machine."""
     written = run.text("hardware")
-    if is_file_name(written):
+    if names_a_file(written):
         name: str | None = registry.load(written).name
     else:
         own = {hardware.name, *hardware.aliases}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from dlcalc.costmodel.plans import ALL_LAYERS
+from dlcalc.hardware_registry import SUFFIXES
 from dlcalc.specs.recipe import Scaling
 from dlcalc.specs.recompute import combined, parts_of
 
@@ -42,6 +43,11 @@ def switch(text: str) -> bool | None:
     if word in TRUE_WORDS:
         return True
     return False if word in FALSE_WORDS else None
+
+
+def names_a_file(written: str) -> bool:
+    """Whether a row means a file of its own; a slash alone is part of many names (PyTorch/XLA)."""
+    return written.lower().endswith(SUFFIXES)
 
 
 def plain(name: str) -> str:

@@ -21,6 +21,7 @@ from dlcalc.specs.recompute import RECOMPUTE_MODES
 from dlcalc.specs.uncertainty import load_uncertainty
 from dlcalc.validation import spelling
 from dlcalc.validation.compare import compare_runs
+from dlcalc.validation.constants import profiles_of
 from dlcalc.validation.layouts import expand_layout, layers_per_chunk
 from dlcalc.validation.models import model_of, read_models
 from dlcalc.validation.profiles import known_frameworks
@@ -34,6 +35,7 @@ from dlcalc.validation.rows import (
     read_runs,
 )
 from dlcalc.validation.runs import RunReader, setting_of
+from dlcalc.validation.screening import UsableRun
 from dlcalc.validation.sources import known_sources
 
 MEASURED = config_dir() / "measured"
@@ -415,6 +417,14 @@ def test_dispatchers_by_other_names():
         for word in ("deep_ep", "flex-hybridep", "hybrid_ep", "flex", "alltoall")
     ]
     assert once == [True, True, True, True, False]
+
+
+def test_a_slash_makes_no_file_of_a_name():
+    """For what runs are fitted by, too."""
+    one = run(framework="NVIDIA/Megatron-LM", hardware="NVIDIA H100 80GB / SXM")
+    found = setting_of(one, MODELS, REGISTRY)
+    assert (profile(found).name, found.hardware.name) == ("megatron", "h100")
+    assert set(profiles_of([UsableRun(one, found, 1.0)])) == {"megatron"}
 
 
 def test_cells_that_say_nothing_are_empty():
