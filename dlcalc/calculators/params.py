@@ -169,22 +169,18 @@ def moe_sublayer_params(model: ModelSpec, *, tp: Numeric = 1.0, ep: Numeric = 1.
     return moe_non_expert_params(model, tp=tp) + moe_expert_params(model, ep=ep, etp=etp)
 
 
-# ---- outside the layers
-
-
 def largest_matrix_params(model: ModelSpec, *, tp: Numeric = 1.0, ep: Numeric = 1.0, etp: Numeric = 1.0) -> Numeric:
     """The largest matrix of a layer that one device computes with: of queries, an MLP, or all its experts together.
 
     Source: [derived] ``h a d / tp``, ``h f / tp``, ``E / ep h f / etp``.
     """
-    h = float(model.hidden_size)
-    found: Numeric = h * max(model.n_heads * model.qk_head_dim, model.ffn_hidden_size) / np.asarray(tp)
-    if model.is_moe:
-        experts = model.n_experts / np.asarray(ep) * h * model.expert_ffn_hidden_size / np.asarray(etp)
-        dense = 0.0 if all(model.layer_is_moe) else model.ffn_hidden_size
-        widest = max(model.n_heads * model.qk_head_dim, dense, model.shared_ffn_hidden_size)
-        found = np.maximum(experts, h * widest / np.asarray(tp))
-    return found
+    dense = 0 if model.is_moe and all(model.layer_is_moe) else model.ffn_hidden_size
+    widest = max(model.n_heads * model.qk_head_dim, dense, model.shared_ffn_hidden_size)
+    experts = model.n_experts * model.expert_ffn_hidden_size / (np.asarray(ep) * np.asarray(etp))
+    return np.asarray(model.hidden_size * np.maximum(widest / np.asarray(tp), experts))
+
+
+# ---- outside the layers
 
 
 def norm_params(model: ModelSpec) -> float:

@@ -2,9 +2,8 @@
 
 A job's slice is as long along every axis as along any other, or twice as long along the first ones (8 x 16). Ranks lie
 along the axes in their order, so a group of ``n_ranks`` that are ``stride`` apart takes a part of one axis, then whole
-axes, then a part of another. Where slices
-can be cut to the job (optical switches between cubes), axes are as long as groups need them, and a group has the share
-of the axes that its logarithm says.
+axes, then a part of another. Where slices can be cut to the job (optical switches between cubes), axes are as long as
+groups need them, and a group has the share of the axes that its logarithm says.
 
 Rates are fractions of all links of a device together.
 

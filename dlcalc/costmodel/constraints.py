@@ -96,7 +96,8 @@ def refused_by_pipeline(model: ModelSpec, recipe: Recipe, plans: Plans, stages: 
 
 def _nothing_before_the_loss(model: ModelSpec, plans: Plans) -> Mask:
     """Where what the loss weighs beyond a layer leaves none to the chunk before the last."""
-    if not model.mtp_layers or not np.any(np.isin(plans.split, (EMBEDDING_AND_LOSS, LOSS))):
+    weighs = np.isin(plans.split, (EMBEDDING_AND_LOSS, LOSS)) & (plans.schedule != DUALPIPE)
+    if not model.mtp_layers or not np.any(weighs):
         return np.zeros((), dtype=bool)
     chunks = plans.pp * plans.vpp
     before, last = (
@@ -105,7 +106,6 @@ def _nothing_before_the_loss(model: ModelSpec, plans: Plans) -> Mask:
         )
         for back in (2.0, 1.0)
     )
-    weighs = np.isin(plans.split, (EMBEDDING_AND_LOSS, LOSS)) & (plans.schedule != DUALPIPE)
     return np.asarray(weighs & (chunks > 2) & (last <= before))
 
 

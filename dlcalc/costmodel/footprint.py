@@ -132,8 +132,8 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
         gradients = gradients * (1.0 - plans.offload_optimizer * (plans.zero_stage >= 2))
     micro_batches = machine.recipe.global_batch / (plans.dp * plans.micro_batch)  # mesh x batch
     whole = accumulates_whole(plans, profile, micro_batches)
+    params_held = held.stage_dense + held.stage_expert
     if np.any(whole):
-        params_held = held.stage_dense + held.stage_expert
         gradients = np.where(whole, params_held * float(profile.grad_reduce_bytes), gradients)
     optimizer = states(float(profile.master_weight_bytes + profile.optimizer_state_bytes), 1) * on_device
 
@@ -150,7 +150,6 @@ def footprint(model: ModelSpec, plans: Plans, stages: StageLayers, held: StagePa
         weight_bytes=GATHERED_BYTES,
         grad_reduce_bytes=float(profile.grad_reduce_bytes),
     )  # mesh x data
-    params_held = held.stage_dense + held.stage_expert
     on_their_way = params_held if profile.keeps_16_bit_gradients and profile.grad_bytes > 2 else held.layer_dense
     new_gradients = (plans.zero_stage < 3) * memory.weight_gradient_working_set_bytes(on_their_way)  # mesh x data
     buckets = memory.bucket_buffer_bytes(

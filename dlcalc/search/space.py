@@ -208,9 +208,7 @@ def _pipe_axis(model: ModelSpec, recipe: Recipe, ranges: KnobRanges) -> Axis:
     own = recipe.framework.schedules
     alone = () if "1f1b" in own else ("1f1b",)  # what a plan without a pipeline is called
     names = _words(ranges.schedule, auto=(*alone, *own), full=SCHEDULES)
-    usual = (
-        NAMED_SPLITS if model.mtp_layers else NAMED_SPLITS[:2]
-    )  # a last stage with no more than the loss takes little
+    usual = NAMED_SPLITS if model.mtp_layers else NAMED_SPLITS[:2]  # one layer less on the last stage seldom pays
     splits = _words(ranges.split, auto=usual, full=NAMED_SPLITS)
     chunks = [
         v for v in range(2, MOST_CHUNKS + 1) if any(total % v == 0 for total in (model.n_layers, model.n_layers + 2))
